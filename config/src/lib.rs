@@ -1,0 +1,514 @@
+//! What the user of Weir writes, and what comes of it: TOML text to a validated [`Config`].
+//!
+//! In reading order:
+//! * `spec` lists the tables and keys of the file. It is the only list: the readers, the messages
+//!   about unknown keys and the JSON [`schema`] are made from it.
+//! * `read` and `scalar` turn a TOML tree into those tables. They note mistakes and go on.
+//! * `validate` turns tables into a [`Config`]. The rules of services are `lb_core::model`'s; here
+//!   are those that a file adds: ports, workers, and what a service needs of the ports.
+//! * `problem` has all that can be wrong; `diagnostics` and `source` show it.
+//!
+//! A file is taken as a whole or not at all, and every problem in it is told at once.
+
+mod diagnostics;
+mod problem;
+mod read;
+mod scalar;
+mod source;
+mod spec;
+mod validate;
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use lb_core::model::{DesiredState, HashKey};
+use lb_core::wire::ethernet::MacAddr;
+use schemars::generate::SchemaSettings;
+use toml::de::DeTable;
+
+use diagnostics::Report;
+pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX};
+pub use problem::Problem;
+
+/// Bytes of a configuration file, at most. 100,000 backends need about 8 MiB.
+pub const FILE_BYTES_MAX: usize = 64 << 20;
+/// Workers of one balancer, at most.
+pub const WORKERS_MAX: usize = 64;
+/// Addresses of one port, at most.
+pub const PORT_ADDRESSES_MAX: usize = 64;
+/// Additional arguments for DPDK, at most.
+pub const EAL_ARGS_MAX: usize = 64;
+/// The name of a site that has none.
+pub const SITE_NAME_DEFAULT: &str = "weir";
+/// The hash key of a site that has none. Everybody knows it.
+pub const DEMO_HASH_KEY: HashKey = HashKey(*b"weir-demo-key-!!");
+
+/// A configuration that is valid as a whole.
+///
+/// **Having one tells you**: there are 1 to [`lb_core::model::PORTS_MAX`] ports; their names,
+/// devices and addresses are distinct; workers are distinct; every `interface` of a backend is a
+/// port; no backend is one of the ports' addresses; where a service tunnels, some port has an
+/// address of each backend's family. It does **not** tell you that devices or CPUs exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What the balancers of a site have in common.
+    pub site: Site,
+    /// Workers and memory.
+    pub dataplane: Dataplane,
+    /// In the order of the file.
+    pub ports: Vec<PortConfig>,
+    /// The services, and the site's hash key.
+    pub desired: DesiredState,
+    /// What is allowed, but hardly meant.
+    pub warnings: Vec<Warning>,
+}
+
+/// What the balancers of one site have in common, besides the hash key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// For people and metrics.
+    pub name: String,
+}
+
+/// The workers and the memory that move packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataplane {
+    /// Where workers run.
+    pub workers: Workers,
+    /// Whether to use huge pages.
+    pub hugepages: Hugepages,
+    /// MiB of packet memory.
+    pub memory_mb: u32,
+    /// What a worker does when nothing comes.
+    pub idle: Idle,
+    /// More arguments for DPDK's EAL; none is empty or has control characters.
+    pub eal_args: Vec<String>,
+    /// Frames a second to the kernel, and as many back, for each port.
+    pub punts_per_second: u32,
+}
+
+/// Where workers run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// The application chooses.
+    Auto,
+    /// One on each of these CPUs: distinct, 1 to [`WORKERS_MAX`]. Whether they exist is not
+    /// checked here.
+    Cpus(Vec<u16>),
+}
+
+/// Whether to use huge pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hugepages {
+    /// Where there are some.
+    #[default]
+    Auto,
+    /// Do not start without.
+    Required,
+    /// Never.
+    Off,
+}
+
+/// What a worker does when nothing comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// Sleeps a little, and longer the longer nothing comes.
+    #[default]
+    Adaptive,
+    /// Polls on.
+    Poll,
+}
+
+/// A network port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    /// A name that a Linux interface can have; distinct among ports.
+    pub name: String,
+    /// The DPDK device with its arguments.
+    pub device: String,
+    /// The balancer's own addresses: unicast hosts, distinct among all ports; at most
+    /// [`PORT_ADDRESSES_MAX`].
+    pub addresses: Vec<IpNet>,
+    /// If not the device's own; one station's.
+    pub mac: Option<MacAddr>,
+    /// Bytes of an IP packet, 1280 to 9000.
+    pub mtu: u16,
+    /// Whether Linux gets an interface for what the balancer does not handle itself.
+    pub kernel: bool,
+}
+
+/// Something that is allowed, but hardly meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Warning {
+    /// No `hash_key`.
+    #[error(
+        "[site] has no `hash_key`: a fixed key is used, which everybody knows, and with which \
+         flows can be aimed at one backend; make one with `openssl rand -hex 16` and write it on \
+         all balancers of the site"
+    )]
+    DemoHashKey,
+}
+
+/// Why a file gives no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// As given.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It is longer than [`FILE_BYTES_MAX`].
+    #[error("cannot read {}: it is longer than {FILE_BYTES_MAX} bytes", path.display())]
+    TooLarge {
+        /// As given.
+        path: PathBuf,
+    },
+    /// It is not text.
+    #[error(
+        "cannot read {}: line {line} is not UTF-8 text; save the file in the UTF-8 encoding",
+        path.display()
+    )]
+    NotText {
+        /// As given.
+        path: PathBuf,
+        /// The first such line, from 1.
+        line: usize,
+    },
+    /// It is not a valid configuration.
+    #[error(transparent)]
+    Invalid(#[from] Diagnostics),
+}
+
+/// Reads `text`, calling it `file_name` in messages. Never panics, whatever the text is.
+///
+/// # Errors
+/// All that is wrong. A syntax error stands alone: what follows it cannot be understood.
+pub fn parse(file_name: &str, text: &str) -> Result<Config, Diagnostics> {
+    let mut report = Report::default();
+    let config = read_file(text, &mut report).and_then(|file| validate::config(file, &mut report));
+    match config {
+        Some(config) if report.count() == 0 => Ok(config),
+        _ => Err(report.into_diagnostics(file_name, text)),
+    }
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+/// [`LoadError`]; its text is one line, but for [`LoadError::Invalid`].
+pub fn load(path: &Path) -> Result<Config, LoadError> {
+    let unreadable = |source| LoadError::Unreadable { path: path.into(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(LoadError::TooLarge { path: path.into() });
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.split(|&byte| byte == b'\n').count();
+        LoadError::NotText { path: path.into(), line }
+    })?;
+    Ok(parse(&path.to_string_lossy(), &text)?)
+}
+
+/// The JSON schema (draft 7, which TOML editors understand) of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    SchemaSettings::draft07().into_generator().into_root_schema_for::<spec::File>().into()
+}
+
+/// The tables of the file. `None`: the syntax is wrong.
+fn read_file(text: &str, report: &mut Report) -> Option<spec::File> {
+    if text.len() > FILE_BYTES_MAX {
+        report.add_general(Problem::FileTooLarge { bytes: text.len(), max: FILE_BYTES_MAX });
+        return None;
+    }
+    let tree = match DeTable::parse(text) {
+        Ok(tree) => tree,
+        Err(error) if is_duplicate(&error) => with_duplicates(text, report)?,
+        Err(error) => {
+            add_syntax_error(&error, report);
+            return None;
+        }
+    };
+    Some(spec::File::read_entries(tree.get_ref(), tree.span().into(), report))
+}
+
+/// A key that is written twice does not make the rest unreadable.
+fn with_duplicates<'i>(text: &'i str, report: &mut Report) -> Option<toml::Spanned<DeTable<'i>>> {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        add_syntax_error(error, report);
+    }
+    errors.iter().all(is_duplicate).then_some(tree)
+}
+
+fn is_duplicate(error: &toml::de::Error) -> bool {
+    error.message() == "duplicate key"
+}
+
+fn add_syntax_error(error: &toml::de::Error, report: &mut Report) {
+    let problem = if is_duplicate(error) {
+        Problem::DuplicateKey
+    } else {
+        Problem::Syntax(error.message().into())
+    };
+    match error.span() {
+        Some(span) => report.add(span.into(), problem),
+        None => report.add_general(problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use lb_core::model::{Affinity, Forward, Protocol, WEIGHT_MAX};
+    use serde_json::Value;
+
+    use super::*;
+
+    const MINIMAL: &str = "[[port]]\nname = 'lan0'\ndevice = 'net_tap0'\n";
+
+    fn service(name: &str, rest: &str) -> String {
+        format!(
+            "{MINIMAL}[[service]]\nname = '{name}'\naddress = '10.0.0.100'\nport = 80\n\
+             protocol = 'tcp'\nforward = 'l2dsr'\n{rest}\n"
+        )
+    }
+
+    #[test]
+    fn every_key_has_its_place() {
+        let text = "
+            [site]
+            name = 'edge-1'
+            hash_key = '000102030405060708090a0b0c0d0E0F'
+            [dataplane]
+            workers = [3, 1]
+            hugepages = 'off'
+            memory_mb = 64
+            idle = 'poll'
+            eal_args = ['--a', 'b']
+            punts_per_second = 7
+            [[port]]
+            name = 'wan0'
+            device = '0000:01:00.0'
+            addresses = ['10.0.0.2/24', 'fd00::2/64', '10.1.0.0/31']
+            mac = '02:00:00:00:00:02'
+            mtu = 9000
+            kernel = false
+            [[service]]
+            name = 'dns'
+            address = 'fd00::35'
+            port = 53
+            protocol = 'udp'
+            forward = 'ipip'
+            affinity = 'client'
+            slots = 1009
+            backends = [{ address = '10.9.0.1', port = 53, weight = 3, state = 'drain',
+                          mac = '02:00:00:00:00:0c', interface = 'wan0' }]
+        ";
+        let config = parse("full.toml", text).unwrap();
+        assert_eq!(config.site.name, "edge-1");
+        assert_eq!(config.warnings, []);
+        assert_eq!(
+            config.dataplane,
+            Dataplane {
+                workers: Workers::Cpus(vec![3, 1]),
+                hugepages: Hugepages::Off,
+                memory_mb: 64,
+                idle: Idle::Poll,
+                eal_args: vec!["--a".into(), "b".into()],
+                punts_per_second: 7,
+            }
+        );
+        let addresses = ["10.0.0.2/24", "fd00::2/64", "10.1.0.0/31"];
+        assert_eq!(
+            config.ports,
+            [PortConfig {
+                name: "wan0".into(),
+                device: "0000:01:00.0".into(),
+                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                mac: Some("02:00:00:00:00:02".parse().unwrap()),
+                mtu: 9000,
+                kernel: false,
+            }]
+        );
+        assert_eq!(config.desired.hash_key().0, std::array::from_fn(|i| i.to_le_bytes()[0]));
+        let [dns] = config.desired.services() else { panic!("{:?}", config.desired) };
+        let spec = dns.spec();
+        assert_eq!((spec.name.as_str(), dns.slots()), ("dns", 1009));
+        assert_eq!(spec.vip.to_string(), "udp [fd00::35]:53");
+        assert_eq!(spec.vip.protocol, Protocol::Udp);
+        assert_eq!((spec.forward, spec.affinity), (Forward::Ipip, Affinity::Client));
+        let backend = &spec.backends[0];
+        assert_eq!(backend.address.to_string(), "10.9.0.1");
+        assert_eq!((backend.port, backend.weight, backend.drain), (Some(53), 3, true));
+        let hop = backend.static_hop.as_ref().unwrap();
+        assert_eq!(hop.mac.to_string(), "02:00:00:00:00:0c");
+        assert_eq!(hop.interface.as_deref(), Some("wan0"));
+    }
+
+    /// The defaults of the schema, written out, change nothing.
+    #[test]
+    fn defaults_are_what_the_schema_says() {
+        let schema = schema();
+        let defaults = |table: &str| {
+            let properties = schema["definitions"][table]["properties"].as_object().unwrap();
+            let with_default = properties.iter().filter(|(_, key)| key.get("default").is_some());
+            with_default.fold(String::new(), |mut lines, (key, value)| {
+                // A list of tables cannot be given twice; JSON's other values are TOML, too.
+                if key != "backends" {
+                    writeln!(lines, "{key} = {}", value["default"]).unwrap();
+                }
+                lines
+            })
+        };
+        let backend = defaults("Backend").trim().replace('\n', ", ");
+        let text = service("web", "backends = [{ address = '10.0.0.11' }]");
+        let written = format!(
+            "[site]\n{}\n[dataplane]\n{}\n{}",
+            defaults("Site"),
+            defaults("Dataplane"),
+            service(
+                "web",
+                &format!(
+                    "{}\nbackends = [{{ address = '10.0.0.11', {backend} }}]",
+                    defaults("Service")
+                )
+            )
+            .replace("[[service]]", &format!("{}\n[[service]]", defaults("Port")))
+        );
+        assert!(written.contains("punts_per_second") && written.contains("mtu"), "{written}");
+        let (absent, written) = (parse("a", &text).unwrap(), parse("b", &written).unwrap());
+        assert_eq!(absent, written);
+        assert_eq!(absent.warnings, [Warning::DemoHashKey]);
+        assert_eq!(absent.desired.hash_key(), DEMO_HASH_KEY);
+    }
+
+    #[test]
+    fn a_backend_is_a_line_or_a_table() {
+        let line = service("web", "backends = [{ address = '10.0.0.11', weight = 2 }]");
+        let table = service("web", "[[service.backends]]\naddress = '10.0.0.11'\nweight = 2");
+        assert_eq!(parse("a", &line).unwrap(), parse("b", &table).unwrap());
+    }
+
+    #[test]
+    fn bounds_are_exact() {
+        let port = |key: &str| format!("{MINIMAL}{key}\n");
+        let plane = |key: &str| format!("[dataplane]\n{key}\n{MINIMAL}");
+        let list = |n: usize| (0..n).map(|i| format!("'{i}'")).collect::<Vec<_>>().join(",");
+        let hosts = |n| (0..n).map(|i| format!("'10.0.{i}.2/24'")).collect::<Vec<_>>().join(",");
+        let cpus = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+        let ports = |n| {
+            (0..n).fold(String::new(), |mut text, i| {
+                write!(text, "[[port]]\nname = 'p{i}'\ndevice = 'net_tap{i}'\n").unwrap();
+                text
+            })
+        };
+        let backend = |rest: &str| {
+            service("web", &format!("backends = [{{ address = '10.0.0.11', {rest} }}]"))
+        };
+        for (text, good) in [
+            (port("mtu = 1279"), false),
+            (port("mtu = 1280"), true),
+            (port("mtu = 9000"), true),
+            (port("mtu = 9001"), false),
+            (plane("memory_mb = 64"), true),
+            (plane("memory_mb = 63"), false),
+            (plane("workers = [0, 8191]"), true),
+            (plane("workers = [8192]"), false),
+            (plane("workers = []"), false),
+            (plane(&format!("workers = [{}]", cpus(WORKERS_MAX))), true),
+            (plane(&format!("workers = [{}]", cpus(WORKERS_MAX + 1))), false),
+            (plane(&format!("eal_args = [{}]", list(EAL_ARGS_MAX))), true),
+            (plane(&format!("eal_args = [{}]", list(EAL_ARGS_MAX + 1))), false),
+            (plane(r#"eal_args = ["a\u0000b"]"#), false),
+            (port(&format!("addresses = [{}]", hosts(PORT_ADDRESSES_MAX))), true),
+            (port(&format!("addresses = [{}]", hosts(PORT_ADDRESSES_MAX + 1))), false),
+            (ports(lb_core::model::PORTS_MAX), true),
+            (ports(lb_core::model::PORTS_MAX + 1), false),
+            (backend(&format!("weight = {WEIGHT_MAX}")), true),
+            (backend(&format!("weight = {}", WEIGHT_MAX + 1)), false),
+            (backend("weight = -1"), false),
+            ("[[port]]\nname = 'fifteen-letters'\ndevice = 'a'".into(), true),
+            ("[[port]]\nname = 'sixteen--letters'\ndevice = 'a'".into(), false),
+            ("[[port]]\nname = 'lo'\ndevice = 'a'".into(), false),
+        ] {
+            let result = parse("bounds.toml", &text);
+            assert_eq!(result.is_ok(), good, "{text}\n{result:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_port_gives_no_consequential_errors() {
+        let text = service(
+            "web",
+            "backends = [{ address = '10.0.0.11', mac = '02:00:00:00:00:0c', interface = 'lan0' }]",
+        );
+        let text = text.replace("name = 'lan0'", "name = 7").replace("l2dsr", "ipip");
+        let diagnostics = parse("a", &text).unwrap_err();
+        assert_eq!(diagnostics.count(), 1, "{diagnostics}");
+    }
+
+    #[test]
+    fn a_flood_of_mistakes_is_counted_but_not_shown() {
+        let text = (0..1000).fold("[site]\n".to_owned(), |mut text, i| {
+            writeln!(text, "key_{i} = {i}").unwrap();
+            text
+        });
+        let diagnostics = parse("flood.toml", &text).unwrap_err();
+        assert_eq!(diagnostics.count(), 1001); // and there is no port
+        assert_eq!(diagnostics.problems().count(), PROBLEMS_SHOWN_MAX);
+        let shown = diagnostics.to_string();
+        assert!(shown.ends_with("1001 errors in flood.toml, of which 50 are shown"), "{shown}");
+    }
+
+    #[test]
+    fn a_very_long_file_is_not_read() {
+        let diagnostics = parse("long.toml", &"#".repeat(FILE_BYTES_MAX + 1)).unwrap_err();
+        let problems: Vec<_> = diagnostics.problems().collect();
+        assert!(matches!(problems[..], [Problem::FileTooLarge { .. }]), "{problems:?}");
+    }
+
+    #[test]
+    fn colours_are_for_terminals() {
+        let diagnostics = parse("a", "x = 1").unwrap_err();
+        assert!(diagnostics.render(true).contains('\u{1b}'));
+        assert!(!diagnostics.to_string().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn unreadable_files_are_told_in_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.toml");
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read /") && error.contains("No such file"), "{error}");
+        assert!(load(folder.path()).unwrap_err().to_string().contains("directory"));
+        std::fs::write(&path, b"[site]\nname = '\xff'\n").unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2 is not UTF-8") && !error.contains('\n'), "{error}");
+        std::fs::write(&path, MINIMAL).unwrap();
+        assert_eq!(load(&path).unwrap(), parse("", MINIMAL).unwrap());
+    }
+
+    #[test]
+    fn the_committed_schema_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.json");
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            std::fs::write(&path, format!("{:#}\n", schema())).unwrap();
+        }
+        let committed: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert!(committed == schema(), "run UPDATE_EXPECTED=1 cargo test -p lb-config");
+        let required = &schema()["definitions"]["Service"]["required"];
+        let keys = ["name", "address", "port", "protocol", "forward"].map(Value::from);
+        assert_eq!(required, &Value::from(keys.to_vec()));
+    }
+}

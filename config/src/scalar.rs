@@ -1,0 +1,388 @@
+//! The values that a key can have: for each, how it is read, and what the schema says of it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use lb_core::model::{Affinity, Forward, HashKey, Protocol};
+use lb_core::wire::ethernet::MacAddr;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use toml::de::DeValue;
+
+use crate::diagnostics::Report;
+use crate::problem::Problem;
+use crate::read::{Node, Read, kind};
+use crate::{Hugepages, Idle};
+
+/// One value, not a table or a list.
+pub(crate) trait Scalar: Sized {
+    /// What it is, as in "expected …".
+    const EXPECTED: &'static str;
+    /// How it is written.
+    const EXAMPLE: &'static str;
+
+    /// Reads `value`.
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem>;
+
+    /// What may be written.
+    fn schema() -> Schema;
+}
+
+impl<T: Scalar> Read for T {
+    const EXAMPLE: &'static str = T::EXAMPLE;
+
+    fn read(node: &Node<'_>, report: &mut Report) -> Option<Self> {
+        T::parse(node.get_ref()).map_err(|problem| report.add(node.span().into(), problem)).ok()
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        T::schema()
+    }
+}
+
+fn wrong_type<T: Scalar>(value: &DeValue<'_>) -> Problem {
+    Problem::WrongType { expected: T::EXPECTED, found: kind(value), example: T::EXAMPLE }
+}
+
+fn not_a_number<T: Scalar>(value: &DeValue<'_>) -> Problem {
+    match value.as_str() {
+        Some(text) if text.parse::<i64>().is_ok() => Problem::QuotedNumber { given: text.into() },
+        _ => wrong_type::<T>(value),
+    }
+}
+
+fn malformed<T: Scalar>(given: &str) -> Problem {
+    Problem::Malformed { given: given.into(), expected: T::EXPECTED, example: T::EXAMPLE }
+}
+
+/// The string that a value of type `T` is written as.
+fn text<'v, T: Scalar>(value: &'v DeValue<'_>) -> Result<&'v str, Problem> {
+    value.as_str().ok_or_else(|| wrong_type::<T>(value))
+}
+
+impl Scalar for bool {
+    const EXPECTED: &'static str = "true or false";
+    const EXAMPLE: &'static str = "true";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        value.as_bool().ok_or_else(|| wrong_type::<Self>(value))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "boolean" })
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Within<T, const MIN: i64, const MAX: i64>(pub(crate) T);
+
+impl<T: TryFrom<i64>, const MIN: i64, const MAX: i64> Scalar for Within<T, MIN, MAX> {
+    const EXPECTED: &'static str = "a whole number";
+    const EXAMPLE: &'static str = "1";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let Some(integer) = value.as_integer() else {
+            return Err(not_a_number::<Self>(value));
+        };
+        i64::from_str_radix(integer.as_str(), integer.radix())
+            .ok()
+            .filter(|number| (MIN..=MAX).contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .map(Self)
+            .ok_or_else(|| Problem::OutOfRange { given: integer.to_string(), min: MIN, max: MAX })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+/// The port of a service. Ranges and "any" are recognised, and not available yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServicePort(pub(crate) u16);
+
+fn is_range(given: &str) -> bool {
+    let is_number = |text: &str| text.trim().parse::<u16>().is_ok();
+    given.split_once('-').is_some_and(|(low, high)| is_number(low) && is_number(high))
+}
+
+type PortNumber = Within<u16, 1, 65_535>;
+
+impl Scalar for ServicePort {
+    const EXPECTED: &'static str = "a port number";
+    const EXAMPLE: &'static str = "80";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        match value {
+            DeValue::String(given) if given == "any" || is_range(given) => {
+                Err(Problem::NotAvailable {
+                    given: given.to_string(),
+                    instead: "write one port, as in `port = 80`; one service a port".into(),
+                })
+            }
+            DeValue::Integer(_) => PortNumber::parse(value).map(|port| Self(port.0)),
+            _ => Err(not_a_number::<Self>(value)),
+        }
+    }
+
+    fn schema() -> Schema {
+        <PortNumber as Scalar>::schema()
+    }
+}
+
+impl Scalar for String {
+    const EXPECTED: &'static str = "a name in quotes";
+    const EXAMPLE: &'static str = "\"web\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        text::<Self>(value).map(Into::into)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
+/// A DPDK device with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Device(pub(crate) String);
+
+impl Scalar for Device {
+    const EXPECTED: &'static str = "a DPDK device";
+    const EXAMPLE: &'static str = "\"0000:01:00.0\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        argument::<Self>(value).map(Self)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "minLength": 1 })
+    }
+}
+
+/// An argument for DPDK's environment layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EalArgument(pub(crate) String);
+
+impl Scalar for EalArgument {
+    const EXPECTED: &'static str = "an argument for DPDK";
+    const EXAMPLE: &'static str = "\"--log-level=lib.eal:debug\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        argument::<Self>(value).map(Self)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "minLength": 1 })
+    }
+}
+
+/// DPDK takes C strings: nothing empty, and no control characters.
+fn argument<T: Scalar>(value: &DeValue<'_>) -> Result<String, Problem> {
+    let given = text::<T>(value)?;
+    if given.trim().is_empty() || given.contains(char::is_control) {
+        return Err(malformed::<T>(given));
+    }
+    Ok(given.into())
+}
+
+/// The name of a Linux network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InterfaceName(pub(crate) String);
+
+impl Scalar for InterfaceName {
+    const EXPECTED: &'static str = "an interface's name";
+    const EXAMPLE: &'static str = "\"lan0\"";
+
+    /// The kernel takes more (`dev_valid_name` in net/core/dev.c: 15 bytes, no '/', ':' or space);
+    /// these are the names that no tool trips over. "all" and "default" are directories beside
+    /// the interfaces in /proc/sys/net.
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        let taken = ["lo", "all", "default", ".", ".."].contains(&given);
+        let plain = given.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if taken || !plain || given.is_empty() || given.len() > 15 {
+            return Err(Problem::InterfaceName { given: given.into() });
+        }
+        Ok(Self(given.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[A-Za-z0-9._-]{1,15}$" })
+    }
+}
+
+impl Scalar for IpAddr {
+    const EXPECTED: &'static str = "an IP address";
+    const EXAMPLE: &'static str = "\"10.0.0.11\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        given.parse().map_err(|_| match given.parse::<SocketAddr>() {
+            Ok(socket) => Problem::AddressWithPort {
+                given: given.into(),
+                address: socket.ip(),
+                port: socket.port(),
+            },
+            Err(_) => Problem::NotAnAddress { given: given.into() },
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": "string",
+            "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }],
+        })
+    }
+}
+
+/// The address of a service. Prefixes are recognised, and not available yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServiceAddress(pub(crate) IpAddr);
+
+impl Scalar for ServiceAddress {
+    const EXPECTED: &'static str = IpAddr::EXPECTED;
+    const EXAMPLE: &'static str = "\"10.0.0.100\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        if let Some(prefix) = value.as_str().and_then(|text| text.parse::<IpNet>().ok()) {
+            return Err(Problem::NotAvailable {
+                given: prefix.to_string(),
+                instead: format!("write one address, as in \"{}\"", prefix.addr()),
+            });
+        }
+        <IpAddr as Scalar>::parse(value).map(Self)
+    }
+
+    fn schema() -> Schema {
+        <IpAddr as Scalar>::schema()
+    }
+}
+
+impl Scalar for IpNet {
+    const EXPECTED: &'static str = "an address with its prefix length";
+    const EXAMPLE: &'static str = "\"10.0.0.2/24\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        given.parse().map_err(|_| match given.parse() {
+            Ok(given @ IpAddr::V4(_)) => Problem::NoPrefixLength { given, usual: 24 },
+            Ok(given @ IpAddr::V6(_)) => Problem::NoPrefixLength { given, usual: 64 },
+            Err(_) => malformed::<Self>(given),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$" })
+    }
+}
+
+impl Scalar for MacAddr {
+    const EXPECTED: &'static str = "a MAC address";
+    const EXAMPLE: &'static str = "\"02:00:00:00:00:0c\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        given.parse().map_err(|_| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$" })
+    }
+}
+
+impl Scalar for HashKey {
+    const EXPECTED: &'static str = "a key of 32 hexadecimal digits";
+    const EXAMPLE: &'static str = "\"8f0c4a5be2d91733a6c05ef9b4127d68\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        if given.len() != 32 || !given.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Problem::HashKey { digits: given.chars().count() });
+        }
+        let key = u128::from_str_radix(given, 16).map_err(|_| malformed::<Self>(given))?;
+        Ok(Self(key.to_be_bytes()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f]{32}$" })
+    }
+}
+
+/// One of a few words.
+pub(crate) trait Word: Copy + 'static {
+    /// What may be written, and what it means.
+    const WORDS: &'static [(&'static str, Self)];
+    /// Planned for later versions.
+    const LATER: &'static [&'static str] = &[];
+    /// One of the words in quotes.
+    const EXAMPLE: &'static str;
+}
+
+impl<T: Word> Scalar for T {
+    const EXPECTED: &'static str = "a word in quotes";
+    const EXAMPLE: &'static str = T::EXAMPLE;
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        if let Some((_, meaning)) = T::WORDS.iter().find(|(word, _)| *word == given) {
+            return Ok(*meaning);
+        }
+        let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        Err(if T::LATER.contains(&given) {
+            let words = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>();
+            let instead = format!("use one of {}", words.join(", "));
+            Problem::NotAvailable { given: given.into(), instead }
+        } else {
+            Problem::UnknownWord { given: given.into(), words }
+        })
+    }
+
+    fn schema() -> Schema {
+        let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        json_schema!({ "type": "string", "enum": words })
+    }
+}
+
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
+    const LATER: &'static [&'static str] = &["sctp", "any"];
+    const EXAMPLE: &'static str = "\"tcp\"";
+}
+
+impl Word for Forward {
+    const WORDS: &'static [(&'static str, Self)] = &[("l2dsr", Self::L2dsr), ("ipip", Self::Ipip)];
+    const LATER: &'static [&'static str] = &["gue", "gre", "nat", "fullnat"];
+    const EXAMPLE: &'static str = "\"l2dsr\"";
+}
+
+impl Word for Affinity {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("flow", Self::Flow), ("client", Self::Client)];
+    const EXAMPLE: &'static str = "\"flow\"";
+}
+
+impl Word for Idle {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("adaptive", Self::Adaptive), ("poll", Self::Poll)];
+    const EXAMPLE: &'static str = "\"adaptive\"";
+}
+
+impl Word for Hugepages {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("required", Self::Required), ("off", Self::Off)];
+    const EXAMPLE: &'static str = "\"auto\"";
+}
+
+/// Whether a backend takes new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendState {
+    Active,
+    Drain,
+}
+
+impl Word for BackendState {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("active", Self::Active), ("drain", Self::Drain)];
+    const EXAMPLE: &'static str = "\"active\"";
+}

@@ -1,0 +1,173 @@
+//! What may be written: every table of the file with its keys.
+//!
+//! To add a key, add it here and use it in [`crate::validate`].
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_core::model::{Affinity, Forward, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
+use lb_core::wire::ethernet::MacAddr;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use toml::de::DeValue;
+
+use crate::diagnostics::Report;
+use crate::problem::Problem;
+use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
+use crate::scalar::{
+    BackendState, Device, EalArgument, InterfaceName, Scalar, ServiceAddress, ServicePort, Within,
+};
+use crate::{Hugepages, Idle};
+
+/// MiB of packet memory, if not written.
+pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
+/// Frames a second, if not written.
+pub(crate) const PUNTS_PER_SECOND_DEFAULT: u32 = 20_000;
+/// Bytes, if not written: Ethernet's.
+pub(crate) const MTU_DEFAULT: u16 = 1500;
+/// A CPU's number, at most: Linux is built for up to 8192.
+const CPU_MAX: i64 = 8191;
+
+table! {
+    /// The configuration of Weir, a layer-4 load balancer.
+    File("the file", "") {
+        /// What the balancers of one site have in common.
+        site: Optional<Site>,
+        /// The workers and the memory that move packets.
+        dataplane: Optional<Dataplane>,
+        /// The network ports, one [[port]] each.
+        port: List<Port>,
+        /// The services, one [[service]] each.
+        service: List<Service>,
+    }
+}
+
+table! {
+    /// What the balancers of one site have in common.
+    Site("[site]", "[site]") {
+        /// Name of the site, for people and metrics.
+        name: Optional<String> = crate::SITE_NAME_DEFAULT,
+        /// Key of the flow hash, 32 hexadecimal digits, the same on all balancers of the site.
+        /// Keep it secret: who knows it can aim flows at one backend. Absent: a fixed key, for
+        /// trying things out only.
+        hash_key: Optional<HashKey>,
+    }
+}
+
+table! {
+    /// The workers and the memory that move packets.
+    Dataplane("[dataplane]", "[dataplane]") {
+        /// CPUs with one worker each, pinned, as in [1, 2]; or "auto".
+        workers: Optional<Workers> = "auto",
+        /// Huge pages: "auto" uses them where there are some, "required" does not start without,
+        /// "off" never uses them.
+        hugepages: Optional<Hugepages> = "auto",
+        /// MiB of memory for packets.
+        memory_mb: Optional<Within<u32, 64, 1_048_576>> = MEMORY_MB_DEFAULT,
+        /// What a worker does when nothing comes: "adaptive" sleeps a little, "poll" never does.
+        idle: Optional<Idle> = "adaptive",
+        /// More arguments for DPDK's environment layer (EAL), passed on as they are.
+        eal_args: List<EalArgument> = Vec::<String>::new(),
+        /// Frames a second that go to the kernel, and as many back, at most; for each port.
+        punts_per_second: Optional<Within<u32, 1, 10_000_000>> = PUNTS_PER_SECOND_DEFAULT,
+    }
+}
+
+table! {
+    /// A network port.
+    Port("[[port]]", "[[port]]") {
+        /// Its name, which the interface on the kernel's side has too.
+        name: Required<InterfaceName>,
+        /// The DPDK device: a PCI address, or a virtual device with its arguments.
+        device: Required<Device>,
+        /// The balancer's own addresses on this port, with the prefix length of their subnets.
+        addresses: List<IpNet> = Vec::<String>::new(),
+        /// MAC address, if not the device's own.
+        mac: Optional<MacAddr>,
+        /// Bytes of an IP packet, at most.
+        mtu: Optional<Within<u16, 1280, 9000>> = MTU_DEFAULT,
+        /// Give Linux an interface for what the balancer does not handle itself: ARP, pings,
+        /// routing, ssh. Without, every backend needs a `mac`.
+        kernel: Optional<bool> = true,
+    }
+}
+
+table! {
+    /// A service: the address that clients use, and the servers behind it.
+    Service("[[service]]", "[[service]]") {
+        /// Name, unique among services.
+        name: Required<String>,
+        /// The address that clients use (VIP).
+        address: Required<ServiceAddress>,
+        /// The port that clients use.
+        port: Required<ServicePort>,
+        /// Transport protocol.
+        protocol: Required<Protocol>,
+        /// How packets reach a backend: "l2dsr" sets the destination MAC address, "ipip" puts the
+        /// packet into another IP packet.
+        forward: Required<Forward>,
+        /// What stays on one backend: each "flow", or all flows of a "client".
+        affinity: Optional<Affinity> = "flow",
+        /// Slots of the lookup table, a prime. Absent: chosen from the number of backends.
+        slots: Optional<Within<u32, 1, { SLOTS_MAX as i64 }>>,
+        /// The servers.
+        backends: List<Backend> = Vec::<String>::new(),
+    }
+}
+
+table! {
+    /// A server behind a service.
+    Backend("a backend", "{ address = \"10.0.0.11\" }") {
+        /// Its address.
+        address: Required<IpAddr>,
+        /// Its port, which has to be the service's in both forwarding modes of this version.
+        port: Optional<Within<u16, 1, 65_535>>,
+        /// Its share of the flows, relative to the other backends.
+        weight: Optional<Within<u32, 0, { WEIGHT_MAX as i64 }>> = 1,
+        /// "drain" takes no new flows.
+        state: Optional<BackendState> = "active",
+        /// Where its frames go, if the kernel is not to be asked: its MAC address, or its router's.
+        mac: Optional<MacAddr>,
+        /// Name of the port that frames to `mac` leave by. Absent: the port whose subnet has the
+        /// backend's address, else the first.
+        interface: Optional<String>,
+    }
+}
+
+/// Which CPUs move packets, as written.
+#[derive(Debug)]
+pub(crate) enum Workers {
+    Auto,
+    Cpus(Vec<At<Cpu>>),
+}
+
+/// A CPU's number.
+pub(crate) type Cpu = Within<u16, 0, CPU_MAX>;
+
+impl Read for Workers {
+    const EXAMPLE: &'static str = "[1]";
+
+    fn read(node: &Node<'_>, report: &mut Report) -> Option<Self> {
+        match node.get_ref() {
+            DeValue::String(word) if word == "auto" => Some(Self::Auto),
+            DeValue::Array(cpus) => {
+                Some(Self::Cpus(cpus.iter().filter_map(|cpu| At::read(cpu, report)).collect()))
+            }
+            other => {
+                let expected = "a list of CPUs or \"auto\"";
+                let problem =
+                    Problem::WrongType { expected, found: kind(other), example: Self::EXAMPLE };
+                report.add(node.span().into(), problem);
+                None
+            }
+        }
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "const": "auto" },
+                { "type": "array", "items": <Cpu as Scalar>::schema(), "minItems": 1 },
+            ],
+        })
+    }
+}

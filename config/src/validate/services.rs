@@ -1,0 +1,193 @@
+//! The services: the model checks each; what they need of the ports is checked here.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use lb_core::model::{
+    Backend, Finding, Forward, Invalid, Key, Service, ServiceSpec, StaticHop, Vip, conflicts,
+    is_name,
+};
+
+use super::ports::Ports;
+use super::value_or;
+use crate::diagnostics::{Report, Span};
+use crate::problem::Problem;
+use crate::read::{At, List};
+use crate::scalar::BackendState;
+use crate::spec;
+
+/// A service that can be checked: nothing that it has to have is missing.
+struct Draft<'a> {
+    written: &'a At<spec::Service>,
+    /// In the order of `spec.backends`: those that could be read.
+    backends: Vec<&'a At<spec::Backend>>,
+    spec: ServiceSpec,
+}
+
+/// The services that are valid by themselves.
+pub(super) fn services(
+    list: &List<spec::Service>,
+    ports: &Ports,
+    report: &mut Report,
+) -> Vec<Service> {
+    let mut drafts = Vec::new();
+    for service in &list.items {
+        let backends = service.value.backends.items.iter();
+        // The others were reported, and half a backend would give misleading findings.
+        let backends: Vec<_> = backends.filter(|backend| backend.sound).collect();
+        for backend in &backends {
+            check_backend(&backend.value, ports, report);
+        }
+        if ports.sound {
+            check_against_ports(&service.value, &backends, ports, report);
+        }
+        drafts.extend(draft(service, backends));
+    }
+    check_conflicts(&drafts, report);
+    drafts.into_iter().filter_map(|draft| check(draft, report)).collect()
+}
+
+fn draft<'a>(
+    written: &'a At<spec::Service>,
+    backends: Vec<&'a At<spec::Backend>>,
+) -> Option<Draft<'a>> {
+    let service = &written.value;
+    let vip = Vip {
+        address: service.address.0.as_ref()?.value.0,
+        port: service.port.0.as_ref()?.value.0,
+        protocol: service.protocol.0.as_ref()?.value,
+    };
+    let spec = ServiceSpec {
+        name: service.name.0.as_ref()?.value.clone(),
+        vip,
+        forward: service.forward.0.as_ref()?.value,
+        affinity: value_or(service.affinity, lb_core::model::Affinity::default()),
+        slots: service.slots.map(|slots| slots.value.0),
+        backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
+    };
+    Some(Draft { written, backends, spec })
+}
+
+/// `Some` for every sound backend: its address is there.
+fn model_backend(backend: &spec::Backend) -> Option<Backend> {
+    Some(Backend {
+        address: backend.address.0.as_ref()?.value,
+        port: backend.port.map(|port| port.value.0),
+        weight: backend.weight.map_or(1, |weight| weight.value.0),
+        drain: backend.state.is_some_and(|state| state.value == BackendState::Drain),
+        static_hop: backend.mac.map(|mac| StaticHop {
+            mac: mac.value,
+            interface: backend.interface.as_ref().map(|interface| interface.value.clone()),
+        }),
+    })
+}
+
+/// Checks what a backend says of the balancer's ports.
+fn check_backend(backend: &spec::Backend, ports: &Ports, report: &mut Report) {
+    if let Some(interface) = &backend.interface {
+        let known = ports.configs.iter().any(|port| port.name == interface.value);
+        if backend.mac.is_none() {
+            report.add(interface.span, Problem::InterfaceWithoutMac);
+        } else if ports.sound && !known {
+            let ports = ports.configs.iter().map(|port| port.name.clone()).collect();
+            let given = interface.value.clone();
+            report.add(interface.span, Problem::NoSuchPort { given, ports });
+        }
+    }
+    if let Some(address) = &backend.address.0
+        && let Some(&own) = ports.addresses.get(&address.value)
+    {
+        report.add_conflict(address.span, own, Problem::BackendIsOurs(address.value));
+    }
+}
+
+/// Checks that the ports can reach the backends of a service. One problem stands for all backends
+/// that have it: it is the port that is missing something, or the service.
+fn check_against_ports(
+    service: &spec::Service,
+    backends: &[&At<spec::Backend>],
+    ports: &Ports,
+    report: &mut Report,
+) {
+    let addresses = || backends.iter().filter_map(|backend| backend.value.address.0.as_ref());
+    if service.forward.0.is_some_and(|forward| forward.value == Forward::Ipip) {
+        type OfFamily = fn(&IpAddr) -> bool;
+        let families: [(OfFamily, &str, &str); 2] =
+            [(IpAddr::is_ipv4, "IPv4", "10.0.0.2/24"), (IpAddr::is_ipv6, "IPv6", "fd00::2/64")];
+        for (is_family, family, example) in families {
+            let first = addresses().find(|address| is_family(&address.value));
+            if let Some(first) = first.filter(|_| !ports.addresses.keys().any(is_family)) {
+                report.add(first.span, Problem::NoTunnelSource { family, example });
+            }
+        }
+    }
+    if !ports.configs.iter().any(|port| port.kernel) {
+        let mut unresolved = backends.iter().filter(|backend| backend.value.mac.is_none());
+        if let Some(first) = unresolved.next() {
+            report.add(first.span, Problem::NeverResolves { others: unresolved.count() });
+        }
+    }
+}
+
+/// Notes names and VIPs that two services have.
+fn check_conflicts(drafts: &[Draft<'_>], report: &mut Report) {
+    // A name that is wrong by itself is not worth comparing.
+    let drafts: Vec<_> = drafts.iter().filter(|draft| is_name(&draft.spec.name)).collect();
+    let specs = drafts.iter().map(|draft| (draft.spec.name.as_str(), draft.spec.vip));
+    for conflict in conflicts(specs) {
+        let Finding { key, invalid } = conflict.finding;
+        let (at, first) = (drafts[conflict.place], drafts[conflict.first]);
+        report.add_conflict(at.span(key), first.span(key), Problem::Service(invalid));
+    }
+}
+
+/// Lets the model check a service by itself.
+fn check(draft: Draft<'_>, report: &mut Report) -> Option<Service> {
+    let Draft { written, backends, spec } = draft;
+    let vip_port = spec.vip.port;
+    let server = |backend: &At<spec::Backend>| {
+        let port = backend.value.port.map_or(vip_port, |port| port.value.0);
+        (backend.value.address.0.map(|address| address.value), port)
+    };
+    // Backwards, so that the first of several alike stays.
+    let first: HashMap<_, _> = backends.iter().rev().map(|b| (server(b), b.span)).collect();
+    let service = Service::new(spec);
+    for Finding { key, invalid } in service.as_ref().err().into_iter().flatten() {
+        let (at, problem) = (span(written, &backends, *key), Problem::Service(invalid.clone()));
+        match (key, invalid) {
+            (Key::Backend(place), Invalid::DuplicateBackend(_)) => {
+                let first = first.get(&server(backends[*place]));
+                report.add_conflict(at, first.copied().unwrap_or(at), problem);
+            }
+            _ => report.add(at, problem),
+        }
+    }
+    service.ok()
+}
+
+impl Draft<'_> {
+    fn span(&self, key: Key) -> Span {
+        span(self.written, &self.backends, key)
+    }
+}
+
+/// Where a key of a service stands; of one that is absent, the table that could have it.
+fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) -> Span {
+    let spec = &service.value;
+    let of_backend = |i: usize, key: fn(&spec::Backend) -> Option<Span>| {
+        backends.get(i).map(|backend| key(&backend.value).unwrap_or(backend.span))
+    };
+    let written = match key {
+        Key::Name => spec.name.0.as_ref().map(|name| name.span),
+        Key::Address => spec.address.0.as_ref().map(|address| address.span),
+        Key::Port => spec.port.0.as_ref().map(|port| port.span),
+        Key::Slots => spec.slots.as_ref().map(|slots| slots.span),
+        Key::Backends => None,
+        Key::Backend(i) => of_backend(i, |_| None),
+        Key::BackendAddress(i) => of_backend(i, |b| b.address.0.as_ref().map(|a| a.span)),
+        Key::BackendPort(i) => of_backend(i, |b| b.port.as_ref().map(|port| port.span)),
+        Key::BackendWeight(i) => of_backend(i, |b| b.weight.as_ref().map(|weight| weight.span)),
+        Key::BackendMac(i) => of_backend(i, |b| b.mac.as_ref().map(|mac| mac.span)),
+    };
+    written.unwrap_or(service.span)
+}

@@ -1,0 +1,140 @@
+//! Joins DPDK's types to the load balancer's: the only file that knows both worlds.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use crossbeam_queue::ArrayQueue;
+use dpdk::{IpChecksum, Mbuf, RxQueue, TxQueue};
+use lb_core::frame::{BURST_MAX, Checked, Frame, Frames, Io};
+use lb_core::tables::next_hop::PortId;
+
+/// A frame in DPDK's memory.
+#[derive(Debug)]
+pub(crate) struct DpdkFrame(Mbuf);
+
+/// As DPDK counts: a frame is never longer than its buffer, which is less than 64 KiB.
+fn length(len: usize) -> u16 {
+    u16::try_from(len).unwrap_or(u16::MAX)
+}
+
+impl Frame for DpdkFrame {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+
+    #[inline]
+    fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.0.prepend(length(len))?;
+        Some(self.0.bytes_mut())
+    }
+
+    #[inline]
+    fn trim_front(&mut self, len: usize) {
+        self.0.trim_front(length(len.min(self.0.bytes().len())));
+    }
+
+    #[inline]
+    fn truncate(&mut self, len: usize) {
+        self.0.truncate(length(len.min(self.0.bytes().len())));
+    }
+
+    #[inline]
+    fn is_contiguous(&self) -> bool {
+        self.0.segments() == 1
+    }
+
+    #[inline]
+    fn ipv4_checked(&self) -> Checked {
+        match self.0.ip_checksum() {
+            IpChecksum::Unknown => Checked::Unknown,
+            IpChecksum::Good => Checked::Good,
+            IpChecksum::Bad => Checked::Bad,
+        }
+    }
+
+    #[inline]
+    fn prefetch(&self) {
+        self.0.prefetch_data();
+    }
+}
+
+/// Frames on their way between a worker and the kernel, for one port. Bounded; never waits.
+pub(crate) type KernelQueue = Arc<ArrayQueue<Mbuf>>;
+
+/// A worker's queues at one port.
+#[derive(Debug)]
+pub(crate) struct PortQueues {
+    pub(crate) rx: RxQueue,
+    pub(crate) tx: TxQueue,
+    /// Absent: the port has no kernel side.
+    pub(crate) to_kernel: Option<KernelQueue>,
+    /// Absent: another worker sends what the kernel wants sent.
+    pub(crate) from_kernel: Option<KernelQueue>,
+}
+
+/// A worker's queues, by port.
+#[derive(Debug)]
+pub(crate) struct DpdkIo {
+    ports: Box<[PortQueues]>,
+    /// Frames as DPDK's queues take them; empty between calls.
+    staging: ArrayVec<Mbuf, BURST_MAX>,
+}
+
+impl DpdkIo {
+    pub(crate) fn new(ports: Vec<PortQueues>) -> Self {
+        Self { ports: ports.into(), staging: ArrayVec::new() }
+    }
+}
+
+impl Io for DpdkIo {
+    type Frame = DpdkFrame;
+
+    #[inline]
+    fn receive(&mut self, port: PortId, frames: &mut Frames<DpdkFrame>) {
+        if let Some(queues) = self.ports.get_mut(port.index()) {
+            queues.rx.receive(&mut self.staging);
+            frames.extend(self.staging.drain(..).map(DpdkFrame));
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, port: PortId, frames: &mut Frames<DpdkFrame>) {
+        if let Some(queues) = self.ports.get_mut(port.index()) {
+            self.staging.extend(frames.drain(..).map(|frame| frame.0));
+            queues.tx.send(&mut self.staging);
+            frames.extend(self.staging.drain(..).map(DpdkFrame));
+        }
+    }
+
+    fn punt(&mut self, port: PortId, frame: DpdkFrame) -> Result<(), DpdkFrame> {
+        match self.ports.get(port.index()).and_then(|queues| queues.to_kernel.as_ref()) {
+            Some(queue) => queue.push(frame.0).map_err(DpdkFrame),
+            None => Err(frame),
+        }
+    }
+
+    #[inline]
+    fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<DpdkFrame>) {
+        let Some(queue) = self.ports.get(port.index()).and_then(|q| q.from_kernel.as_ref()) else {
+            return;
+        };
+        while !frames.is_full()
+            && let Some(frame) = queue.pop()
+        {
+            frames.push(DpdkFrame(frame));
+        }
+    }
+
+    fn discard(&mut self, frames: &mut Frames<DpdkFrame>) {
+        if !frames.is_empty() {
+            self.staging.extend(frames.drain(..).map(|frame| frame.0));
+            dpdk::free_bulk(&mut self.staging);
+        }
+    }
+}

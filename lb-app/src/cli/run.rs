@@ -1,0 +1,111 @@
+//! `weir run`
+
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
+
+use super::{Failure, render};
+use crate::control::Control;
+
+/// What `weir run` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/weir/weir.toml")]
+    config: PathBuf,
+}
+
+/// Something for the control task to do.
+enum Event {
+    Reload,
+    Counters,
+    Leave,
+    Network,
+}
+
+/// Runs the balancer until it is told to leave.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let Some(config) = super::load(&args.config) else {
+        return Err(format!("{} is not valid; nothing was started", args.config.display()).into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let mut control = tokio::select! {
+            control = Control::start(config) => control?,
+            () = signals.leave() => return Ok(()),
+        };
+        loop {
+            match signals.next(&mut control).await? {
+                Event::Leave => break,
+                Event::Counters => print!("{}", control.counters()),
+                Event::Reload => reload(args, &mut control).await,
+                Event::Network => control.follow_network().await?,
+            }
+        }
+        info!("leaving");
+        print!("{}", control.leave().await);
+        Ok(())
+    })
+}
+
+/// Loads the file again. If it is not taken, says why, and what runs, runs on.
+async fn reload(args: &Args, control: &mut Control) {
+    let result = match lb_config::load(&args.config) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                tracing::warn!("{}: {warning}", args.config.display());
+            }
+            control.reload(config).await.map_err(|error| error.to_string())
+        }
+        Err(invalid) => {
+            eprintln!("{}", render(&invalid));
+            Err(format!("{} is not valid", args.config.display()))
+        }
+    };
+    if let Err(why) = result {
+        error!("not reloaded: {why}; version {} stays in force", control.version());
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    user1: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn leave(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    async fn next(&mut self, control: &mut Control) -> Result<Event, Failure> {
+        Ok(tokio::select! {
+            _ = self.terminate.recv() => Event::Leave,
+            _ = self.interrupt.recv() => Event::Leave,
+            _ = self.hangup.recv() => Event::Reload,
+            _ = self.user1.recv() => Event::Counters,
+            changed = control.network_changed() => changed.map(|()| Event::Network)?,
+        })
+    }
+}

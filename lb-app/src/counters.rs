@@ -1,0 +1,102 @@
+//! The counters as people read them, until there is an API: one `name value` a line.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dpdk::{Port, Started};
+use lb_core::counters::{Counter, Counters};
+use lb_core::drop_reason::DropReason;
+use lb_core::tables::{ServiceId, Tables};
+
+use crate::kernel::PumpCounters;
+
+/// Frames and bytes.
+type Totals = (u64, u64);
+
+/// What ids had counted when they were given to the services that have them now.
+#[derive(Debug, Default)]
+pub(crate) struct Baselines(BTreeMap<ServiceId, (Arc<str>, Totals)>);
+
+impl Baselines {
+    /// Notes the ids that `tables` gives to other services than before.
+    pub(crate) fn update(&mut self, tables: &Tables, workers: &[Arc<Counters>]) {
+        let mut new = BTreeMap::new();
+        for table in &tables.services {
+            let name = table.source.spec().name.as_str();
+            let known = self.0.remove(&table.id).filter(|(known, _)| **known == *name);
+            let entry = known.unwrap_or_else(|| (name.into(), totals(table.id, workers)));
+            new.insert(table.id, entry);
+        }
+        self.0 = new;
+    }
+
+    fn since(&self, id: ServiceId, workers: &[Arc<Counters>]) -> Totals {
+        let (frames, bytes) = totals(id, workers);
+        let (_, (frames_before, bytes_before)) =
+            self.0.get(&id).map_or((None, (0, 0)), |(name, totals)| (Some(name), *totals));
+        (frames - frames_before, bytes - bytes_before)
+    }
+}
+
+fn totals(id: ServiceId, workers: &[Arc<Counters>]) -> Totals {
+    workers.iter().filter_map(|counters| counters.service(id)).fold((0, 0), |sum, traffic| {
+        (sum.0 + traffic.frames.get(), sum.1 + traffic.bytes.get())
+    })
+}
+
+/// All that is counted; drop reasons that did not occur are left out.
+pub(crate) fn table(
+    workers: &[Arc<Counters>],
+    pump: &PumpCounters,
+    devices: &[(String, Port<Started>)],
+    tables: &Tables,
+    baselines: &Baselines,
+) -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut line = |name: &str, value: u64| lines.push((name.to_owned(), value.to_string()));
+    let sum = |pick: fn(&Counters) -> &Counter| -> u64 {
+        workers.iter().map(|counters| pick(counters).get()).sum()
+    };
+    line("version", tables.version);
+    line("received", sum(|counters| &counters.received));
+    line("injected", sum(|counters| &counters.injected));
+    line("sent", sum(|counters| &counters.sent));
+    line("punted", sum(|counters| &counters.punted));
+    for reason in DropReason::ALL {
+        let dropped: u64 =
+            workers.iter().map(|counters| counters.drops[reason as usize].get()).sum();
+        if dropped > 0 {
+            line(&format!("dropped.{reason}"), dropped);
+        }
+    }
+    let balances = workers.iter().map(|counters| counters.balance());
+    let (came, left) = balances.fold((0, 0), |sum, (came, left)| (sum.0 + came, sum.1 + left));
+    line("unaccounted", came.abs_diff(left));
+    line("kernel.refused", pump.refused.load(Ordering::Relaxed));
+    line("kernel.lost", pump.lost.load(Ordering::Relaxed));
+    for (name, device) in devices {
+        let Ok(stats) = device.stats() else { continue };
+        for (what, value) in [
+            ("received", stats.ipackets),
+            ("sent", stats.opackets),
+            ("missed", stats.imissed),
+            ("receive_errors", stats.ierrors),
+            ("send_errors", stats.oerrors),
+            ("no_buffer", stats.rx_nombuf),
+        ] {
+            line(&format!("port.{name}.{what}"), value);
+        }
+    }
+    for service in &tables.services {
+        let (frames, bytes) = baselines.since(service.id, workers);
+        let name = &service.source.spec().name;
+        lines.push((format!("service {name}"), format!("frames {frames} bytes {bytes}")));
+    }
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{name:width$}  {value}"); // a String takes all
+        text
+    })
+}

@@ -1,0 +1,384 @@
+//! [`Kernel`]: the state that is shared with the kernel, kept the same on both sides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use lb_core::tables::next_hop::{
+    HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved,
+};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use tokio::time::Instant;
+
+use super::error::KernelError;
+use super::interface::{self, Assigned};
+use super::links::{self, Links};
+use super::neighbours::{self, Neighbours, Station};
+use super::netlink::{Netlink, Request};
+use super::notices::{Notice, Notices};
+use super::routes::{self, Route, Routes, Way};
+use super::tap::Tap;
+
+/// Stations that the kernel is asked about at once, and how often: 2,000 a second.
+const ASKS_MAX: usize = 100;
+const ASK_TICK: Duration = Duration::from_millis(50);
+
+/// What has become of a port's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterfaceState {
+    /// As it should be.
+    Up,
+    /// An administrator set it down: the kernel neither answers nor has routes through it.
+    Down,
+    /// Somebody deleted it.
+    Gone,
+}
+
+/// A port's kernel side.
+#[derive(Debug)]
+struct KernelPort {
+    id: PortId,
+    /// Of its interface.
+    index: u32,
+    /// Its own.
+    addresses: Vec<IpNet>,
+}
+
+/// The ports' kernel side: their interfaces, the VIPs on them, and the ways to backends.
+///
+/// To be owned by one task, which calls [`Kernel::set_vips`] and [`Kernel::resolve`] when the
+/// configuration changes and whenever [`Kernel::changed`] returns. Of its futures only that of
+/// [`Kernel::changed`] may be given up halfway.
+pub struct Kernel {
+    netlink: Netlink,
+    notices: Notices,
+    /// The ports that have a kernel side, in the balancer's order.
+    ports: Vec<KernelPort>,
+    links: Links,
+    routes: Routes,
+    neighbours: Neighbours,
+    /// The VIPs that we added, each with the index of its interface.
+    vips: BTreeMap<IpAddr, u32>,
+    /// Notices were lost: what is mirrored has to be asked for anew.
+    lost: bool,
+    /// When the kernel may next be asked about stations.
+    next_ask: Instant,
+}
+
+impl Kernel {
+    /// Makes the TAPs of the ports that have a kernel side, and sets them up. All that is made
+    /// vanishes with the TAPs.
+    ///
+    /// # Errors
+    /// Nothing is changed if an address is in use on another interface
+    /// ([`KernelError::AddressTaken`]) or an interface of a port's name exists; nothing is left
+    /// behind in any case.
+    pub async fn start(ports: &[Port]) -> Result<(Self, Vec<(PortId, Tap)>), KernelError> {
+        let mut netlink = Netlink::open()?;
+        // Before anything is looked at, so that no change is missed.
+        let notices = Notices::subscribe()?;
+        let ports: Vec<(PortId, &Port)> =
+            (0..=u8::MAX).map(PortId).zip(ports).filter(|(_, port)| port.kernel).collect();
+        let own = ports.iter().flat_map(|(_, port)| &port.addresses).map(IpNet::addr).collect();
+        let assigned = interface::assigned(&mut netlink).await?;
+        refuse_taken(&mut netlink, &own, &assigned, &[]).await?;
+
+        let mut taps = Vec::with_capacity(ports.len());
+        for (id, port) in &ports {
+            taps.push((*id, Tap::open(&port.name)?));
+        }
+        let mut kernel_ports = Vec::with_capacity(ports.len());
+        for (id, port) in ports {
+            let index = if_nametoindex(port.name.as_str())
+                .map_err(|_| KernelError::InterfaceGone(port.name.clone()))?;
+            interface::configure(&mut netlink, port, index).await?;
+            kernel_ports.push(KernelPort { id, index, addresses: port.addresses.clone() });
+        }
+        let mut kernel = Self {
+            netlink,
+            notices,
+            links: Links::new(kernel_ports.iter().map(|port| (port.index, port.id)).collect()),
+            ports: kernel_ports,
+            routes: Routes::default(),
+            neighbours: Neighbours::default(),
+            vips: BTreeMap::new(),
+            lost: false,
+            next_ask: Instant::now(),
+        };
+        kernel.read_links().await?;
+        Ok((kernel, taps))
+    }
+
+    /// Makes `vips` the addresses that the kernel answers for, besides the ports' own: each on the
+    /// port whose subnet holds it, else on the first port. Those of earlier calls that are not
+    /// among them are removed; an empty set withdraws all. Repairs what others removed. An address
+    /// that is a port's own is left alone.
+    ///
+    /// # Errors
+    /// Nothing is changed if a VIP is an address of another interface
+    /// ([`KernelError::AddressTaken`]). Where the kernel refuses one, the others are in place.
+    pub async fn set_vips(&mut self, vips: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        let assigned = interface::assigned(&mut self.netlink).await?;
+        let ours: Vec<u32> = self.ports.iter().map(|port| port.index).collect();
+        refuse_taken(&mut self.netlink, vips, &assigned, &ours).await?;
+        let present: BTreeSet<(IpAddr, u32)> =
+            assigned.iter().map(|it| (it.address, it.index)).collect();
+        let wanted = self.place(vips);
+        let missing = wanted.iter().filter(|(vip, index)| !present.contains(&(**vip, **index)));
+        let missing: Vec<_> = missing.map(|(vip, index)| (*vip, *index)).collect();
+        let before = std::mem::replace(&mut self.vips, wanted);
+        let gone: Vec<_> =
+            before.into_iter().filter(|(vip, _)| !self.vips.contains_key(vip)).collect();
+
+        let added = self.change_vips("add", &missing, interface::add_vip).await?;
+        let removed = self.change_vips("remove", &gone, interface::remove).await?;
+        added.or(removed).map_or(Ok(()), Err)
+    }
+
+    /// Adds or removes VIPs, each on its interface; gives the first refusal.
+    async fn change_vips(
+        &mut self,
+        verb: &str,
+        vips: &[(IpAddr, u32)],
+        request: fn(u32, IpNet) -> Request,
+    ) -> Result<Option<KernelError>, KernelError> {
+        let requests = vips.iter().map(|(vip, index)| request(*index, (*vip).into())).collect();
+        let answers = self.netlink.ask_all(requests).await?;
+        let mut refused = None;
+        for ((vip, index), answer) in vips.iter().zip(answers) {
+            // Somebody else may have done it meanwhile, or the whole interface may be gone.
+            let Err(errno) = answer else { continue };
+            let done = matches!(
+                (verb, errno),
+                ("add", Errno::EEXIST) | ("remove", Errno::EADDRNOTAVAIL | Errno::ENODEV)
+            );
+            if !done && refused.is_none() {
+                let request = format!("{verb} {vip} on {}", self.links.name(*index));
+                refused = Some(KernelError::Refused { request, errno });
+            }
+        }
+        Ok(refused)
+    }
+
+    /// The ways to `backends`, as the kernel knows them now, in one entry each. Has the kernel
+    /// find out MACs that it does not know; [`Self::changed`] says when it has.
+    ///
+    /// # Errors
+    /// Only if netlink does not work: what is wrong with one backend is in its entry.
+    pub async fn resolve(&mut self, backends: &BTreeSet<IpAddr>) -> Result<NextHops, KernelError> {
+        let notices = self.notices.ready().await?;
+        self.apply_all(notices);
+        if std::mem::take(&mut self.lost) {
+            self.routes.forget_all();
+            self.read_links().await?;
+            self.read_neighbours().await?;
+        }
+        let missing = self.routes.missing(backends);
+        let requests = missing.iter().copied().map(routes::request).collect();
+        let answers = self.netlink.ask_all(requests).await?;
+        for (address, answer) in missing.into_iter().zip(answers) {
+            self.routes.set(address, answer);
+        }
+
+        let mut stations = BTreeSet::new();
+        for backend in backends {
+            if let Some(Route::Ways(ways)) = self.routes.get(*backend) {
+                let ours = ways.iter().filter(|way| self.links.port(way.index).is_some());
+                stations.extend(ours.map(|way| (way.index, way.gateway.unwrap_or(*backend))));
+            }
+        }
+        let (released, any_new) = self.neighbours.track(&stations, Instant::now());
+        let requests = released.into_iter().map(neighbours::release).collect();
+        self.netlink.ask_all(requests).await?;
+        if any_new {
+            self.read_neighbours().await?;
+        }
+        Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
+    }
+
+    /// Returns when [`Self::resolve`] could give another answer, when an address is gone from an
+    /// interface ([`Self::set_vips`] repairs it if it was a VIP), or when [`Self::interfaces`] has
+    /// news. Changes come in swarms: wait some milliseconds before looking. Cancel-safe; has the
+    /// kernel probe stations while it waits, so keep it awaited.
+    ///
+    /// # Errors
+    /// If netlink does not work.
+    pub async fn changed(&mut self) -> Result<(), KernelError> {
+        loop {
+            let ask_at = self.neighbours.next_due().map(|due| due.max(self.next_ask));
+            let ask_time = async {
+                match ask_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                notices = self.notices.next() => {
+                    if self.apply_all(notices?) {
+                        return Ok(());
+                    }
+                }
+                () = ask_time => self.ask().await?,
+            }
+        }
+    }
+
+    /// What has become of the ports' interfaces, in the order of the ports.
+    pub fn interfaces(&self) -> impl Iterator<Item = (PortId, InterfaceState)> {
+        self.ports.iter().map(|port| {
+            let state = match self.links.get(port.index) {
+                None => InterfaceState::Gone,
+                Some(link) if link.up => InterfaceState::Up,
+                Some(_) => InterfaceState::Down,
+            };
+            (port.id, state)
+        })
+    }
+
+    /// Takes notices; does one concern us?
+    fn apply_all(&mut self, notices: Vec<Notice>) -> bool {
+        let now = Instant::now();
+        let mut changed = false;
+        for notice in notices {
+            changed |= self.apply(notice, now);
+        }
+        changed
+    }
+
+    fn apply(&mut self, notice: Notice, now: Instant) -> bool {
+        match notice {
+            Notice::Link(index, link) => self.links.set(index, link) && self.links_changed(),
+            Notice::LinkGone(index) => self.links.remove(index) && self.links_changed(),
+            Notice::Neighbour(message) => self.neighbours.set(&message, now),
+            Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
+            Notice::Routes(prefix) => self.routes.forget(prefix),
+            Notice::EveryRoute => self.routes.forget_all(),
+            Notice::AddressGone => {
+                self.routes.forget_all();
+                true
+            }
+            Notice::Lost => {
+                tracing::debug!("netlink notices were lost: reading all anew");
+                self.lost = true;
+                true
+            }
+        }
+    }
+
+    /// The kernel drops routes of a link that goes down without further notice.
+    fn links_changed(&mut self) -> bool {
+        self.routes.forget_all();
+        true
+    }
+
+    /// Asks about the stations whose time has come.
+    async fn ask(&mut self) -> Result<(), KernelError> {
+        let now = Instant::now();
+        self.next_ask = now + ASK_TICK;
+        let keys = self.neighbours.take_due(now, ASKS_MAX);
+        let requests = keys.iter().copied().map(neighbours::ask).collect();
+        let answers = self.netlink.ask_all(requests).await?;
+        for ((index, address), answer) in keys.into_iter().zip(answers) {
+            if let Err(errno) = answer {
+                let interface = self.links.name(index);
+                tracing::warn!("cannot have {interface} look for {address}: {}", errno.desc());
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_links(&mut self) -> Result<(), KernelError> {
+        self.links.replace(&self.netlink.dump(Links::request(), "interfaces").await?);
+        Ok(())
+    }
+
+    async fn read_neighbours(&mut self) -> Result<(), KernelError> {
+        let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
+        self.neighbours.replace(&dump, Instant::now());
+        Ok(())
+    }
+
+    /// The interface that each VIP belongs on.
+    fn place(&self, vips: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, u32> {
+        let own: BTreeSet<IpAddr> =
+            self.ports.iter().flat_map(|port| &port.addresses).map(IpNet::addr).collect();
+        let place = |vip: &IpAddr| {
+            let on_link = |port: &&KernelPort| port.addresses.iter().any(|net| net.contains(vip));
+            let port = self.ports.iter().find(on_link).or(self.ports.first())?;
+            Some((*vip, port.index))
+        };
+        vips.difference(&own).filter_map(place).collect()
+    }
+
+    fn answer(&self, backend: IpAddr) -> Result<Resolved, Unresolved> {
+        let ways = match self.routes.get(backend) {
+            Some(Route::Ways(ways)) => ways,
+            Some(Route::Local) => return Err(Unresolved::Local),
+            Some(Route::None) => return Err(Unresolved::NoRoute),
+            None => return Err(Unresolved::Unknown),
+        };
+        let mut found = BTreeMap::new();
+        let mut reason = Unresolved::NoRoute;
+        for way in ways {
+            match self.hop(backend, way) {
+                Ok(hop) => {
+                    found.entry(hop).or_insert(way.gateway);
+                }
+                Err(why) => reason = why,
+            }
+        }
+        let hops: Hops = found.keys().copied().take(HOPS_MAX).collect();
+        if hops.is_empty() {
+            return Err(reason);
+        }
+        let gateway = found.into_values().take(HOPS_MAX).flatten().next();
+        Ok(Resolved { hops, gateway })
+    }
+
+    fn hop(&self, backend: IpAddr, way: &Way) -> Result<NextHop, Unresolved> {
+        let name = || self.links.name(way.index);
+        let Some((port, vlan)) = self.links.port(way.index) else {
+            return Err(Unresolved::ForeignInterface(name()));
+        };
+        let address = way.gateway.unwrap_or(backend);
+        match self.neighbours.station((way.index, address)) {
+            Station::At(mac) => Ok(NextHop { port, mac, vlan }),
+            Station::Silent => Err(Unresolved::NoNeighbour(address, name())),
+            Station::Unknown => Err(Unresolved::Unknown),
+        }
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+/// Fails if one of `wanted` is an address of an interface that is not among `ours`. Link-local
+/// addresses are each interface's own.
+async fn refuse_taken(
+    netlink: &mut Netlink,
+    wanted: &BTreeSet<IpAddr>,
+    assigned: &[Assigned],
+    ours: &[u32],
+) -> Result<(), KernelError> {
+    let link_local = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let taken = assigned.iter().find(|it| {
+        wanted.contains(&it.address) && !link_local(it.address) && !ours.contains(&it.index)
+    });
+    let Some(taken) = taken else { return Ok(()) };
+    let links = links::from_dump(&netlink.dump(Links::request(), "interfaces").await?);
+    let name = links.get(&taken.index).map(|link| link.name.clone());
+    Err(KernelError::AddressTaken {
+        address: taken.address,
+        prefix_len: taken.prefix_len,
+        interface: name.unwrap_or_else(|| format!("interface {}", taken.index)),
+    })
+}

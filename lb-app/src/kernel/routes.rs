@@ -1,0 +1,153 @@
+//! The kernel's routes to backends: looked up once, and again when a route changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::{Answer, Request};
+
+/// One next hop of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    /// The interface.
+    pub(super) index: u32,
+    /// Absent: the destination is on the link. An IPv4 route may have an IPv6 gateway (RFC 5549).
+    pub(super) gateway: Option<IpAddr>,
+}
+
+/// Where the kernel would send packets for an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To one of these; not empty.
+    Ways(Vec<Way>),
+    /// To itself.
+    Local,
+    /// Nowhere.
+    None,
+}
+
+/// What was looked up, by backend address. Bounded by the backends.
+#[derive(Debug, Default)]
+pub(super) struct Routes(BTreeMap<IpAddr, Route>);
+
+impl Routes {
+    pub(super) fn get(&self, address: IpAddr) -> Option<&Route> {
+        self.0.get(&address)
+    }
+
+    /// Forgets all but `backends`; gives those of them that are to be looked up.
+    pub(super) fn missing(&mut self, backends: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.0.retain(|address, _| backends.contains(address));
+        backends.iter().copied().filter(|address| !self.0.contains_key(address)).collect()
+    }
+
+    pub(super) fn set(&mut self, address: IpAddr, answer: Answer) {
+        self.0.insert(address, parse(answer));
+    }
+
+    /// Routes to `prefix` changed; does it concern a backend?
+    pub(super) fn forget(&mut self, prefix: IpNet) -> bool {
+        let before = self.0.len();
+        self.0.retain(|address, _| !prefix.contains(address));
+        self.0.len() != before
+    }
+
+    /// Any route may have changed; does it concern a backend?
+    pub(super) fn forget_all(&mut self) -> bool {
+        let any = !self.0.is_empty();
+        self.0.clear();
+        any
+    }
+}
+
+/// Asks for the route, not for one next hop of it as `ip route get` does.
+pub(super) fn request(address: IpAddr) -> Request {
+    let mut message = RouteMessage::default();
+    let (family, len) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = len;
+    message.header.flags = RouteFlags::FibMatch;
+    message.attributes.push(RouteAttribute::Destination(address.into()));
+    (RouteNetlinkMessage::GetRoute(message), 0)
+}
+
+fn parse(answer: Answer) -> Route {
+    // Errors are how the kernel reports unreachable, blackhole and prohibit routes, too.
+    let Ok(messages) = answer else { return Route::None };
+    let route = messages.into_iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
+    });
+    let Some(route) = route else { return Route::None };
+    match route.header.kind {
+        RouteType::Unicast => {
+            let ways = ways(&route);
+            if ways.is_empty() { Route::None } else { Route::Ways(ways) }
+        }
+        RouteType::Local => Route::Local,
+        _ => Route::None,
+    }
+}
+
+/// The next hops that are alive. Those that would encapsulate (MPLS, segment routing) are left
+/// out: the balancer would send the packet without.
+fn ways(route: &RouteMessage) -> Vec<Way> {
+    let mut ways: Vec<Way> = way(None, &route.attributes).into_iter().collect();
+    for attribute in &route.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+            let alive = hops.iter().filter(|hop| !hop.flags.intersects(dead));
+            ways.extend(alive.filter_map(|hop| way(Some(hop.interface_index), &hop.attributes)));
+        }
+    }
+    ways
+}
+
+fn way(mut index: Option<u32>, attributes: &[RouteAttribute]) -> Option<Way> {
+    let mut gateway = None;
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Encap(_) => return None,
+            _ => {}
+        }
+    }
+    Some(Way { index: index?, gateway })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_changed_route_concerns_the_backends_within_its_prefix() {
+        let backends: BTreeSet<IpAddr> =
+            ["10.0.0.11", "10.1.0.11", "fd00::11"].map(|text| text.parse().unwrap()).into();
+        let mut routes = Routes::default();
+        for address in routes.missing(&backends) {
+            routes.set(address, Err(Errno::ENETUNREACH));
+        }
+        assert_eq!(routes.missing(&backends), [] as [IpAddr; 0]);
+
+        assert!(!routes.forget("10.2.0.0/16".parse().unwrap()));
+        assert!(routes.forget("10.1.0.0/16".parse().unwrap()));
+        assert_eq!(routes.missing(&backends), ["10.1.0.11".parse::<IpAddr>().unwrap()]);
+        assert!(routes.forget("::/0".parse().unwrap()));
+        assert!(routes.forget_all());
+        assert!(!routes.forget_all());
+    }
+}

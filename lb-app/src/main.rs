@@ -1,0 +1,15 @@
+//! Weir: a layer-4 load balancer.
+
+mod adapter;
+mod cli;
+mod control;
+mod counters;
+mod dataplane;
+mod kernel;
+mod workers;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,263 @@
+//! What is to work on one switch, over every driver and number of workers.
+
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::client::{self, Http, Outcome, assert_fair, ping};
+use crate::config::{Service, Spec};
+use crate::decap::Family;
+use crate::pattern::{CHUNK_BYTES, Checksum};
+use crate::stage::{Stage, WEIGHTS};
+use crate::topology::{CLIENT, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
+use crate::vlan;
+
+/// What is to work, and the test of it.
+pub(crate) type Scenario = (&'static str, fn(&mut Stage));
+
+/// In this order: the last ones end the balancer.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    ("the port and the VIPs answer pings", pings),
+    ("the kernel refuses a port that no service has", closed_ports),
+    ("HTTP in l2dsr, IPv4 and IPv6", http_l2dsr),
+    ("HTTP in ipip, all four combinations", http_ipip),
+    ("UDP echo, IPv4 and IPv6", udp_echo),
+    ("1000 concurrent connections spread by weight", spread),
+    ("a client port stays with its backend", same_port_same_backend),
+    ("reloads break no transfer", reloads_in_mid_transfer),
+    ("a backend joins", backend_joins),
+    ("a drained backend gets no new connection", backend_drains),
+    ("an invalid reload changes nothing and says why", invalid_reload),
+    ("a bulk upload arrives whole", bulk_upload),
+    ("a VLAN is kept", vlan_tagged),
+    ("SIGTERM: a clean leave", clean_leave),
+    ("SIGKILL: nothing is left behind", kill),
+];
+
+fn pings(stage: &mut Stage) {
+    for host in [WEIR, VIP_L2DSR, VIP_IPIP] {
+        ping(&stage.lan.client, v4(0, host).into());
+        ping(&stage.lan.client, v6(0, host).into());
+    }
+}
+
+fn closed_ports(stage: &mut Stage) {
+    for ip in [IpAddr::from(v4(0, VIP_L2DSR)), v6(0, VIP_L2DSR).into(), v4(0, WEIR).into()] {
+        let to = at(ip, 81);
+        let tcp = stage.lan.client.block_on(|| client::connect_tcp(to));
+        assert_eq!(tcp.expect_err("no one listens").kind(), ErrorKind::ConnectionRefused, "{to}");
+        let udp = stage.lan.client.block_on(|| client::echo(to, "?"));
+        assert_eq!(udp.expect_err("no one listens").kind(), ErrorKind::ConnectionRefused, "{to}");
+    }
+}
+
+fn http_l2dsr(stage: &mut Stage) {
+    let before = stage.weir().counters();
+    for (service, vip) in [("web4", at(v4(0, VIP_L2DSR), 80)), ("web6", at(v6(0, VIP_L2DSR), 80))] {
+        stage.wait_for_backends(vip, &["b1", "b2", "b3"]);
+        let frames =
+            stage.weir().counters().service_frames(service) - before.service_frames(service);
+        // A connection is six frames from the client at least, if some acknowledge two at once.
+        assert!(frames >= 40 * 4, "{service}: {frames} frames for 40 connections");
+    }
+}
+
+fn http_ipip(stage: &mut Stage) {
+    for (vip, inner, outer) in [
+        (at(v4(0, VIP_IPIP), 80), Family::V4, Family::V4),
+        (at(v4(0, VIP_IPIP), 8080), Family::V4, Family::V6),
+        (at(v6(0, VIP_IPIP), 8080), Family::V6, Family::V4),
+        (at(v6(0, VIP_IPIP), 80), Family::V6, Family::V6),
+    ] {
+        let before = stage.decapsulated(inner, outer);
+        stage.wait_for_backends(vip, &["b1", "b2", "b3"]);
+        let packets = stage.decapsulated(inner, outer) - before;
+        assert!(packets >= 40 * 4, "{inner:?} in {outer:?}: {packets} packets for 40 connections");
+        // Full segments, with the outer header, just fit.
+        let sum = stage
+            .lan
+            .client
+            .block_on(|| async { Http::connect(vip).await?.upload(160, Duration::ZERO).await });
+        let sum = sum.unwrap_or_else(|error| panic!("{inner:?} in {outer:?}: {error}"));
+        assert_eq!(sum, Checksum::of_chunks(160), "{inner:?} in {outer:?}");
+    }
+}
+
+fn udp_echo(stage: &mut Stage) {
+    for ip in [IpAddr::from(v4(0, VIP_L2DSR)), v6(0, VIP_L2DSR).into()] {
+        let to = at(ip, 7);
+        let answers = stage.lan.client.block_on(|| async {
+            let mut answers = Vec::new();
+            for number in 0..40 {
+                answers.push((number, client::echo(to, &format!("hello {number}")).await));
+            }
+            answers
+        });
+        let mut backends = client::Spread::new();
+        for (number, answer) in answers {
+            let answer = answer.unwrap_or_else(|error| panic!("datagram {number}: {error}"));
+            let backend = answer.strip_suffix(&format!(" hello {number}"));
+            let backend = backend.unwrap_or_else(|| panic!("datagram {number} became {answer:?}"));
+            *backends.entry(backend.to_owned()).or_default() += 1;
+        }
+        assert_fair(&backends, &WEIGHTS);
+    }
+}
+
+fn spread(stage: &mut Stage) {
+    for vip in [at(v4(0, VIP_L2DSR), 80), at(v6(0, VIP_IPIP), 80)] {
+        assert_fair(&stage.spread(vip, 1000), &WEIGHTS);
+    }
+}
+
+/// Which backend each of a few client ports gets.
+fn placement(stage: &Stage) -> Vec<String> {
+    let names = stage.lan.client.block_on(|| async {
+        let mut names = Vec::new();
+        for port in 20_000..20_100 {
+            let mut http = Http::connect_from(port, at(v4(0, VIP_L2DSR), 80)).await?;
+            names.push(http.name().await?);
+        }
+        Outcome::Ok(names)
+    });
+    names.unwrap_or_else(|error| panic!("a connection from a fixed port: {error}"))
+}
+
+fn same_port_same_backend(stage: &mut Stage) {
+    let first = placement(stage);
+    assert!(WEIGHTS.iter().all(|(name, _)| first.contains(&(*name).to_owned())), "{first:?}");
+    assert_eq!(placement(stage), first, "again");
+
+    let base = stage.base.clone();
+    stage.reload(&base);
+    assert_eq!(placement(stage), first, "after a reload that changed nothing");
+
+    stage.leave();
+    stage.start();
+    assert_eq!(placement(stage), first, "after a restart");
+}
+
+fn reloads_in_mid_transfer(stage: &mut Stage) {
+    const CHUNKS: u64 = 40;
+    const PAUSE: Duration = Duration::from_millis(40);
+    let vip = at(v4(0, VIP_L2DSR), 80);
+    let mut more = stage.base.clone();
+    let mut extra = more.service("web4").clone();
+    (extra.name, extra.port) = ("extra".to_owned(), 8080);
+    more.services.push(extra);
+
+    let (lan, weir, base) = stage.parts();
+    let transfers = || async {
+        let mut transfers = JoinSet::new();
+        for _ in 0..20 {
+            transfers.spawn(async move { Http::connect(vip).await?.download(CHUNKS, PAUSE).await });
+            transfers.spawn(async move { Http::connect(vip).await?.upload(CHUNKS, PAUSE).await });
+        }
+        transfers.join_all().await
+    };
+    thread::scope(|scope| {
+        let transfers = scope.spawn(|| lan.client.block_on(transfers));
+        let mut reloads = 0;
+        while !transfers.is_finished() {
+            weir.reload(&if reloads % 2 == 0 { &more } else { base }.to_string());
+            reloads += 1;
+            thread::sleep(Duration::from_millis(50));
+        }
+        weir.reload(&base.to_string());
+        let whole = Checksum::of_chunks(CHUNKS);
+        for sum in transfers.join().expect("a failed transfer is no panic") {
+            assert_eq!(sum.expect("no transfer is broken off"), whole);
+        }
+        assert!(reloads >= 5, "only {reloads} reloads during the transfers");
+    });
+}
+
+fn backend_joins(stage: &mut Stage) {
+    let vip = at(v4(0, VIP_L2DSR), 80);
+    let mut four = stage.base.clone();
+    four.service("web4").backends.push(stage.spec("b4", Family::V4, 1));
+    stage.reload(&four);
+    stage.wait_for_backends(vip, &["b4"]);
+    let weights = [WEIGHTS.as_slice(), &[("b4", 1)]].concat();
+    assert_fair(&stage.spread(vip, 400), &weights);
+}
+
+fn backend_drains(stage: &mut Stage) {
+    let mut drained = stage.base.clone();
+    drained.service("web4").backends[1].drain = true;
+    stage.reload(&drained);
+    assert_fair(&stage.spread(at(v4(0, VIP_L2DSR), 80), 400), &[("b1", 1), ("b2", 0), ("b3", 1)]);
+}
+
+fn invalid_reload(stage: &mut Stage) {
+    let first = placement(stage);
+    let mut base = stage.base.clone();
+    base.service("web4").backends.truncate(1);
+    let broken = base.to_string().replace("forward = \"l2dsr\"", "forwad = \"l2dsr\"");
+    let errors = stage.weir().reload_refused(&broken);
+    for said in ["forwad", "forward"] {
+        assert!(errors.contains(said), "{said} is missing in:\n{errors}");
+    }
+    assert_eq!(placement(stage), first);
+}
+
+fn bulk_upload(stage: &mut Stage) {
+    const CHUNKS: u64 = 200 * 1024 * 1024 / CHUNK_BYTES as u64;
+    let vip = at(v4(0, VIP_L2DSR), 80);
+    let sum = stage
+        .lan
+        .client
+        .block_on(|| async { Http::connect(vip).await?.upload(CHUNKS, Duration::ZERO).await });
+    assert_eq!(sum.expect("the upload ends"), Checksum::of_chunks(CHUNKS));
+}
+
+/// Client and backend are in a VLAN that the kernel of the balancer does not know: static MACs.
+fn vlan_tagged(stage: &mut Stage) {
+    const VLAN_NET: u8 = 9;
+    const BACKEND_MAC: &str = "02:00:00:00:09:0b";
+    let (vip, backend) = (v4(VLAN_NET, 100), v4(VLAN_NET, 11));
+    let mut config = stage.base.clone();
+    let port_mac = config.ports[0].mac.clone();
+    config.services.push(Service {
+        name: "in-vlan".to_owned(),
+        address: vip.into(),
+        port: 80,
+        protocol: "tcp",
+        forward: "l2dsr",
+        backends: vec![Spec { mac: Some(BACKEND_MAC), ..Spec::new(backend.into(), 1) }],
+    });
+
+    let (client, host, lb) = (&stage.lan.client, &stage.lan.backends[0].netns, &stage.lan.lb);
+    let _access = [
+        vlan::connect(client, "vlan", lb, "client-trunk"),
+        vlan::connect(host, "vlan", lb, "b1-trunk"),
+    ];
+    lb.ip("link set client-trunk master br0 up\nlink set b1-trunk master br0 up");
+    client.ip(&format!(
+        "link set vlan up\naddr add {}/24 dev vlan\nneigh replace {vip} lladdr {port_mac} dev vlan",
+        v4(VLAN_NET, CLIENT),
+    ));
+    host.ip(&format!(
+        "link set vlan address {BACKEND_MAC} up\naddr add {backend}/24 dev vlan\n\
+         addr add {vip}/32 dev lo"
+    ));
+
+    stage.reload(&config);
+    let spread = stage.spread(at(vip, 80), 10);
+    assert_eq!(spread, [("b1".to_owned(), 10)].into());
+}
+
+fn clean_leave(stage: &mut Stage) {
+    let pid = stage.weir().pid();
+    stage.leave();
+    stage.bare.assert_nothing_left(&stage.lan.lb, pid);
+}
+
+fn kill(stage: &mut Stage) {
+    let pid = stage.weir().pid();
+    stage.kill();
+    stage.bare.assert_nothing_left(&stage.lan.lb, pid);
+}

@@ -1,0 +1,202 @@
+//! The networks that the tests run in.
+//!
+//! ```text
+//!  client ──┐          lb: br0, wire ═ weir ═ lan0
+//!  b1..b4 ──┴─ br0 ─ wire
+//! ```
+//! The balancer's namespace `lb` holds the bridge `br0` as the switch, the interface that is the
+//! wire of weir's port, and the kernel-side interface that weir makes.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::backend::Backend;
+use crate::config::Port;
+use crate::netns::{Netns, expect_success};
+
+/// The DPDK driver that weir's ports use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    NetTap,
+    NetAfPacket,
+}
+
+/// What a run of the scenarios is made over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Setup {
+    pub(crate) driver: Driver,
+    pub(crate) workers: usize,
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let driver = match self.driver {
+            Driver::NetTap => "net_tap",
+            Driver::NetAfPacket => "net_af_packet",
+        };
+        write!(f, "{driver}, {} worker{}", self.workers, if self.workers == 1 { "" } else { "s" })
+    }
+}
+
+/// A switch in the balancer's namespace, and weir's port on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    /// Numbers the names: bridge `br0`, kernel side `lan0`, wire `weir0` or `wire0`.
+    index: u8,
+    pub(crate) setup: Setup,
+}
+
+impl Segment {
+    /// Makes the bridge and, for `net_af_packet`, the veth pair that is the wire.
+    pub(crate) fn new(setup: Setup, index: u8, lb: &Netns) -> Self {
+        let segment = Self { index, setup };
+        let bridge = segment.bridge();
+        // With an address of its own, the bridge does not change it with every interface it gets.
+        lb.ip(&format!(
+            "link add {bridge} address 02:00:00:00:ff:0{index} type bridge forward_delay 0\n\
+             link set {bridge} up"
+        ));
+        // The bridge is a switch, not a host: it must not answer for the kernel's addresses.
+        lb.sysctl(&format!("net/ipv4/conf/{bridge}/arp_ignore"), "1");
+        lb.sysctl(&format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1");
+        if setup.driver == Driver::NetAfPacket {
+            lb.ip(&format!(
+                "link add wire{index} type veth peer name switch{index}\n\
+                 link set wire{index} up\n\
+                 link set switch{index} master {bridge} up"
+            ));
+            // A packet socket gets frames as they are: unfinished checksums and super-frames
+            // never leave a real wire, so they must be finished on the way into this one.
+            let switch = format!("switch{index}");
+            let off = ["-K", &switch, "tx", "off", "tso", "off", "gso", "off"];
+            expect_success(lb.command("ethtool").args(off));
+        }
+        segment
+    }
+
+    fn bridge(self) -> String {
+        format!("br{}", self.index)
+    }
+
+    /// Connects a host: `eth` in its namespace is a port of the switch.
+    pub(crate) fn connect(self, lb: &Netns, host: &Netns, role: &str, eth: &str) {
+        lb.ip(&format!(
+            "link add {role} type veth peer name {eth} netns {}\n\
+             link set {role} master {} up",
+            host.name(),
+            self.bridge(),
+        ));
+        host.ip(&format!("link set {eth} up"));
+    }
+
+    /// Connects weir, once it runs. (The TAP interface appears only then.)
+    pub(crate) fn connect_weir(self, lb: &Netns) {
+        if self.setup.driver == Driver::NetTap {
+            let Self { index, .. } = self;
+            // The driver gave the interface the port's MAC address, which the bridge would take
+            // for one of its own, and keep the port's frames.
+            lb.ip(&format!(
+                "link set weir{index} address 02:00:00:00:fe:0{index}\n\
+                 link set weir{index} master {} up",
+                self.bridge(),
+            ));
+        }
+    }
+
+    /// The port, as weir is to be told.
+    pub(crate) fn port(self, v4: Ipv4Addr, v6: Ipv6Addr) -> Port {
+        let Self { index, setup: Setup { driver, workers } } = self;
+        Port {
+            name: format!("lan{index}"),
+            device: match driver {
+                Driver::NetTap => format!("net_tap{index},iface=weir{index}"),
+                Driver::NetAfPacket => {
+                    format!("net_af_packet{index},iface=wire{index},qpairs={workers}")
+                }
+            },
+            mac: format!("02:00:00:00:00:0{index}"),
+            addresses: vec![format!("{v4}/24"), format!("{v6}/64")],
+        }
+    }
+}
+
+/// The address of a host in network `net`, IPv4.
+pub(crate) fn v4(net: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, net, 0, host)
+}
+
+/// The address of a host in network `net`, IPv6: written with the same digits as IPv4's.
+pub(crate) fn v6(net: u8, host: u8) -> Ipv6Addr {
+    format!("fd0{net}::{host}").parse().expect("digits are hex digits")
+}
+
+/// The last part of the client's, the balancer's and the VIPs' addresses.
+pub(crate) const CLIENT: u8 = 1;
+pub(crate) const WEIR: u8 = 2;
+pub(crate) const VIP_L2DSR: u8 = 100;
+pub(crate) const VIP_IPIP: u8 = 101;
+
+/// All VIPs.
+pub(crate) fn vips() -> [IpAddr; 4] {
+    [VIP_L2DSR, VIP_IPIP]
+        .map(|host| [v4(0, host).into(), v6(0, host).into()])
+        .concat()
+        .try_into()
+        .expect("two of each family")
+}
+
+/// Makes a namespace whose `lo` has the VIPs, and which keeps that to itself.
+pub(crate) fn backend_netns(name: &str) -> Netns {
+    let netns = Netns::new(name);
+    // The neighbours must find the balancer when they ask who has a VIP.
+    netns.sysctl("net/ipv4/conf/all/arp_ignore", "1");
+    netns.sysctl("net/ipv4/conf/all/arp_announce", "2");
+    // Decapsulated packets come from an interface that does not lead back to the client.
+    netns.sysctl("net/ipv4/conf/default/rp_filter", "0");
+    netns.sysctl("net/ipv4/conf/all/rp_filter", "0");
+    for vip in vips() {
+        netns.ip(&format!("addr add {vip} dev lo"));
+    }
+    netns
+}
+
+/// One switch with a client, the balancer and four backends on it.
+#[derive(Debug)]
+pub(crate) struct Lan {
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) client: Netns,
+    pub(crate) lb: Netns,
+    pub(crate) segment: Segment,
+}
+
+impl Lan {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let lb = Netns::new("lb");
+        let client = Netns::new("client");
+        let segment = Segment::new(setup, 0, &lb);
+        segment.connect(&lb, &client, "client", "eth0");
+        // On the way to the tunnelled VIPs there is to be room for the outer header.
+        client.ip(&format!(
+            "addr add {}/24 dev eth0\naddr add {}/64 dev eth0\n\
+             route add {} dev eth0 mtu 1400\nroute add {} dev eth0 mtu 1400",
+            v4(0, CLIENT),
+            v6(0, CLIENT),
+            v4(0, VIP_IPIP),
+            v6(0, VIP_IPIP)
+        ));
+        let backends = (1..=4).map(|number| {
+            let name = format!("b{number}");
+            let (v4, v6) = (v4(0, 10 + number), v6(0, 10 + number));
+            let netns = backend_netns(&name);
+            segment.connect(&lb, &netns, &name, "eth0");
+            netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0"));
+            Backend::start(&name, v4.into(), v6.into(), netns, &vips())
+        });
+        Self { backends: backends.collect(), client, lb, segment }
+    }
+}
+
+/// An address and port of a VIP.
+pub(crate) fn at(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.into(), port)
+}

@@ -1,0 +1,332 @@
+//! The running binary.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::Netns;
+
+/// How long starting, reloading and leaving may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the printing of counters may pause before it is taken for finished.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// The binary under test.
+const BINARY: &str = match option_env!("CARGO_BIN_EXE_weir") {
+    Some(x) => x,
+    None => "/bin/false",
+};
+
+/// How a run ended that was not to begin.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) pid: u32,
+    pub(crate) status: ExitStatus,
+    /// What weir said on stderr.
+    pub(crate) errors: String,
+}
+
+/// `weir run`. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Weir {
+    child: Child,
+    log: Arc<Lines>,
+    printed: Arc<Lines>,
+    file: PathBuf,
+    /// The newest version that is in force.
+    version: u64,
+}
+
+impl Weir {
+    /// Starts `weir run` in `netns` and waits until its tables are in force.
+    pub(crate) fn start(netns: &Netns, config: &str) -> Self {
+        let mut weir = Self::spawn(netns, config, BINARY.as_ref(), &[]);
+        weir.version = weir.wait_for(0, in_force, "the first version in force");
+        weir
+    }
+
+    /// Starts `weir run` where it is to refuse.
+    pub(crate) fn refuse(netns: &Netns, config: &str) -> Refusal {
+        Self::spawn(netns, config, BINARY.as_ref(), &[]).into_refusal()
+    }
+
+    /// Starts `weir run` as a user who may do nothing, and reach nothing below root's folders.
+    pub(crate) fn refuse_nobody(netns: &Netns, config: &str) -> Refusal {
+        let copy = temp_file(netns, "weir");
+        fs::copy(BINARY, &copy).expect("the temporary folder has room");
+        let nobody = ["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"];
+        let refusal = Self::spawn(netns, config, &copy, &nobody).into_refusal();
+        fs::remove_file(&copy).ok();
+        refusal
+    }
+
+    fn spawn(netns: &Netns, config: &str, binary: &Path, user: &[&str]) -> Self {
+        let file = temp_file(netns, "toml");
+        fs::write(&file, config).expect("the temporary folder can be written");
+        // Every program here becomes the next by exec: the process id is weir's. The kernel ends
+        // it with this thread, whatever happens.
+        let mut child = netns
+            .command("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(user)
+            .args([binary, "run".as_ref(), "-c".as_ref(), &file])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("ip (Debian package iproute2) is installed");
+        let log = Lines::read(child.stderr.take().expect("is piped"));
+        let printed = Lines::read(child.stdout.take().expect("is piped"));
+        Self { child, log, printed, file, version: 0 }
+    }
+
+    fn into_refusal(mut self) -> Refusal {
+        let status = self.wait_for_exit();
+        Refusal { pid: self.pid(), status, errors: self.log() }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.since(0).join("\n")
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Loads a new configuration and waits until it is in force.
+    pub(crate) fn reload(&mut self, config: &str) {
+        let logged = self.signal_reload(config);
+        let version = self.wait_for(logged, in_force, "a new version in force");
+        assert!(version > self.version, "version {version} follows {}", self.version);
+        self.version = version;
+    }
+
+    /// Tries to load an invalid configuration; returns what weir says about it.
+    pub(crate) fn reload_refused(&mut self, config: &str) -> String {
+        let logged = self.signal_reload(config);
+        let stays = self.wait_for(
+            logged,
+            |line| version(line, " stays in force"),
+            "the old version staying in force",
+        );
+        assert_eq!(stays, self.version);
+        self.log.since(logged).join("\n")
+    }
+
+    fn signal_reload(&mut self, config: &str) -> usize {
+        let logged = self.log.count();
+        fs::write(&self.file, config).expect("the temporary folder can be written");
+        self.signal(Signal::SIGHUP);
+        logged
+    }
+
+    /// The counters as of now.
+    pub(crate) fn counters(&mut self) -> Counters {
+        let printed = self.printed.count();
+        self.signal(Signal::SIGUSR1);
+        self.printed.wait(printed, PATIENCE, |_| Some(())).expect("SIGUSR1 prints the counters");
+        self.printed.wait_until_quiet();
+        Counters::parse(&self.printed.since(printed))
+    }
+
+    /// Asks weir to leave, and checks that it does so properly: exit status 0, no frame lost.
+    pub(crate) fn leave(mut self) -> Counters {
+        let printed = self.printed.count();
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_for_exit();
+        assert!(status.success(), "after SIGTERM: {status}\n{}", self.log());
+        let counters = Counters::parse(&self.printed.since(printed));
+        counters.assert_conserved();
+        counters
+    }
+
+    /// Kills weir, which it cannot prepare for.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.wait_for_exit();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().try_into().expect("process ids are small"));
+        kill(pid, signal).expect("weir runs");
+    }
+
+    fn wait_for(&self, from: usize, found: impl Fn(&str) -> Option<u64>, what: &str) -> u64 {
+        self.log
+            .wait(from, PATIENCE, found)
+            .unwrap_or_else(|| panic!("waited in vain for {what}; weir's log:\n{}", self.log()))
+    }
+
+    fn wait_for_exit(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                // What it still had to say is in the pipes.
+                self.log.wait_until_closed();
+                self.printed.wait_until_closed();
+                return status;
+            }
+            assert!(Instant::now() < end, "weir does not leave; its log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Weir {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+        fs::remove_file(&self.file).ok();
+    }
+}
+
+/// A file of this test process, where every user can reach it.
+fn temp_file(netns: &Netns, extension: &str) -> PathBuf {
+    std::env::temp_dir().join(netns.name()).with_extension(extension)
+}
+
+/// The N of `version N is in force on every worker`.
+fn in_force(line: &str) -> Option<u64> {
+    version(line, " is in force on every worker")
+}
+
+fn version(line: &str, then: &str) -> Option<u64> {
+    let before = &line[..line.find(then)?];
+    before.rsplit_once("version ")?.1.parse().ok()
+}
+
+/// What weir counted, as it prints it.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    values: BTreeMap<String, u64>,
+    /// Frames of each service.
+    services: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    fn parse(lines: &[String]) -> Self {
+        let mut counters = Self { values: BTreeMap::new(), services: BTreeMap::new() };
+        for line in lines {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [name, value] => {
+                    let value = value.parse().unwrap_or_else(|_| panic!("a counter: {line}"));
+                    counters.values.insert(name.to_owned(), value);
+                }
+                ["service", name, "frames", frames, "bytes", _] => {
+                    let frames = frames.parse().unwrap_or_else(|_| panic!("a counter: {line}"));
+                    counters.services.insert(name.to_owned(), frames);
+                }
+                _ => panic!("neither `name value` nor a service: {line}"),
+            }
+        }
+        counters
+    }
+
+    /// The counter with this name; 0 where weir does not print it.
+    pub(crate) fn get(&self, name: &str) -> u64 {
+        self.values.get(name).copied().unwrap_or_default()
+    }
+
+    /// Frames of the service with this name.
+    pub(crate) fn service_frames(&self, name: &str) -> u64 {
+        self.services.get(name).copied().unwrap_or_default()
+    }
+
+    /// Panics unless every frame that came in was sent, punted or dropped.
+    fn assert_conserved(&self) {
+        let drops = self.values.iter().filter(|(name, _)| name.starts_with("dropped."));
+        let dropped: u64 = drops.map(|(_, value)| value).sum();
+        let came = self.get("received") + self.get("injected");
+        let went = self.get("sent") + self.get("punted") + dropped;
+        assert!(came > 0, "nothing was received: {self:?}");
+        assert_eq!(came, went, "frames got lost: {self:?}");
+    }
+}
+
+/// Lines that a thread reads from a pipe.
+#[derive(Debug, Default)]
+struct Lines {
+    state: Mutex<State>,
+    grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<String>,
+    closed: bool,
+}
+
+impl Lines {
+    fn read(pipe: impl Read + Send + 'static) -> Arc<Self> {
+        let lines = Arc::new(Self::default());
+        let grow = Arc::clone(&lines);
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                grow.lock().lines.push(line);
+                grow.grown.notify_all();
+            }
+            grow.lock().closed = true;
+            grow.grown.notify_all();
+        });
+        lines
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> usize {
+        self.lock().lines.len()
+    }
+
+    fn since(&self, from: usize) -> Vec<String> {
+        self.lock().lines[from..].to_vec()
+    }
+
+    /// Waits for a line, `from` this one on, in which something is found. `None` when time is up,
+    /// or when no more lines can come.
+    fn wait<T>(
+        &self,
+        from: usize,
+        timeout: Duration,
+        found: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let end = Instant::now() + timeout;
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = state.lines[from..].iter().find_map(|line| found(line)) {
+                return Some(found);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.closed {
+                return None;
+            }
+            state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until no line has come for a while.
+    fn wait_until_quiet(&self) {
+        while self.wait(self.count(), QUIET, |_| Some(())).is_some() {}
+    }
+
+    fn wait_until_closed(&self) {
+        self.wait(0, PATIENCE, |_| None::<()>);
+    }
+}

@@ -1,0 +1,95 @@
+//! Why a frame did not leave the box.
+
+/// Why a frame was dropped. The data path's only error type: each variant is a counter
+/// (`weir_drops_total{reason=…}`) and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[repr(u8)]
+pub enum DropReason {
+    /// Fewer bytes than a header claims or needs.
+    #[error("truncated")]
+    Truncated,
+    /// The frame lies in more than one buffer.
+    #[error("multi_segment")]
+    MultiSegment,
+    /// An IP version that its `EtherType` does not announce.
+    #[error("bad_version")]
+    BadVersion,
+    /// An IPv4 header of fewer than five words (RFC 791 §3.1).
+    #[error("bad_header_length")]
+    BadHeaderLength,
+    /// The IPv4 header checksum is wrong.
+    #[error("bad_checksum")]
+    BadChecksum,
+    /// A source address that no sender can have: multicast, loopback, unspecified, broadcast
+    /// (RFC 1122 §3.2.1.3, RFC 4291 §2.5 and §2.7).
+    #[error("bad_source")]
+    BadSource,
+    /// Source and destination are the same address.
+    #[error("same_source")]
+    SameSource,
+    /// More IPv6 extension headers than are walked.
+    #[error("too_many_extensions")]
+    TooManyExtensions,
+    /// A fragment for a service's address.
+    #[error("fragment")]
+    Fragment,
+    /// Sent to another station's MAC, or to nobody here and there is no kernel side.
+    #[error("not_ours")]
+    NotOurs,
+    /// More frames for the kernel than it takes.
+    #[error("punt_limit")]
+    PuntLimit,
+    /// The service has no backend that may take traffic.
+    #[error("no_backend")]
+    NoBackend,
+    /// No next hop of the backend is known yet.
+    #[error("next_hop_unresolved")]
+    NextHopUnresolved,
+    /// No room before the packet for another header.
+    #[error("no_headroom")]
+    NoHeadroom,
+    /// With its outer header the packet exceeds the MTU of the port that it leaves by.
+    #[error("too_big")]
+    TooBig,
+    /// The transmit queue is full.
+    #[error("tx_full")]
+    TxFull,
+}
+
+impl DropReason {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 16] = [
+        Self::Truncated,
+        Self::MultiSegment,
+        Self::BadVersion,
+        Self::BadHeaderLength,
+        Self::BadChecksum,
+        Self::BadSource,
+        Self::SameSource,
+        Self::TooManyExtensions,
+        Self::Fragment,
+        Self::NotOurs,
+        Self::PuntLimit,
+        Self::NoBackend,
+        Self::NextHopUnresolved,
+        Self::NoHeadroom,
+        Self::TooBig,
+        Self::TxFull,
+    ];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_whole_and_in_order() {
+        for (number, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number);
+        }
+        // The last variant: whoever adds one behind it is reminded of the list.
+        assert_eq!(DropReason::TxFull as usize + 1, DropReason::COUNT);
+    }
+}

@@ -1,0 +1,34 @@
+//! Weir's load balancer: a pure function of (burst of frames, tables, worker state, time).
+//!
+//! Nothing here knows DPDK, threads, clocks, sockets or files: they are given to it. So all of it
+//! runs in a unit test, under a sanitizer, in a fuzzer, in a bench, and over a capture file.
+//!
+//! In reading order:
+//!
+//! 1. [`pipeline`]: the path of a packet, one line a stage; [`stage`] has the stages, [`forward`]
+//!    the ways to reach a backend, [`wire`] the headers.
+//! 2. [`burst`]: the frames that go through it together; [`frame`]: what a frame is, and where it
+//!    comes from and goes to; [`drop_reason`]: why one goes nowhere.
+//! 3. [`worker`]: one turn of the loop around it; [`counters`].
+//! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
+//!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
+//! 5. [`publish`]: how a new version of the tables reaches the workers.
+//! 6. [`sim`]: the world in memory.
+
+pub mod burst;
+pub mod counters;
+pub mod drop_reason;
+pub mod flow_hash;
+pub mod forward;
+pub mod frame;
+pub mod maglev;
+pub mod model;
+pub mod pipeline;
+mod prefetch;
+pub mod publish;
+pub mod sim;
+pub mod stage;
+pub mod tables;
+pub mod tuple;
+pub mod wire;
+pub mod worker;

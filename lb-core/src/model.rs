@@ -1,0 +1,555 @@
+//! What is wanted: services and their backends, valid by construction.
+//!
+//! A *spec* is what somebody wrote, field by field. A [`Service`] or a [`DesiredState`] is a spec
+//! that was checked, here and nowhere else: whoever has one need not look again. Every finding
+//! names the [`Key`] that is wrong, so that a source (a file, an API) can point at it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::wire::ethernet::MacAddr;
+
+/// Services in a [`DesiredState`], at most.
+pub const SERVICES_MAX: usize = 65_536;
+/// Backends of one service, at most: a slot holds a `u16`.
+pub const BACKENDS_MAX: usize = 65_535;
+/// Slots of one service, at most.
+pub const SLOTS_MAX: u32 = 1 << 24;
+/// A backend's weight, at most.
+pub const WEIGHT_MAX: u32 = 65_535;
+/// Ports of one balancer, at most.
+pub const PORTS_MAX: usize = 16;
+
+/// The transport protocol of a service. The numbers are IANA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp = 6,
+    /// RFC 768.
+    Udp = 17,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// What clients address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vip {
+    /// The service address.
+    pub address: IpAddr,
+    /// The service's port.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Vip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{} {address}:{}", self.protocol, self.port),
+            IpAddr::V6(address) => write!(f, "{} [{address}]:{}", self.protocol, self.port),
+        }
+    }
+}
+
+/// How a packet reaches its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// The frame gets the backend's MAC and is else untouched; the backend has the VIP on a
+    /// loopback interface and answers the client directly.
+    L2dsr,
+    /// The packet travels in an outer IPv4 or IPv6 header (RFC 2003, RFC 2473, RFC 4213).
+    Ipip,
+}
+
+/// What of a packet decides where it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Addresses, ports and protocol: each flow for itself.
+    #[default]
+    Flow,
+    /// Addresses and protocol: all flows of a client together.
+    Client,
+}
+
+/// One server behind a service, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address: where the next hop is looked up, and where tunnels end.
+    pub address: IpAddr,
+    /// Its port, where it is not the service's.
+    pub port: Option<u16>,
+    /// Its share relative to the others; 0 takes no slot.
+    pub weight: u32,
+    /// Takes no slot whatever its weight.
+    pub drain: bool,
+    /// Where its frames go, if the kernel is not to be asked.
+    pub static_hop: Option<StaticHop>,
+}
+
+impl Backend {
+    /// The weight that counts: 0 while draining.
+    #[must_use]
+    pub fn effective_weight(&self) -> u32 {
+        if self.drain { 0 } else { self.weight }
+    }
+}
+
+/// A next hop that was written down, not learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticHop {
+    /// Destination MAC.
+    pub mac: MacAddr,
+    /// Name of the port that the frame leaves by. Absent: the port whose subnet has the backend's
+    /// address, else the first.
+    pub interface: Option<String>,
+}
+
+/// A service, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Unique among services.
+    pub name: String,
+    /// What clients address.
+    pub vip: Vip,
+    /// How packets reach backends.
+    pub forward: Forward,
+    /// What keeps together.
+    pub affinity: Affinity,
+    /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
+    pub slots: Option<u32>,
+    /// The servers; may be empty (then packets are dropped, and counted).
+    pub backends: Vec<Backend>,
+}
+
+/// The key of a service's spec that a finding is about; a backend's by its place in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the configuration key of that name")]
+pub enum Key {
+    Name,
+    Address,
+    Port,
+    Slots,
+    Backends,
+    Backend(usize),
+    BackendAddress(usize),
+    BackendPort(usize),
+    BackendWeight(usize),
+    BackendMac(usize),
+}
+
+/// Why a service cannot be. Says what to write instead; [`Finding::key`] says where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// The name is empty, long, or has characters that tables and metrics would trip over.
+    #[error("a name has 1 to 63 letters, digits, '-', '_' or '.'")]
+    Name,
+    /// Two services of one name.
+    #[error("another service is named {0:?}; names are unique")]
+    DuplicateName(String),
+    /// Two services for the same packets.
+    #[error("service {other:?} already has {vip}; give one of them another address or port")]
+    DuplicateVip {
+        /// What both claim.
+        vip: Vip,
+        /// The service that came first.
+        other: String,
+    },
+    /// More services than there may be.
+    #[error("{0} services are too many; at most {SERVICES_MAX}")]
+    TooManyServices(usize),
+    /// Multicast, loopback, unspecified or broadcast.
+    #[error("{0} cannot be a server's address; use a unicast address")]
+    NotUnicast(IpAddr),
+    /// Port 0.
+    #[error("port 0 is not a port; use 1 to 65535")]
+    PortZero,
+    /// The number of slots is not prime, or out of bounds.
+    #[error("{given} slots: the number has to be prime; {next} is the next prime")]
+    SlotsNotPrime {
+        /// What was asked for.
+        given: u32,
+        /// The next prime above.
+        next: u32,
+    },
+    /// More slots than a table may have.
+    #[error("{0} slots are too many; at most {SLOTS_MAX}")]
+    TooManySlots(u32),
+    /// Some backend would never be chosen.
+    #[error("{backends} backends do not fit {slots} slots; use a prime of at least {}", backends * 100)]
+    TooFewSlots {
+        /// Slots asked for.
+        slots: u32,
+        /// Backends listed.
+        backends: usize,
+    },
+    /// More backends than a slot can name.
+    #[error("{0} backends are too many for one service; at most {BACKENDS_MAX}")]
+    TooManyBackends(usize),
+    /// The same server twice.
+    #[error("backend {0} is listed twice; raise its weight instead")]
+    DuplicateBackend(String),
+    /// The backend is the service itself.
+    #[error("backend {0} has the service's own address; packets would go in a circle")]
+    BackendIsVip(IpAddr),
+    /// This mode does not rewrite ports.
+    #[error("this forwarding mode keeps the port: leave it out, or write {0}, the service's")]
+    PortIsKept(u16),
+    /// Weight out of range.
+    #[error("weight {0} is too large; at most {WEIGHT_MAX}")]
+    Weight(u32),
+    /// Group or zero MAC.
+    #[error("{0} is not one station's MAC address")]
+    NotAStation(MacAddr),
+}
+
+/// Something wrong with a service, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which key.
+    pub key: Key,
+    /// What about it.
+    pub invalid: Invalid,
+}
+
+/// A service that was checked.
+///
+/// **Having one tells you**: its addresses are unicast; its port is not 0; its backends are
+/// distinct, none of them the VIP, at most [`BACKENDS_MAX`]; weights are at most [`WEIGHT_MAX`];
+/// its number of slots is prime and at least the number of backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    spec: ServiceSpec,
+    slots: u32,
+}
+
+impl Service {
+    /// Checks `spec`.
+    ///
+    /// # Errors
+    /// Every finding, not only the first.
+    pub fn new(spec: ServiceSpec) -> Result<Self, Vec<Finding>> {
+        let mut findings = Vec::new();
+        let mut find = |key, invalid| findings.push(Finding { key, invalid });
+        if !is_name(&spec.name) {
+            find(Key::Name, Invalid::Name);
+        }
+        if !is_unicast(spec.vip.address) {
+            find(Key::Address, Invalid::NotUnicast(spec.vip.address));
+        }
+        if spec.vip.port == 0 {
+            find(Key::Port, Invalid::PortZero);
+        }
+        if spec.backends.len() > BACKENDS_MAX {
+            find(Key::Backends, Invalid::TooManyBackends(spec.backends.len()));
+        }
+        let slots = spec.slots.unwrap_or_else(|| slots_for(spec.backends.len()));
+        if slots > SLOTS_MAX {
+            find(Key::Slots, Invalid::TooManySlots(slots));
+        } else if !is_prime(slots) {
+            find(Key::Slots, Invalid::SlotsNotPrime { given: slots, next: next_prime(slots) });
+        } else if spec.backends.len() > slots as usize {
+            find(Key::Slots, Invalid::TooFewSlots { slots, backends: spec.backends.len() });
+        }
+        check_backends(&spec, &mut find);
+        if findings.is_empty() { Ok(Self { spec, slots }) } else { Err(findings) }
+    }
+
+    /// What was asked for.
+    #[must_use]
+    pub fn spec(&self) -> &ServiceSpec {
+        &self.spec
+    }
+
+    /// Slots of the lookup table: as asked for, else the first of a few primes that gives each
+    /// backend at least 100. They are far apart, because another number of slots moves most flows.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+}
+
+fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
+    let mut seen = std::collections::BTreeSet::new();
+    for (i, backend) in spec.backends.iter().enumerate() {
+        if !is_unicast(backend.address) {
+            find(Key::BackendAddress(i), Invalid::NotUnicast(backend.address));
+        } else if backend.address == spec.vip.address {
+            find(Key::BackendAddress(i), Invalid::BackendIsVip(backend.address));
+        }
+        if let Some(port) = backend.port.filter(|&port| port != spec.vip.port) {
+            match spec.forward {
+                _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
+                Forward::L2dsr | Forward::Ipip => {
+                    find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.port));
+                }
+            }
+        }
+        if backend.weight > WEIGHT_MAX {
+            find(Key::BackendWeight(i), Invalid::Weight(backend.weight));
+        }
+        if let Some(hop) = backend.static_hop.as_ref().filter(|hop| !hop.mac.is_station()) {
+            find(Key::BackendMac(i), Invalid::NotAStation(hop.mac));
+        }
+        if !seen.insert((backend.address, backend.port.unwrap_or(spec.vip.port))) {
+            find(Key::Backend(i), Invalid::DuplicateBackend(backend.address.to_string()));
+        }
+    }
+}
+
+/// Two services that want the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Place of the later one in the list.
+    pub place: usize,
+    /// Place of the first one.
+    pub first: usize,
+    /// What both want, as a finding about the later one.
+    pub finding: Finding,
+}
+
+/// Finds services that share a name or a VIP. [`DesiredState::new`] refuses them; a source may ask
+/// first, while some of its services are not valid yet.
+pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<Conflict> {
+    let mut conflicts = Vec::new();
+    let mut names = BTreeMap::new();
+    let mut vips = BTreeMap::new();
+    for (place, (name, vip)) in services.into_iter().enumerate() {
+        let first = *names.entry(name).or_insert(place);
+        if first != place {
+            let invalid = Invalid::DuplicateName(name.into());
+            conflicts.push(Conflict { place, first, finding: Finding { key: Key::Name, invalid } });
+        }
+        let (first, other) = *vips.entry(vip).or_insert((place, name));
+        if first != place {
+            let invalid = Invalid::DuplicateVip { vip, other: other.into() };
+            let finding = Finding { key: Key::Address, invalid };
+            conflicts.push(Conflict { place, first, finding });
+        }
+    }
+    conflicts
+}
+
+/// The key of the flow hash: equal on all balancers of a site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HashKey(pub [u8; 16]);
+
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashKey(…)") // a secret: who knows it can aim flows at one backend
+    }
+}
+
+/// All that a source wants, valid as a whole.
+///
+/// **Having one tells you**: names and VIPs are unique, and there are at most [`SERVICES_MAX`]
+/// services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredState {
+    hash_key: HashKey,
+    services: Vec<Arc<Service>>,
+}
+
+impl DesiredState {
+    /// Joins services.
+    ///
+    /// # Errors
+    /// Every finding, with the place of the service in the list.
+    pub fn new(hash_key: HashKey, services: Vec<Service>) -> Result<Self, Vec<(usize, Finding)>> {
+        let specs = services.iter().map(|service| (service.spec.name.as_str(), service.spec.vip));
+        let mut findings: Vec<_> = conflicts(specs)
+            .into_iter()
+            .map(|conflict| (conflict.place, conflict.finding))
+            .collect();
+        if services.len() > SERVICES_MAX {
+            let invalid = Invalid::TooManyServices(services.len());
+            findings.push((SERVICES_MAX, Finding { key: Key::Name, invalid }));
+        }
+        if findings.is_empty() {
+            Ok(Self { hash_key, services: services.into_iter().map(Arc::new).collect() })
+        } else {
+            Err(findings)
+        }
+    }
+
+    /// No services.
+    #[must_use]
+    pub fn empty(hash_key: HashKey) -> Self {
+        Self { hash_key, services: Vec::new() }
+    }
+
+    /// The key of the flow hash.
+    #[must_use]
+    pub fn hash_key(&self) -> HashKey {
+        self.hash_key
+    }
+
+    /// In the order in which they were given.
+    #[must_use]
+    pub fn services(&self) -> &[Arc<Service>] {
+        &self.services
+    }
+}
+
+/// Has `name` 1 to 63 letters, digits, '-', '_' or '.'?
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+/// May a server have this address? Not multicast, loopback, unspecified or broadcast, and not an
+/// IPv4 address in IPv6 clothes (RFC 4291 §2.5.5.2), which no packet carries.
+#[must_use]
+pub fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => {
+            !(a.is_multicast() || a.is_loopback() || a.is_unspecified() || a.octets()[0] >= 240)
+                && a.octets()[0] != 0
+        }
+        IpAddr::V6(a) => {
+            !(a.is_multicast() || a.is_loopback() || a.is_unspecified())
+                && a.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+/// At least 100 slots a backend, from primes next to powers of two.
+fn slots_for(backends: usize) -> u32 {
+    const LADDER: [u32; 8] =
+        [65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319, 8_388_617];
+    let enough = |&slots: &u32| slots as usize / 100 >= backends;
+    LADDER.into_iter().find(enough).unwrap_or(LADDER[LADDER.len() - 1])
+}
+
+fn is_prime(n: u32) -> bool {
+    n >= 2 && (2..=n.isqrt()).all(|d| !n.is_multiple_of(d))
+}
+
+fn next_prime(n: u32) -> u32 {
+    (n + 1..=u32::MAX).find(|&n| is_prime(n)).unwrap_or(n)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A backend of weight 1 that the kernel is asked about.
+    pub(crate) fn backend(address: &str) -> Backend {
+        Backend {
+            address: address.parse().unwrap(),
+            port: None,
+            weight: 1,
+            drain: false,
+            static_hop: None,
+        }
+    }
+
+    /// A TCP service on port 80.
+    pub(crate) fn spec(name: &str, address: &str, backends: &[&str]) -> ServiceSpec {
+        ServiceSpec {
+            name: name.into(),
+            vip: Vip { address: address.parse().unwrap(), port: 80, protocol: Protocol::Tcp },
+            forward: Forward::L2dsr,
+            affinity: Affinity::Flow,
+            slots: None,
+            backends: backends.iter().map(|a| backend(a)).collect(),
+        }
+    }
+
+    fn findings(change: impl FnOnce(&mut ServiceSpec)) -> Vec<(Key, String)> {
+        let mut spec = spec("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12"]);
+        change(&mut spec);
+        let findings = Service::new(spec).err().unwrap_or_default();
+        findings.into_iter().map(|f| (f.key, f.invalid.to_string())).collect()
+    }
+
+    #[test]
+    fn a_good_service_is_taken() {
+        assert_eq!(findings(|_| ()), []);
+        assert_eq!(findings(|s| s.backends.clear()), []);
+        assert_eq!(findings(|s| s.backends[0].port = Some(80)), []);
+        assert_eq!(findings(|s| s.vip.address = "fd00::64".parse().unwrap()), []);
+    }
+
+    #[test]
+    fn each_rule_names_its_key() {
+        type Case = (fn(&mut ServiceSpec), Key, &'static str);
+        let cases: [Case; 14] = [
+            (|s| s.name.clear(), Key::Name, "a name has"),
+            (|s| s.name = "a b".into(), Key::Name, "a name has"),
+            (|s| s.vip.address = "224.0.0.1".parse().unwrap(), Key::Address, "use a unicast"),
+            (|s| s.vip.address = "::".parse().unwrap(), Key::Address, "use a unicast"),
+            (|s| s.vip.port = 0, Key::Port, "port 0"),
+            (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
+            (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
+            (|s| s.backends = vec![backend("10.0.0.100")], Key::BackendAddress(0), "in a circle"),
+            (
+                |s| s.backends[1].address = "127.0.0.1".parse().unwrap(),
+                Key::BackendAddress(1),
+                "unicast",
+            ),
+            (|s| s.backends[1].port = Some(8080), Key::BackendPort(1), "keeps the port"),
+            (|s| s.backends[1].port = Some(0), Key::BackendPort(1), "port 0"),
+            (|s| s.backends[1].weight = 65_536, Key::BackendWeight(1), "too large"),
+            (|s| s.backends[1] = backend("10.0.0.11"), Key::Backend(1), "listed twice"),
+            (
+                |s| {
+                    s.backends[0].static_hop =
+                        Some(StaticHop { mac: MacAddr::BROADCAST, interface: None })
+                },
+                Key::BackendMac(0),
+                "one station's",
+            ),
+        ];
+        for (change, key, text) in cases {
+            let found = findings(change);
+            assert!(
+                matches!(&found[..], [(k, t)] if *k == key && t.contains(text)),
+                "{key:?} {text:?}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn several_findings_come_at_once() {
+        let found = findings(|s| {
+            s.vip.port = 0;
+            s.backends[1].weight = 1 << 20;
+        });
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn names_and_vips_are_unique() {
+        let service = |name, address| Service::new(spec(name, address, &[])).unwrap();
+        let state = |services| DesiredState::new(HashKey([0; 16]), services);
+        assert!(state(vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")]).is_ok());
+        let twice = state(vec![service("a", "10.0.0.1"), service("a", "10.0.0.1")]).unwrap_err();
+        assert_eq!(twice.len(), 2);
+        assert!(twice.iter().all(|(place, _)| *place == 1));
+        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|address| spec("", address, &[]).vip);
+        let found = conflicts([("x", a), ("y", b), ("z", b), ("x", a), ("x", b)]);
+        let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+        let (name, vip) = (Key::Name, Key::Address);
+        assert_eq!(places, [(2, 1, vip), (3, 0, name), (3, 0, vip), (4, 0, name), (4, 1, vip)]);
+    }
+
+    #[test]
+    fn slots_grow_with_the_backends() {
+        for (backends, slots) in [(0, 65_537), (655, 65_537), (656, 131_101), (65_535, 8_388_617)] {
+            assert_eq!(slots_for(backends), slots);
+            assert!(is_prime(slots));
+        }
+    }
+}

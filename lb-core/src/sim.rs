@@ -1,0 +1,134 @@
+//! The world in memory: frames and queues for tests, fuzzers, benches and captures.
+
+use std::collections::VecDeque;
+
+use crate::frame::{Checked, Frame, Frames, Io};
+use crate::tables::next_hop::PortId;
+
+/// Room in front of a simulated frame, in bytes: as much as DPDK leaves.
+pub const HEADROOM_BYTES: usize = 128;
+
+/// A frame in plain memory.
+#[derive(Clone, Debug)]
+pub struct SimFrame {
+    buffer: Vec<u8>,
+    start: usize,
+    /// Who made the frame may number it, to know it again at the other end.
+    pub number: usize,
+    /// As a frame in several buffers: nothing looks inside.
+    pub is_split: bool,
+    /// What the NIC would say.
+    pub ipv4_checked: Checked,
+}
+
+impl SimFrame {
+    /// A copy of `bytes`, with headroom.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self::with_headroom(bytes, HEADROOM_BYTES)
+    }
+
+    /// A copy of `bytes`, with as much room in front as said.
+    #[must_use]
+    pub fn with_headroom(bytes: &[u8], headroom: usize) -> Self {
+        let mut buffer = vec![0; headroom + bytes.len()];
+        buffer[headroom..].copy_from_slice(bytes);
+        Self { buffer, start: headroom, number: 0, is_split: false, ipv4_checked: Checked::Unknown }
+    }
+}
+
+impl Frame for SimFrame {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..]
+    }
+
+    fn prepend(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.start = self.start.checked_sub(len)?;
+        Some(self.bytes_mut())
+    }
+
+    fn trim_front(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.buffer.len());
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.buffer.truncate(self.start + len);
+    }
+
+    fn is_contiguous(&self) -> bool {
+        !self.is_split
+    }
+
+    fn ipv4_checked(&self) -> Checked {
+        self.ipv4_checked
+    }
+
+    fn prefetch(&self) {}
+}
+
+/// Queues in memory, by port, with limits that can be made small.
+#[derive(Debug)]
+pub struct SimIo {
+    /// What waits to be received.
+    pub arriving: Vec<VecDeque<SimFrame>>,
+    /// What was sent.
+    pub sent: Vec<Vec<SimFrame>>,
+    /// What the kernel was given.
+    pub punted: Vec<Vec<SimFrame>>,
+    /// What the kernel wants sent.
+    pub from_kernel: Vec<VecDeque<SimFrame>>,
+    /// Frames that `sent` takes before it is full, for each port.
+    pub send_max: usize,
+    /// Frames that `punted` takes before it is full, for each port.
+    pub punt_max: usize,
+}
+
+impl SimIo {
+    /// Empty queues without limits.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        Self {
+            arriving: vec![VecDeque::new(); ports],
+            sent: vec![Vec::new(); ports],
+            punted: vec![Vec::new(); ports],
+            from_kernel: vec![VecDeque::new(); ports],
+            send_max: usize::MAX,
+            punt_max: usize::MAX,
+        }
+    }
+}
+
+impl Io for SimIo {
+    type Frame = SimFrame;
+
+    fn receive(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        let queue = &mut self.arriving[port.index()];
+        let n = queue.len().min(frames.remaining_capacity());
+        frames.extend(queue.drain(..n));
+    }
+
+    fn send(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        let sent = &mut self.sent[port.index()];
+        let n = frames.len().min(self.send_max.saturating_sub(sent.len()));
+        sent.extend(frames.drain(..n));
+    }
+
+    fn punt(&mut self, port: PortId, frame: SimFrame) -> Result<(), SimFrame> {
+        let punted = &mut self.punted[port.index()];
+        if punted.len() >= self.punt_max {
+            return Err(frame);
+        }
+        punted.push(frame);
+        Ok(())
+    }
+
+    fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        let queue = &mut self.from_kernel[port.index()];
+        let n = queue.len().min(frames.remaining_capacity());
+        frames.extend(queue.drain(..n));
+    }
+}

@@ -1,0 +1,7 @@
+//! The stages of the pipeline. They do not know each other: [`pipeline`](crate::pipeline) has their
+//! order.
+
+pub mod classify;
+pub mod forward;
+pub mod parse;
+pub mod select;

@@ -1,0 +1,147 @@
+//! What workers read: immutable, made by [`compile()`](compile::compile), published as a whole.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+use crate::drop_reason::DropReason;
+use crate::flow_hash::FlowHasher;
+use crate::model::{Affinity, Service};
+use crate::wire::ethernet::MacAddr;
+
+pub mod compile;
+pub mod next_hop;
+mod vip_index;
+
+use next_hop::{HOPS_MAX, Port, PortId};
+pub use vip_index::VipIndex;
+
+/// Names a service from one version of the tables to the next; a small number, used again after
+/// the service is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceId(pub u32);
+
+/// One version of everything that a worker needs to know.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Counts up from 1.
+    pub version: u64,
+    /// The flow hash with its key.
+    pub hasher: FlowHasher,
+    /// By [`PortId`].
+    pub ports: Arc<[Port]>,
+    /// Destination → place in `services`.
+    pub vips: VipIndex,
+    /// In the order of the desired state.
+    pub services: Vec<ServiceTable>,
+}
+
+impl Tables {
+    /// Would a worker do the same by `other`, its predecessor for the same desired state? Looks at
+    /// what is shared, not inside.
+    #[must_use]
+    pub fn decides_like(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&ServiceTable, &ServiceTable)| {
+            Arc::ptr_eq(&a.slots, &b.slots) && Arc::ptr_eq(&a.backends, &b.backends)
+        };
+        self.services.len() == other.services.len()
+            && self.services.iter().zip(&other.services).all(alike)
+    }
+}
+
+/// One service, as workers see it.
+#[derive(Clone, Debug)]
+pub struct ServiceTable {
+    /// For counters.
+    pub id: ServiceId,
+    /// Does the flow hash cover the ports?
+    pub affinity: Affinity,
+    /// Slot → backend; empty if no backend takes traffic.
+    pub slots: Arc<SlotTable>,
+    /// Why packets are dropped if there are no slots.
+    pub without_slots: DropReason,
+    /// By the numbers in `slots`, in the order of the spec.
+    pub backends: Arc<[BackendEntry]>,
+    /// What this was made from.
+    pub source: Arc<Service>,
+}
+
+/// Slot → backend, and what it was made from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SlotTable {
+    /// Of each backend.
+    identities: Box<[u64]>,
+    /// Of each backend; 0: takes no slot.
+    weights: Box<[u32]>,
+    /// A prime, or 0.
+    len: u32,
+    slots: Box<[u16]>,
+}
+
+impl SlotTable {
+    /// The number of slots.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Does no backend take traffic?
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Slot → backend.
+    #[inline]
+    #[must_use]
+    pub fn slots(&self) -> &[u16] {
+        &self.slots
+    }
+}
+
+/// How one backend is reached. As large as two cache lines, and begins on one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(align(64))]
+pub struct BackendEntry {
+    /// The ways, chosen by flow hash; empty: not resolved yet.
+    pub hops: ArrayVec<HopEntry, HOPS_MAX>,
+    /// What the packet travels in.
+    pub outer: Outer,
+}
+
+/// A next hop, ready to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HopEntry {
+    /// Destination and source of the frame, as they lie on the wire.
+    pub macs: [MacAddr; 2],
+    /// The port that the frame leaves by.
+    pub out: PortId,
+    /// The tag that it gets; absent: see [`next_hop::NextHop::vlan`].
+    pub vlan: Option<u16>,
+    /// Largest packet, in bytes.
+    pub mtu: u16,
+}
+
+/// The outer header that carries packets to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// None: the packet goes as it is.
+    None,
+    /// RFC 2003, RFC 4213.
+    Ipv4 {
+        /// The balancer.
+        src: Ipv4Addr,
+        /// The backend.
+        dst: Ipv4Addr,
+    },
+    /// RFC 2473.
+    Ipv6 {
+        /// The balancer.
+        src: Ipv6Addr,
+        /// The backend.
+        dst: Ipv6Addr,
+    },
+}

@@ -1,0 +1,180 @@
+//! IPv6 (RFC 8200).
+
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::drop_reason::DropReason;
+
+/// Bytes of the fixed header.
+pub const HEADER_BYTES: usize = 40;
+/// Extension headers that are walked, at most.
+pub const EXTENSIONS_MAX: usize = 8;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// The fixed IPv6 header, as it lies on the wire (RFC 8200 §3).
+///
+/// Having an `&Ipv6` from [`Ipv6::parse`] tells you: version is 6, and header and payload were there.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Ipv6 {
+    /// Version (4 bits), traffic class (8), flow label (20).
+    pub version_class_flow: U32,
+    /// Bytes behind this header, extension headers included.
+    pub payload_len: U16,
+    /// What follows.
+    pub next_header: u8,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+}
+
+/// What is behind the extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpperLayer {
+    /// Protocol of the upper layer; whatever a fragment that is not the first begins with, if
+    /// `is_fragment`.
+    pub protocol: u8,
+    /// Bytes from the start of the IPv6 header.
+    pub offset: usize,
+    /// Is there a fragment header that says there is more than this packet (RFC 8200 §4.5)? One
+    /// that says the opposite ("atomic", RFC 6946) does not count.
+    pub is_fragment: bool,
+}
+
+impl Ipv6 {
+    /// Reads a header off the front of `bytes`, which may be longer than the packet (padding).
+    ///
+    /// # Errors
+    /// [`DropReason::Truncated`], [`DropReason::BadVersion`].
+    #[inline]
+    pub fn parse(bytes: &[u8]) -> Result<&Self, DropReason> {
+        let (ip, payload) = Self::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
+        if ip.version_class_flow.get() >> 28 != 6 {
+            return Err(DropReason::BadVersion);
+        }
+        if usize::from(ip.payload_len.get()) > payload.len() {
+            return Err(DropReason::Truncated);
+        }
+        Ok(ip)
+    }
+
+    /// Bytes of the packet.
+    #[inline]
+    #[must_use]
+    pub fn total_len(&self) -> usize {
+        HEADER_BYTES + usize::from(self.payload_len.get())
+    }
+
+    /// DSCP and ECN, as in IPv4's `tos`.
+    #[inline]
+    #[must_use]
+    pub fn traffic_class(&self) -> u8 {
+        let [.., class] = (self.version_class_flow.get() >> 20).to_be_bytes();
+        class
+    }
+
+    /// Walks the extension headers of `packet`, which begins with this header and ends with the
+    /// packet.
+    ///
+    /// # Errors
+    /// [`DropReason::Truncated`], [`DropReason::TooManyExtensions`].
+    #[inline]
+    pub fn upper_layer(&self, packet: &[u8]) -> Result<UpperLayer, DropReason> {
+        let here =
+            UpperLayer { protocol: self.next_header, offset: HEADER_BYTES, is_fragment: false };
+        if is_extension(self.next_header) { walk(packet, here) } else { Ok(here) }
+    }
+}
+
+fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
+#[cold]
+fn walk(packet: &[u8], mut here: UpperLayer) -> Result<UpperLayer, DropReason> {
+    for _ in 0..EXTENSIONS_MAX {
+        let header = packet.get(here.offset..).ok_or(DropReason::Truncated)?;
+        // RFC 8200 §4: next header, then the length in 8 bytes without the first 8 (but for the
+        // fragment header, which is 8 bytes: offset and M flag in bytes 2 and 3).
+        let &[next_header, len, third, fourth, ..] = header else {
+            return Err(DropReason::Truncated);
+        };
+        let len = match here.protocol {
+            FRAGMENT => {
+                here.is_fragment |= u16::from_be_bytes([third, fourth]) & 0xfff9 != 0;
+                8
+            }
+            _ => 8 + usize::from(len) * 8,
+        };
+        here.protocol = next_header;
+        here.offset += len;
+        if here.offset > packet.len() {
+            return Err(DropReason::Truncated);
+        }
+        if here.is_fragment || !is_extension(next_header) {
+            return Ok(here); // behind a fragment header may be anything
+        }
+    }
+    Err(DropReason::TooManyExtensions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(next_header: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, payload.len().try_into().unwrap(), next_header, 64];
+        bytes.extend([1; 32]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn upper(bytes: &[u8]) -> Result<(u8, usize, bool), DropReason> {
+        let found = Ipv6::parse(bytes)?.upper_layer(bytes)?;
+        Ok((found.protocol, found.offset, found.is_fragment))
+    }
+
+    #[test]
+    fn extension_headers_are_walked() {
+        let options = |next| [next, 0, 0, 0, 0, 0, 0, 0];
+        let fragment = |next, offset_flags: u16| {
+            let [high, low] = offset_flags.to_be_bytes();
+            [next, 0, high, low, 0, 0, 0, 9]
+        };
+        let chain = |parts: &[[u8; 8]]| parts.concat();
+        for (next, payload, expect) in [
+            (6, vec![], Ok((6, 40, false))),
+            (0, chain(&[options(6)]), Ok((6, 48, false))),
+            (0, chain(&[options(43), options(60), options(17)]), Ok((17, 64, false))),
+            (44, chain(&[fragment(6, 0)]), Ok((6, 48, false))),
+            (44, chain(&[fragment(6, 1)]), Ok((6, 48, true))),
+            (44, chain(&[fragment(60, 8 << 3)]), Ok((60, 48, true))),
+            (60, vec![6, 0, 0], Err(DropReason::Truncated)),
+            (60, vec![6, 1, 0, 0, 0, 0, 0, 0], Err(DropReason::Truncated)),
+            (60, chain(&[options(60); 8]), Err(DropReason::TooManyExtensions)),
+            (60, chain(&[&[options(60); 7][..], &[options(6)]].concat()), Ok((6, 104, false))),
+        ] {
+            assert_eq!(upper(&packet(next, &payload)), expect, "{next} {payload:?}");
+        }
+    }
+
+    #[test]
+    fn parse_says_why_not() {
+        let good = packet(6, &[0; 4]);
+        assert_eq!(Ipv6::parse(&good[..43]).unwrap_err(), DropReason::Truncated);
+        assert_eq!(Ipv6::parse(&good[..39]).unwrap_err(), DropReason::Truncated);
+        let mut version = good.clone();
+        version[0] = 0x40;
+        assert_eq!(Ipv6::parse(&version).unwrap_err(), DropReason::BadVersion);
+        let mut class = good;
+        class[..2].copy_from_slice(&[0x6b, 0x90]);
+        assert_eq!(Ipv6::parse(&class).unwrap().traffic_class(), 0xb9);
+    }
+}
