@@ -36,12 +36,14 @@ impl Frame for DpdkFrame {
 
     #[inline]
     fn trim_front(&mut self, len: usize) {
-        self.0.trim_front(length(len.min(self.0.bytes().len())));
+        let trimmed = self.0.trim_front(length(len.min(self.0.bytes().len())));
+        debug_assert!(trimmed, "no longer than the frame");
     }
 
     #[inline]
     fn truncate(&mut self, len: usize) {
-        self.0.truncate(length(len.min(self.0.bytes().len())));
+        let truncated = self.0.truncate(length(len.min(self.0.bytes().len())));
+        debug_assert!(truncated, "no longer than the frame");
     }
 
     #[inline]

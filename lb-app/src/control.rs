@@ -9,17 +9,15 @@ use dpdk::{Port, Started};
 use lb_config::Config;
 use lb_core::model::DesiredState;
 use lb_core::publish::{Publisher, publication};
+use lb_core::tables::Tables;
 use lb_core::tables::compile::{compile, ways};
 use lb_core::tables::next_hop::{self, NextHops};
-use lb_core::tables::Tables;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
-use crate::kernel::{
-    Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap,
-};
+use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::workers::{Settings, WorkerError, Workers};
 
 /// How long the first tables wait for the next hops of all backends.
@@ -170,7 +168,8 @@ impl Control {
         }
         self.kernel.set_vips(&vips(&self.config.desired)).await?;
         self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
-        let tables = compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
+        let tables =
+            compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
         if !tables.decides_like(&self.tables) {
             self.publish(tables).await;
         }
@@ -200,7 +199,8 @@ impl Control {
     }
 
     async fn put_in_force(&mut self) {
-        let tables = compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
+        let tables =
+            compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
         self.publish(tables).await;
     }
 

@@ -41,9 +41,10 @@ impl Baselines {
 }
 
 fn totals(id: ServiceId, workers: &[Arc<Counters>]) -> Totals {
-    workers.iter().filter_map(|counters| counters.service(id)).fold((0, 0), |sum, traffic| {
-        (sum.0 + traffic.frames.get(), sum.1 + traffic.bytes.get())
-    })
+    workers
+        .iter()
+        .filter_map(|counters| counters.service(id))
+        .fold((0, 0), |sum, traffic| (sum.0 + traffic.frames.get(), sum.1 + traffic.bytes.get()))
 }
 
 /// All that is counted; drop reasons that did not occur are left out.

@@ -118,7 +118,10 @@ impl Dataplane {
         }
         if device.unsupported().contains(&Unsupported::Mtu) {
             let (has, wanted) = (device.mtu(), port.mtu);
-            warn!("port {}: the device keeps its MTU of {has}; {wanted} is taken as true", port.name);
+            warn!(
+                "port {}: the device keeps its MTU of {has}; {wanted} is taken as true",
+                port.name
+            );
         }
         info!("port {} is {} ({}), MAC {mac}", port.name, port.device, device.driver());
 
@@ -128,7 +131,8 @@ impl Dataplane {
         for ((rx, tx), (worker, of_worker)) in
             queues.into_iter().zip(self.queues.iter_mut().enumerate())
         {
-            let queue = |pick: fn(&KernelQueues) -> &KernelQueue| kernel.as_ref().map(pick).cloned();
+            let queue =
+                |pick: fn(&KernelQueues) -> &KernelQueue| kernel.as_ref().map(pick).cloned();
             of_worker.push(PortQueues {
                 rx,
                 tx,

@@ -1,6 +1,7 @@
 //! Weir: a layer-4 load balancer.
 
 mod adapter;
+mod capture;
 mod cli;
 mod control;
 mod counters;

@@ -60,8 +60,7 @@ impl Workers {
         subscribers: Vec<Subscriber<Tables>>,
         settings: Settings,
     ) -> Result<Self, WorkerError> {
-        let mut workers =
-            Self { stop: Arc::default(), threads: Vec::new(), counters: Vec::new() };
+        let mut workers = Self { stop: Arc::default(), threads: Vec::new(), counters: Vec::new() };
         let count = u32::try_from(cpus.len()).unwrap_or(u32::MAX).max(1);
         let clock = Clock::new();
         for ((&cpu, queues), tables) in cpus.iter().zip(queues).zip(subscribers) {

@@ -50,6 +50,8 @@ impl From<DropReason> for Exit {
 #[derive(Debug)]
 pub struct Burst<F> {
     port: PortId,
+    /// Does the kernel take what is punted?
+    has_kernel: bool,
     frames: Frames<F>,
     meta: [Meta; BURST_MAX],
     /// Bit `i`: frame `i` is on its way through the pipeline.
@@ -64,6 +66,7 @@ impl<F> Default for Burst<F> {
     fn default() -> Self {
         Self {
             port: PortId::default(),
+            has_kernel: true,
             frames: Frames::new(),
             meta: [Meta::default(); BURST_MAX],
             live: 0,
@@ -84,6 +87,11 @@ impl<F: Frame> Burst<F> {
         self.live = if n == 0 { 0 } else { u64::MAX >> (BURST_MAX - n) };
         self.punted = 0;
         self.drops = [0; DropReason::COUNT];
+    }
+
+    /// Says whether the port has a kernel side; without, frames for the kernel are nobody's.
+    pub fn set_kernel(&mut self, has_kernel: bool) {
+        self.has_kernel = has_kernel;
     }
 
     /// The port that the frames came in by.
@@ -119,7 +127,8 @@ impl<F: Frame> Burst<F> {
     fn leave(&mut self, i: usize, exit: Exit) {
         self.live &= !(1 << i);
         match exit {
-            Exit::Punt => self.punted |= 1 << i,
+            Exit::Punt if self.has_kernel => self.punted |= 1 << i,
+            Exit::Punt => self.drops[DropReason::NotOurs as usize] += 1,
             Exit::Drop(reason) => self.drops[reason as usize] += 1,
         }
     }

@@ -13,6 +13,7 @@ pub fn process<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Count
     let Some(port) = tables.ports.get(burst.port().index()) else {
         return;
     };
+    burst.set_kernel(port.kernel);
     for frame in burst.frames() {
         frame.prefetch();
     }

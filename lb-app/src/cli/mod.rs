@@ -40,7 +40,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check { file } => return check::check(&file),
-        Command::Replay(args) => replay::replay(&args).map_err(Into::into),
+        Command::Replay(args) => replay::replay(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

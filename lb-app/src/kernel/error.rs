@@ -61,7 +61,8 @@ pub enum KernelError {
 fn advice(errno: Errno) -> &'static str {
     match errno {
         Errno::EPERM => "; run as root, or with CAP_NET_ADMIN",
-        Errno::EACCES => "; is IPv6 disabled on this machine (net.ipv6.conf.all.disable_ipv6)?",
+        Errno::EACCES => "; is IPv6 disabled there (sysctl net.ipv6.conf.*.disable_ipv6)?",
+        Errno::EOPNOTSUPP => "; has this kernel IPv6 (it is started with ipv6.disable=1?)",
         _ => "",
     }
 }

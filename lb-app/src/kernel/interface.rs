@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::IpNet;
 use lb_core::tables::next_hop::Port;
@@ -22,13 +22,12 @@ use super::netlink::{Netlink, Request};
 const QUEUE_LEN: u32 = 4096;
 
 /// What a TAP needs to be different from the defaults: below `/proc/sys/net`, per interface.
-const SETTINGS: [(&str, &str, &str); 7] = [
+const SETTINGS: [(&str, &str, &str); 6] = [
     // Answer ARP only for addresses of this interface (another port's TAP answers for its own),
     ("ipv4", "arp_ignore", "1"),
     // and ask with an address of this interface: a backend that has the VIP itself (l2dsr) does
     // not answer questions that come from the VIP.
     ("ipv4", "arp_announce", "2"),
-    ("ipv6", "disable_ipv6", "0"),
     // Addresses are used at once: balancers of a site may share a VIP, and nothing may wait for
     // a data plane that does not forward yet.
     ("ipv6", "accept_dad", "0"),
@@ -84,8 +83,11 @@ pub(super) async fn configure(
     index: u32,
 ) -> Result<(), KernelError> {
     for (family, key, value) in SETTINGS {
-        let path = Path::new("/proc/sys/net").join(family).join("conf").join(&port.name).join(key);
-        write_setting(path, value)?;
+        write_setting(family, &port.name, key, value)?;
+    }
+    if port.ipv6().is_some() {
+        // Else it is as the administrator wants interfaces to be.
+        write_setting("ipv6", &port.name, "disable_ipv6", "0")?;
     }
     let mut link = LinkMessage::default();
     link.header.index = index;
@@ -160,11 +162,17 @@ fn address_message(index: u32, net: IpNet) -> AddressMessage {
 
 /// Writes only what is not so already: `/proc/sys` may be read-only in a container whose
 /// defaults are right.
-fn write_setting(path: PathBuf, value: &'static str) -> Result<(), KernelError> {
+fn write_setting(
+    family: &str,
+    interface: &str,
+    key: &str,
+    value: &'static str,
+) -> Result<(), KernelError> {
+    let path = Path::new("/proc/sys/net").join(family).join("conf").join(interface).join(key);
     match fs::read_to_string(&path) {
         Ok(text) if text.trim_end() == value => Ok(()),
-        // A kernel without IPv6, or without this setting.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && family == "ipv6" => Ok(()),
         _ => fs::write(&path, value).map_err(|source| KernelError::Setting { path, value, source }),
     }
 }

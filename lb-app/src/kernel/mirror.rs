@@ -41,6 +41,7 @@ pub enum InterfaceState {
 #[derive(Debug)]
 struct KernelPort {
     id: PortId,
+    name: String,
     /// Of its interface.
     index: u32,
     /// Its own.
@@ -64,6 +65,8 @@ pub struct Kernel {
     vips: BTreeMap<IpAddr, u32>,
     /// Notices were lost: what is mirrored has to be asked for anew.
     lost: bool,
+    /// [`Self::resolve`] took notices that its caller has to know of otherwise.
+    news: bool,
     /// When the kernel may next be asked about stations.
     next_ask: Instant,
 }
@@ -95,7 +98,8 @@ impl Kernel {
             let index = if_nametoindex(port.name.as_str())
                 .map_err(|_| KernelError::InterfaceGone(port.name.clone()))?;
             interface::configure(&mut netlink, port, index).await?;
-            kernel_ports.push(KernelPort { id, index, addresses: port.addresses.clone() });
+            let (name, addresses) = (port.name.clone(), port.addresses.clone());
+            kernel_ports.push(KernelPort { id, name, index, addresses });
         }
         let mut kernel = Self {
             netlink,
@@ -106,6 +110,7 @@ impl Kernel {
             neighbours: Neighbours::default(),
             vips: BTreeMap::new(),
             lost: false,
+            news: false,
             next_ask: Instant::now(),
         };
         kernel.read_links().await?;
@@ -147,20 +152,22 @@ impl Kernel {
     ) -> Result<Option<KernelError>, KernelError> {
         let requests = vips.iter().map(|(vip, index)| request(*index, (*vip).into())).collect();
         let answers = self.netlink.ask_all(requests).await?;
-        let mut refused = None;
-        for ((vip, index), answer) in vips.iter().zip(answers) {
-            // Somebody else may have done it meanwhile, or the whole interface may be gone.
-            let Err(errno) = answer else { continue };
-            let done = matches!(
-                (verb, errno),
-                ("add", Errno::EEXIST) | ("remove", Errno::EADDRNOTAVAIL | Errno::ENODEV)
-            );
-            if !done && refused.is_none() {
-                let request = format!("{verb} {vip} on {}", self.links.name(*index));
-                refused = Some(KernelError::Refused { request, errno });
+        let refusals = vips.iter().zip(answers).filter_map(|((vip, index), answer)| {
+            let name = || {
+                let port = self.ports.iter().find(|port| port.index == *index);
+                port.map_or_else(String::new, |port| port.name.clone())
+            };
+            match (verb, answer.err()?) {
+                // Somebody else did it meanwhile, or it went with its interface.
+                ("add", Errno::EEXIST) | ("remove", Errno::EADDRNOTAVAIL | Errno::ENODEV) => None,
+                ("add", Errno::ENODEV) => Some(KernelError::InterfaceGone(name())),
+                (_, errno) => {
+                    let request = format!("{verb} {vip} on {}", name());
+                    Some(KernelError::Refused { request, errno })
+                }
             }
-        }
-        Ok(refused)
+        });
+        Ok({ refusals }.next())
     }
 
     /// The ways to `backends`, as the kernel knows them now, in one entry each. Has the kernel
@@ -172,6 +179,7 @@ impl Kernel {
         let notices = self.notices.ready().await?;
         self.apply_all(notices);
         if std::mem::take(&mut self.lost) {
+            self.news = true;
             self.routes.forget_all();
             self.read_links().await?;
             self.read_neighbours().await?;
@@ -207,6 +215,9 @@ impl Kernel {
     /// # Errors
     /// If netlink does not work.
     pub async fn changed(&mut self) -> Result<(), KernelError> {
+        if std::mem::take(&mut self.news) {
+            return Ok(());
+        }
         loop {
             let ask_at = self.neighbours.next_due().map(|due| due.max(self.next_ask));
             let ask_time = async {
@@ -218,6 +229,7 @@ impl Kernel {
             tokio::select! {
                 notices = self.notices.next() => {
                     if self.apply_all(notices?) {
+                        self.news = false;
                         return Ok(());
                     }
                 }
@@ -250,16 +262,13 @@ impl Kernel {
 
     fn apply(&mut self, notice: Notice, now: Instant) -> bool {
         match notice {
-            Notice::Link(index, link) => self.links.set(index, link) && self.links_changed(),
-            Notice::LinkGone(index) => self.links.remove(index) && self.links_changed(),
+            Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
+            Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
             Notice::Neighbour(message) => self.neighbours.set(&message, now),
             Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
             Notice::Routes(prefix) => self.routes.forget(prefix),
             Notice::EveryRoute => self.routes.forget_all(),
-            Notice::AddressGone => {
-                self.routes.forget_all();
-                true
-            }
+            Notice::AddressGone => self.forget_routes(),
             Notice::Lost => {
                 tracing::debug!("netlink notices were lost: reading all anew");
                 self.lost = true;
@@ -268,9 +277,10 @@ impl Kernel {
         }
     }
 
-    /// The kernel drops routes of a link that goes down without further notice.
-    fn links_changed(&mut self) -> bool {
+    /// With a link or an address, the kernel drops routes without further notice.
+    fn forget_routes(&mut self) -> bool {
         self.routes.forget_all();
+        self.news = true;
         true
     }
 

@@ -88,12 +88,11 @@ impl Netlink {
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         for _ in 0..DUMPS_MAX {
-            let (answers, consistent) = self.exchange(vec![(request.clone(), NLM_F_DUMP)]).await?;
-            let table: Vec<_> = answers
-                .into_iter()
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|errno| KernelError::Refused { request: format!("list {what}"), errno })?
-                .concat();
+            let batch = vec![(request.clone(), NLM_F_DUMP)];
+            let (mut answers, consistent) = self.exchange(batch).await?;
+            let table = answers.pop().unwrap_or(Ok(Vec::new()));
+            let table = table
+                .map_err(|errno| KernelError::Refused { request: format!("list {what}"), errno })?;
             if consistent {
                 return Ok(table);
             }

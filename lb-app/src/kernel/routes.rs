@@ -52,9 +52,12 @@ impl Routes {
 
     /// Routes to `prefix` changed; does it concern a backend?
     pub(super) fn forget(&mut self, prefix: IpNet) -> bool {
-        let before = self.0.len();
-        self.0.retain(|address, _| !prefix.contains(address));
-        self.0.len() != before
+        let within = self.0.range(prefix.network()..=prefix.broadcast());
+        let concerned: Vec<IpAddr> = within.map(|(address, _)| *address).collect();
+        for address in &concerned {
+            self.0.remove(address);
+        }
+        !concerned.is_empty()
     }
 
     /// Any route may have changed; does it concern a backend?
@@ -138,6 +141,7 @@ mod tests {
         let backends: BTreeSet<IpAddr> =
             ["10.0.0.11", "10.1.0.11", "fd00::11"].map(|text| text.parse().unwrap()).into();
         let mut routes = Routes::default();
+        assert_eq!(routes.missing(&backends).len(), 3);
         for address in routes.missing(&backends) {
             routes.set(address, Err(Errno::ENETUNREACH));
         }

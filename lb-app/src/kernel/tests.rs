@@ -340,6 +340,8 @@ fn changes_of_routes_and_links_are_noticed() {
         lan.resolve_until(&backend, |hops| !all_resolved(hops)).await;
         assert_eq!(lan.kernel.interfaces().next(), Some((PortId(0), InterfaceState::Down)));
         ip("link set lan0 up");
+        // News that `resolve` came across is not lost.
+        lan.kernel.resolve(&backend).await.unwrap();
         lan.kernel.changed().await.unwrap();
         assert_eq!(lan.kernel.interfaces().next(), Some((PortId(0), InterfaceState::Up)));
         assert!(ip("address show lan0").contains("fd00::2"), "addresses stay");

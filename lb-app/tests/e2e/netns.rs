@@ -57,6 +57,14 @@ impl Netns {
         assert!(output.status.success(), "ip -n {}: {stderr}\nin: {script}", self.name);
     }
 
+    /// Whether an interface of this name is there.
+    pub(crate) fn has_interface(&self, name: &str) -> bool {
+        // (A thread's own `/proc/net` shows its namespace.)
+        let devices = self.run(|| fs::read_to_string("/proc/thread-self/net/dev"));
+        let devices = devices.expect("Linux has it");
+        devices.lines().any(|line| line.split(':').next().is_some_and(|it| it.trim() == name))
+    }
+
     /// A command that will run in this namespace, with `/sys` showing this namespace's interfaces.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -99,10 +99,7 @@ pub(crate) fn through_a_gateway(setup: Setup) {
             service("web6", v6(0, VIP_IPIP).into(), |backend| backend.v6),
         ],
     };
-    let weir = Weir::start(&routed.lb, &config.to_string());
-    for segment in routed.segments {
-        segment.connect_weir(&routed.lb);
-    }
+    let weir = Weir::start(&routed.lb, &config.to_string(), &routed.segments);
     for net in BACKENDS {
         routed.lb.ip(&format!("route add {}/24 via {}", v4(net, 0), v4(GATEWAYS, GATEWAY)));
         routed.lb.ip(&format!("route add {}/64 via {}", v6(net, 0), v6(GATEWAYS, GATEWAY)));

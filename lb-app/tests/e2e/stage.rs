@@ -35,8 +35,8 @@ impl Stage {
     /// Starts the balancer with the base configuration, and waits until it knows its backends.
     pub(crate) fn start(&mut self) {
         self.changed = false;
-        self.weir = Some(Weir::start(&self.lan.lb, &self.base.to_string()));
-        self.lan.segment.connect_weir(&self.lan.lb);
+        let Lan { lb, segment, .. } = &self.lan;
+        self.weir = Some(Weir::start(lb, &self.base.to_string(), &[*segment]));
         for service in self.base.services.iter().filter(|service| service.protocol == "tcp") {
             self.wait_for_backends(at(service.address, service.port), &["b1", "b2", "b3"]);
         }

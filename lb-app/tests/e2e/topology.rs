@@ -9,10 +9,15 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::config::Port;
 use crate::netns::{Netns, expect_success};
+
+/// How long weir may take to make its interfaces.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The DPDK driver that weir's ports use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,18 +94,24 @@ impl Segment {
         host.ip(&format!("link set {eth} up"));
     }
 
-    /// Connects weir, once it runs. (The TAP interface appears only then.)
+    /// Connects weir's wire to the switch, as soon as weir has set it up.
     pub(crate) fn connect_weir(self, lb: &Netns) {
-        if self.setup.driver == Driver::NetTap {
-            let Self { index, .. } = self;
-            // The driver gave the interface the port's MAC address, which the bridge would take
-            // for one of its own, and keep the port's frames.
-            lb.ip(&format!(
-                "link set weir{index} address 02:00:00:00:fe:0{index}\n\
-                 link set weir{index} master {} up",
-                self.bridge(),
-            ));
+        if self.setup.driver != Driver::NetTap {
+            return; // The wire was there before weir.
         }
+        let Self { index, .. } = self;
+        // The kernel-side interface comes after the wire has got the port's MAC address. A bridge
+        // would take that for one of its own and keep the port's frames: the wire needs another.
+        let end = Instant::now() + PATIENCE;
+        while !lb.has_interface(&format!("lan{index}")) {
+            assert!(Instant::now() < end, "weir does not make lan{index}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        lb.ip(&format!(
+            "link set weir{index} address 02:00:00:00:fe:0{index}\n\
+             link set weir{index} master {} up",
+            self.bridge(),
+        ));
     }
 
     /// The port, as weir is to be told.

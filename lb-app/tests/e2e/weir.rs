@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::Netns;
+use crate::topology::Segment;
 
 /// How long starting, reloading and leaving may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,10 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The binary under test.
-const BINARY: &str = match option_env!("CARGO_BIN_EXE_weir") {
-    Some(x) => x,
-    None => "/bin/false",
-};
+const BINARY: &str = env!("CARGO_BIN_EXE_weir");
 
 /// How a run ended that was not to begin.
 #[derive(Debug)]
@@ -47,9 +45,13 @@ pub(crate) struct Weir {
 }
 
 impl Weir {
-    /// Starts `weir run` in `netns` and waits until its tables are in force.
-    pub(crate) fn start(netns: &Netns, config: &str) -> Self {
+    /// Starts `weir run` in `netns`, connects its ports to their switches, and waits until its
+    /// tables are in force.
+    pub(crate) fn start(netns: &Netns, config: &str, segments: &[Segment]) -> Self {
         let mut weir = Self::spawn(netns, config, BINARY.as_ref(), &[]);
+        for segment in segments {
+            segment.connect_weir(netns);
+        }
         weir.version = weir.wait_for(0, in_force, "the first version in force");
         weir
     }
@@ -188,6 +190,9 @@ impl Weir {
 
 impl Drop for Weir {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- weir's log ---\n{}", self.log());
+        }
         if self.is_running() {
             self.child.kill().ok();
             self.child.wait().ok();
