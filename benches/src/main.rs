@@ -5,10 +5,12 @@
 //! drawn at random. Cases take turns, round by round, because machines change their pace from one
 //! second to the next; the median of the rounds is what counts.
 
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
+
+mod maglev;
 mod traffic;
 
 use std::alloc::System;
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use clap::Parser;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
+use lb_core::flow_hash::reduce;
 use lb_core::frame::{BURST_MAX, Frames};
 use lb_core::model::{
     Affinity, Backend, DesiredState, Forward, HashKey, Protocol, Service, ServiceSpec, Vip,
@@ -109,6 +112,7 @@ fn main() -> Result<(), Failure> {
     let per_cycle = nanoseconds_per_cycle(&clock);
     let figures: Vec<Figures> = cases.into_iter().map(|case| figures(case, per_cycle)).collect();
     print(&figures);
+    maglev::report();
     if let Some(folder) = args.json.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -196,8 +200,7 @@ fn run(case: &Case, frames_wanted: u64, clock: &Clock) -> f64 {
     while done < frames_wanted {
         for frame in &mut frames {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let flow = (u64::from((random >> 32) as u32) * u64::from(case.flows)) >> 32;
-            frame.reset(case.kind, MAC, len, flow as u32);
+            frame.reset(case.kind, MAC, len, reduce(random, case.flows));
         }
         burst.refill(PortId(0), |into| into.extend(frames.drain(..)));
         let start = clock.raw();
@@ -241,13 +244,11 @@ fn print(figures: &[Figures]) {
         "{:<18} {:>6} {:>11}  {:>7} {:>17} {:>7}",
         "case", "burst", "flows", "cycles", "min to max", "ns"
     );
-    let mut last = BTreeMap::new();
     for f in figures {
         let spread = format!("{:.1} to {:.1}", f.cycles_min, f.cycles_max);
         println!(
             "{:<18} {:>6} {:>11}  {:>7.1} {:>17} {:>7.1}",
             f.name, f.burst, f.flows, f.cycles, spread, f.nanoseconds
         );
-        last.insert(&f.name, f.cycles);
     }
 }

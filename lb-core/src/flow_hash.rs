@@ -104,7 +104,7 @@ mod tests {
         let tuple = |src: &str, sport, dport, protocol| {
             Tuple::new(src.parse().unwrap(), "10.0.0.100".parse().unwrap(), sport, dport, protocol)
         };
-        let hashes = [
+        let changed = [
             tuple("198.51.100.7", 40_000, 80, 6),
             tuple("198.51.100.8", 40_000, 80, 6),
             tuple("198.51.100.7", 40_001, 80, 6),
@@ -112,10 +112,10 @@ mod tests {
             tuple("198.51.100.7", 40_000, 80, 17),
         ]
         .map(|tuple| hasher.hash(&tuple, true));
-        let distinct: std::collections::BTreeSet<u64> = hashes.into_iter().collect();
-        assert_eq!(distinct.len(), hashes.len());
+        let distinct: std::collections::BTreeSet<u64> = changed.into_iter().collect();
+        assert_eq!(distinct.len(), changed.len());
         let other = FlowHasher::new(HashKey([8; 16]));
-        assert_ne!(other.hash(&tuple("198.51.100.7", 40_000, 80, 6), true), hashes[0]);
+        assert_ne!(other.hash(&tuple("198.51.100.7", 40_000, 80, 6), true), changed[0]);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
+use crate::flow_hash::reduce;
+
 /// Builds the lookup table of one service: slot → index into `weights`.
 ///
 /// * **Shape**: `slots` entries, each an index of `weights` whose weight is above zero; empty if
@@ -32,13 +34,15 @@ pub fn build(identities: &[u64], weights: &[u32], slots: u32) -> Box<[u16]> {
     for _ in 0..ROUNDS_MAX {
         shares.start_round();
         for contest in &contests {
-            let owner = contest.decide(&shares);
-            table[contest.slot as usize] = owner;
+            let owner = contest.owner(&shares.price);
             shares.counts[usize::from(owner)] += 1;
         }
         if shares.adjust_prices() {
             break;
         }
+    }
+    for contest in &contests {
+        table[contest.slot as usize] = contest.owner(&shares.price);
     }
     table
 }
@@ -67,16 +71,18 @@ struct Shares {
 
 impl Shares {
     #[expect(
+        clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
-        reason = "slots and weights stay below 2^24, or are rounded alike everywhere"
+        reason = "rounded alike everywhere"
     )]
     fn new(weights: &[u32], slots: u32) -> Self {
         let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
         let due = |&weight: &u32| (f64::from(slots) * f64::from(weight) / sum as f64) as f32;
         let owners = weights.iter().filter(|&&weight| weight > 0).count();
-        // Shares before pricing stray by about 1 / √due (and few backends of unequal weights by a
-        // little more); both prices may move by five times that.
-        let stray = 0.1 + 5.0 / (slots as f32 / owners as f32).sqrt();
+        // Shares before pricing stray by about 1 / √due, and few backends of unequal weights by more
+        // than many; both prices may move by five times that.
+        let owners = owners as f32;
+        let stray = 1.0 / owners + 5.0 / (slots as f32 / owners).sqrt();
         Self {
             due: weights.iter().map(due).collect(),
             price: vec![1.0; weights.len()],
@@ -116,9 +122,9 @@ struct Contest {
 }
 
 impl Contest {
-    fn decide(&self, shares: &Shares) -> u16 {
+    fn owner(&self, price: &[f32]) -> u16 {
         let [first, second] = self.backends;
-        let cost = |i: usize| self.costs[i] * shares.price[usize::from(self.backends[i])];
+        let cost = |i: usize| self.costs[i] * price[usize::from(self.backends[i])];
         if cost(1) < cost(0) { second } else { first }
     }
 }
@@ -140,26 +146,32 @@ fn first_two(
         .collect();
     walkers.sort_unstable_by_key(|walker| walker.identity);
     let stride = walkers.iter().map(|walker| walker.weight).max().unwrap_or(1);
+    for walker in &mut walkers {
+        walker.earned = stride / 2; // as in `cost`: the first visit is due after half a turn
+    }
 
     let mut comers = vec![([NONE; 2], [0_u32; 2]); slots as usize];
+    // Apart, since it is small enough to stay in the cache: most visits find two already.
+    let mut comer_counts = vec![0_u8; slots as usize];
     // Few backends of very unequal weights meet late: then it is enough that all slots have an
     // owner. Many backends meet long before.
     let (mut lonely, mut single, mut patience) = (slots, slots, 16 * u64::from(slots));
     while lonely > 0 || (single > slots / 20 && patience > 0) {
         for walker in &mut walkers {
-            walker.earned += walker.weight;
-            if walker.earned < stride {
+            patience = patience.saturating_sub(1);
+            if !walker.has_turn(stride, slots) {
                 continue;
             }
-            walker.earned -= stride;
-            let (backends, visits) = &mut comers[walker.slot as usize];
-            if backends[1] == NONE {
-                let place = usize::from(backends[0] != NONE);
-                (backends[place], visits[place]) = (walker.backend, walker.visits);
+            let slot = walker.slot as usize;
+            let place = comer_counts[slot];
+            if place < 2 {
+                comer_counts[slot] += 1;
+                let (backends, visits) = &mut comers[slot];
+                backends[usize::from(place)] = walker.backend;
+                visits[usize::from(place)] = walker.visits;
                 lonely -= u32::from(place == 0);
                 single -= u32::from(place == 1);
             }
-            patience = patience.saturating_sub(1);
             walker.advance(slots);
         }
     }
@@ -208,9 +220,8 @@ struct Walker {
 
 impl Walker {
     fn new(identity: u64, weight: u32, backend: u16, slots: u32) -> Self {
-        // Multiply-shift, as for flows. `skip` is 1..slots, coprime to a prime.
-        let within =
-            |salt, n: u32| ((u128::from(hash(identity, salt)) * u128::from(n)) >> 64) as u32;
+        // `skip` is 1..slots, coprime to a prime.
+        let within = |salt, n| reduce(hash(identity, salt), n);
         Self {
             identity,
             weight,
@@ -220,6 +231,17 @@ impl Walker {
             skip: 1 + within(2, slots - 1),
             backend,
         }
+    }
+
+    /// Earns its weight for this turn; is that enough for a visit? Not after a visit of every slot.
+    fn has_turn(&mut self, stride: u32, slots: u32) -> bool {
+        if self.visits == slots {
+            return false;
+        }
+        self.earned += self.weight;
+        let enough = self.earned >= stride;
+        self.earned -= if enough { stride } else { 0 };
+        enough
     }
 
     fn advance(&mut self, slots: u32) {
@@ -248,8 +270,8 @@ mod tests {
 
     const SLOTS: u32 = 65_537;
 
-    fn identities(n: u64) -> Vec<u64> {
-        (0..n).map(|i| hash(i, 77)).collect()
+    fn identities(n: u32) -> Vec<u64> {
+        (0..n).map(|i| hash(u64::from(i), 77)).collect()
     }
 
     fn counts(table: &[u16], backends: usize) -> Vec<u32> {
@@ -268,7 +290,7 @@ mod tests {
     fn shares_are_within_one_percent() {
         for n in [1, 2, 3, 10, 50, 100] {
             let table = build(&identities(n), &vec![1; n as usize], SLOTS);
-            let due = f64::from(SLOTS) / n as f64;
+            let due = f64::from(SLOTS) / f64::from(n);
             for count in counts(&table, n as usize) {
                 assert!((f64::from(count) - due).abs() <= 0.01 * due, "{n}: {count} of {due}");
             }

@@ -506,7 +506,7 @@ pub(crate) mod tests {
             (
                 |s| {
                     s.backends[0].static_hop =
-                        Some(StaticHop { mac: MacAddr::BROADCAST, interface: None })
+                        Some(StaticHop { mac: MacAddr::BROADCAST, interface: None });
                 },
                 Key::BackendMac(0),
                 "one station's",

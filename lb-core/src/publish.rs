@@ -201,6 +201,7 @@ mod model {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the tests are the worker threads")]
 mod tests {
     use super::*;
 

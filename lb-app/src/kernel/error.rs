@@ -11,7 +11,7 @@ use super::tap::TapError;
 /// The kernel's side cannot do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KernelError {
+pub(crate) enum KernelError {
     /// A TAP could not be made.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -12,8 +12,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use netlink_packet_core::NetlinkBuffer;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
+};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
@@ -59,7 +60,7 @@ const NESTED: u16 = 1 << 15;
 /// Why the kernel cannot be kept out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum GuardError {
+pub(crate) enum GuardError {
     /// The device names an interface that is not there.
     #[error("device {device:?}: there is no interface {interface}; create it, or name another")]
     NoInterface {
@@ -103,10 +104,9 @@ pub enum GuardError {
 
 /// While it lives, the kernel's stack receives nothing on the guarded interfaces.
 #[derive(Debug)]
-pub struct Guard {
+pub(crate) struct Guard {
     /// Owns the tables.
     _socket: Socket,
-    interfaces: Vec<String>,
 }
 
 impl Guard {
@@ -115,7 +115,7 @@ impl Guard {
     ///
     /// # Errors
     /// [`GuardError`]; nothing is guarded then.
-    pub fn for_device(device: &str) -> Result<Option<Self>, GuardError> {
+    pub(crate) fn for_device(device: &str) -> Result<Option<Self>, GuardError> {
         let interfaces = copied_interfaces(device);
         if interfaces.is_empty() {
             return Ok(None);
@@ -132,15 +132,9 @@ impl Guard {
         let mut socket = open().map_err(|source| system(&interfaces.join(", "), source))?;
         for interface in &interfaces {
             drop_ingress(&mut socket, interface)?;
+            tracing::info!("the kernel receives nothing on {interface} any more: it is a port");
         }
-        let interfaces = interfaces.into_iter().map(str::to_owned).collect();
-        Ok(Some(Self { _socket: socket, interfaces }))
-    }
-
-    /// Names of the guarded interfaces.
-    #[must_use]
-    pub fn interfaces(&self) -> &[String] {
-        &self.interfaces
+        Ok(Some(Self { _socket: socket }))
     }
 }
 
@@ -350,7 +344,6 @@ mod tests {
             assert_eq!(connect(&far), io::ErrorKind::ConnectionRefused, "unguarded");
 
             let guard = Guard::for_device(DEVICE).unwrap().unwrap();
-            assert_eq!(guard.interfaces(), ["guarded"]);
             let packets = packet_socket();
             assert_eq!(connect(&far), io::ErrorKind::TimedOut, "a reset came through");
             assert!(frames_for_the_vip(&packets) > 0, "the packet socket gets the SYN");

@@ -28,7 +28,7 @@ const ASK_TICK: Duration = Duration::from_millis(50);
 
 /// What has become of a port's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InterfaceState {
+pub(crate) enum InterfaceState {
     /// As it should be.
     Up,
     /// An administrator set it down: the kernel neither answers nor has routes through it.
@@ -53,7 +53,7 @@ struct KernelPort {
 /// To be owned by one task, which calls [`Kernel::set_vips`] and [`Kernel::resolve`] when the
 /// configuration changes and whenever [`Kernel::changed`] returns. Of its futures only that of
 /// [`Kernel::changed`] may be given up halfway.
-pub struct Kernel {
+pub(crate) struct Kernel {
     netlink: Netlink,
     notices: Notices,
     /// The ports that have a kernel side, in the balancer's order.
@@ -79,7 +79,7 @@ impl Kernel {
     /// Nothing is changed if an address is in use on another interface
     /// ([`KernelError::AddressTaken`]) or an interface of a port's name exists; nothing is left
     /// behind in any case.
-    pub async fn start(ports: &[Port]) -> Result<(Self, Vec<(PortId, Tap)>), KernelError> {
+    pub(crate) async fn start(ports: &[Port]) -> Result<(Self, Vec<(PortId, Tap)>), KernelError> {
         let mut netlink = Netlink::open()?;
         // Before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
@@ -125,7 +125,7 @@ impl Kernel {
     /// # Errors
     /// Nothing is changed if a VIP is an address of another interface
     /// ([`KernelError::AddressTaken`]). Where the kernel refuses one, the others are in place.
-    pub async fn set_vips(&mut self, vips: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+    pub(crate) async fn set_vips(&mut self, vips: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
         let assigned = interface::assigned(&mut self.netlink).await?;
         let ours: Vec<u32> = self.ports.iter().map(|port| port.index).collect();
         refuse_taken(&mut self.netlink, vips, &assigned, &ours).await?;
@@ -175,7 +175,10 @@ impl Kernel {
     ///
     /// # Errors
     /// Only if netlink does not work: what is wrong with one backend is in its entry.
-    pub async fn resolve(&mut self, backends: &BTreeSet<IpAddr>) -> Result<NextHops, KernelError> {
+    pub(crate) async fn resolve(
+        &mut self,
+        backends: &BTreeSet<IpAddr>,
+    ) -> Result<NextHops, KernelError> {
         let notices = self.notices.ready().await?;
         self.apply_all(notices);
         if std::mem::take(&mut self.lost) {
@@ -214,7 +217,7 @@ impl Kernel {
     ///
     /// # Errors
     /// If netlink does not work.
-    pub async fn changed(&mut self) -> Result<(), KernelError> {
+    pub(crate) async fn changed(&mut self) -> Result<(), KernelError> {
         if std::mem::take(&mut self.news) {
             return Ok(());
         }
@@ -239,7 +242,7 @@ impl Kernel {
     }
 
     /// What has become of the ports' interfaces, in the order of the ports.
-    pub fn interfaces(&self) -> impl Iterator<Item = (PortId, InterfaceState)> {
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = (PortId, InterfaceState)> {
         self.ports.iter().map(|port| {
             let state = match self.links.get(port.index) {
                 None => InterfaceState::Gone,

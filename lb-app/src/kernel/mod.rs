@@ -42,11 +42,11 @@ mod pump;
 mod routes;
 mod tap;
 
-pub use error::KernelError;
-pub use guard::{Guard, GuardError};
-pub use mirror::{InterfaceState, Kernel};
+pub(crate) use error::KernelError;
+pub(crate) use guard::{Guard, GuardError};
+pub(crate) use mirror::{InterfaceState, Kernel};
 pub(crate) use pump::{Exchange, Pump, PumpCounters};
-pub use tap::{Tap, TapError};
+pub(crate) use tap::Tap;
 
 #[cfg(test)]
 mod testing;

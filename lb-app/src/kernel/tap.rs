@@ -14,7 +14,7 @@ const NAME_LEN_MAX: usize = 15;
 /// Why there is no TAP.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TapError {
+pub(crate) enum TapError {
     /// The kernel would not take this name for an interface.
     #[error(
         "{0:?} cannot name an interface; use 1 to {NAME_LEN_MAX} letters, digits, '-', '_' or '.'"
@@ -48,7 +48,7 @@ pub enum TapError {
 /// Frames are plain Ethernet II with tags in place, without FCS, padding or any header in front,
 /// checksums complete, and never longer than the interface's MTU asks for: the kernel segments
 /// before it hands over. Reads and writes never block.
-pub struct Tap {
+pub(crate) struct Tap {
     device: SyncDevice,
     name: String,
 }
@@ -58,7 +58,7 @@ impl Tap {
     ///
     /// # Errors
     /// [`TapError`]; nothing is left behind then.
-    pub fn open(name: &str) -> Result<Self, TapError> {
+    pub(crate) fn open(name: &str) -> Result<Self, TapError> {
         check_name(name)?;
         // The driver would attach to a persistent TAP of that name instead of failing.
         match if_nametoindex(name) {
@@ -80,7 +80,7 @@ impl Tap {
 
     /// Name of the interface.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -89,7 +89,7 @@ impl Tap {
     ///
     /// # Errors
     /// `EBADFD` once somebody has deleted the interface; others do not come up.
-    pub fn try_read(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+    pub(crate) fn try_read(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match self.device.recv(frame) {
                 Ok(len) => return Ok(Some(len)),
@@ -106,7 +106,7 @@ impl Tap {
     /// The kernel did not take the frame: `EIO` while the interface is down, `EBADFD` once
     /// somebody has deleted it, `EINVAL` for less than an Ethernet header, `EAGAIN` or `ENOBUFS`
     /// when it has no memory. The frame is lost: count it.
-    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
         loop {
             match self.device.send(frame) {
                 Ok(_) => return Ok(()),

@@ -341,8 +341,10 @@ fn changes_of_routes_and_links_are_noticed() {
         assert_eq!(lan.kernel.interfaces().next(), Some((PortId(0), InterfaceState::Down)));
         ip("link set lan0 up");
         // News that `resolve` came across is not lost.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         lan.kernel.resolve(&backend).await.unwrap();
-        lan.kernel.changed().await.unwrap();
+        let news = tokio::time::timeout(Duration::from_millis(300), lan.kernel.changed()).await;
+        news.expect("told at once").unwrap();
         assert_eq!(lan.kernel.interfaces().next(), Some((PortId(0), InterfaceState::Up)));
         assert!(ip("address show lan0").contains("fd00::2"), "addresses stay");
         ip("link delete lan0");

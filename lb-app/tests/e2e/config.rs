@@ -64,7 +64,7 @@ impl fmt::Display for Config {
             f,
             "[site]\nname = \"e2e\"\nhash_key = \"000102030405060708090a0b0c0d0e0f\"\n\n\
              [dataplane]\nworkers = {cpus:?}\nhugepages = \"{hugepages}\"\n\
-             memory_mb = {memory_mb}\nflows_max = 10_000\n"
+             memory_mb = {memory_mb}\n"
         )?;
         for Port { name, device, mac, addresses } in ports {
             write!(

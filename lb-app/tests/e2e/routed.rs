@@ -112,7 +112,7 @@ pub(crate) fn through_a_gateway(setup: Setup) {
     }
     for family in [Family::V4, Family::V6] {
         let packets = routed.backends.iter().map(|one| one.decapsulated.packets(family, family));
-        assert!(packets.sum::<u64>() >= 200 * 4, "{family:?} came through tunnels");
+        assert!(packets.sum::<u64>() >= 200 * 3, "{family:?} came through tunnels");
     }
     weir.leave();
 }

@@ -9,15 +9,10 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::config::Port;
 use crate::netns::{Netns, expect_success};
-
-/// How long weir may take to make its interfaces.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The DPDK driver that weir's ports use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,31 +89,30 @@ impl Segment {
         host.ip(&format!("link set {eth} up"));
     }
 
-    /// Connects weir's wire to the switch, as soon as weir has set it up.
+    /// The name of the interface that weir makes for the kernel.
+    pub(crate) fn kernel_side(self) -> String {
+        format!("lan{}", self.index)
+    }
+
+    /// Connects weir's wire to the switch, when weir has set it up.
     pub(crate) fn connect_weir(self, lb: &Netns) {
-        if self.setup.driver != Driver::NetTap {
-            return; // The wire was there before weir.
-        }
         let Self { index, .. } = self;
-        // The kernel-side interface comes after the wire has got the port's MAC address. A bridge
-        // would take that for one of its own and keep the port's frames: the wire needs another.
-        let end = Instant::now() + PATIENCE;
-        while !lb.has_interface(&format!("lan{index}")) {
-            assert!(Instant::now() < end, "weir does not make lan{index}");
-            thread::sleep(Duration::from_millis(20));
+        if self.setup.driver == Driver::NetTap {
+            // The driver has given the wire the port's MAC address. A bridge would take that for
+            // one of its own and keep the port's frames: the wire needs another.
+            lb.ip(&format!(
+                "link set weir{index} address 02:00:00:00:fe:0{index}\n\
+                 link set weir{index} master {} up",
+                self.bridge(),
+            ));
         }
-        lb.ip(&format!(
-            "link set weir{index} address 02:00:00:00:fe:0{index}\n\
-             link set weir{index} master {} up",
-            self.bridge(),
-        ));
     }
 
     /// The port, as weir is to be told.
     pub(crate) fn port(self, v4: Ipv4Addr, v6: Ipv6Addr) -> Port {
         let Self { index, setup: Setup { driver, workers } } = self;
         Port {
-            name: format!("lan{index}"),
+            name: self.kernel_side(),
             device: match driver {
                 Driver::NetTap => format!("net_tap{index},iface=weir{index}"),
                 Driver::NetAfPacket => {

@@ -50,6 +50,8 @@ impl Weir {
     pub(crate) fn start(netns: &Netns, config: &str, segments: &[Segment]) -> Self {
         let mut weir = Self::spawn(netns, config, BINARY.as_ref(), &[]);
         for segment in segments {
+            // It comes last: the port is set up when it is there.
+            weir.wait_until(|| netns.has_interface(&segment.kernel_side()), "kernel side");
             segment.connect_weir(netns);
         }
         weir.version = weir.wait_for(0, in_force, "the first version in force");
@@ -150,7 +152,7 @@ impl Weir {
         let printed = self.printed.count();
         self.signal(Signal::SIGTERM);
         let status = self.wait_for_exit();
-        assert!(status.success(), "after SIGTERM: {status}\n{}", self.log());
+        assert!(status.success(), "after SIGTERM: {status}");
         let counters = Counters::parse(&self.printed.since(printed));
         counters.assert_conserved();
         counters
@@ -168,23 +170,31 @@ impl Weir {
     }
 
     fn wait_for(&self, from: usize, found: impl Fn(&str) -> Option<u64>, what: &str) -> u64 {
-        self.log
-            .wait(from, PATIENCE, found)
-            .unwrap_or_else(|| panic!("waited in vain for {what}; weir's log:\n{}", self.log()))
+        let found = self.log.wait(from, PATIENCE, found);
+        found.unwrap_or_else(|| panic!("waited in vain for {what}"))
+    }
+
+    fn wait_until(&mut self, done: impl Fn() -> bool, what: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(self.is_running() && Instant::now() < end, "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn wait_for_exit(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
-        loop {
+        let status = loop {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
-                // What it still had to say is in the pipes.
-                self.log.wait_until_closed();
-                self.printed.wait_until_closed();
-                return status;
+                break status;
             }
-            assert!(Instant::now() < end, "weir does not leave; its log:\n{}", self.log());
-            thread::sleep(Duration::from_millis(10));
-        }
+            assert!(Instant::now() < end, "weir does not leave");
+            thread::sleep(Duration::from_millis(20));
+        };
+        // What it still had to say is in the pipes.
+        self.log.wait_until_closed();
+        self.printed.wait_until_closed();
+        status
     }
 }
 

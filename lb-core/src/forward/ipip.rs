@@ -37,7 +37,9 @@ pub fn forward<F: Frame>(
         Outer::Ipv6 { .. } => ipv6::HEADER_BYTES,
     };
     let packet_len = usize::from(meta.packet_len);
-    if packet_len + header_bytes > usize::from(hop.mtu) {
+    // Below: as an outer IPv4 header counts, itself included.
+    let total_len = u16::try_from(packet_len + header_bytes).map_err(|_| DropReason::TooBig)?;
+    if total_len > hop.mtu {
         return Err(DropReason::TooBig);
     }
     let (l2_bytes, packet) =
@@ -54,7 +56,7 @@ pub fn forward<F: Frame>(
             let mut header = Ipv4 {
                 version_ihl: 0x45,
                 tos: traffic_class,
-                total_len: U16::new(meta.packet_len + ipv4::HEADER_BYTES as u16),
+                total_len: U16::new(total_len),
                 id: U16::ZERO, // RFC 6864 §4.1: of no meaning with DF set
                 fragment: U16::new(ipv4::DONT_FRAGMENT),
                 ttl: HOPS,

@@ -195,12 +195,11 @@ pub fn ways(
 
 /// By the named port, else by the one whose subnet has the address, else by the first.
 fn static_way(address: IpAddr, hop: &StaticHop, ports: &[Port]) -> Option<NextHop> {
-    let place = match &hop.interface {
-        Some(name) => ports.iter().position(|port| port.name == *name)?,
-        None => {
-            let is_on_link = |port: &Port| port.addresses.iter().any(|net| net.contains(&address));
-            ports.iter().position(is_on_link).unwrap_or(0)
-        }
+    let place = if let Some(name) = &hop.interface {
+        ports.iter().position(|port| port.name == *name)?
+    } else {
+        let is_on_link = |port: &Port| port.addresses.iter().any(|net| net.contains(&address));
+        ports.iter().position(is_on_link).unwrap_or(0)
     };
     let port = PortId(u8::try_from(place).ok()?);
     Some(NextHop { port, mac: hop.mac, vlan: None })

@@ -1,0 +1,136 @@
+//! What decisions depend on, besides the packet.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_core::model::{
+    Affinity, Backend, DesiredState, Forward, HashKey, Protocol, Service, ServiceSpec, StaticHop,
+    Vip,
+};
+use lb_core::tables::Tables;
+use lb_core::tables::compile::compile;
+use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
+use lb_core::wire::ethernet::MacAddr;
+
+use super::packet::BALANCER;
+
+/// A balancer's configuration, what is known of its network, and the tables made of both.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) ports: Arc<[Port]>,
+    pub(crate) desired: DesiredState,
+    pub(crate) next_hops: NextHops,
+    pub(crate) tables: Arc<Tables>,
+}
+
+impl World {
+    pub(crate) fn new(ports: Vec<Port>, services: Vec<ServiceSpec>, next_hops: NextHops) -> Self {
+        let ports = ports.into();
+        let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
+        let desired = DesiredState::new(HashKey(*b"weir test vector"), services).unwrap();
+        let tables = Arc::new(compile(&desired, &ports, &next_hops, None));
+        Self { ports, desired, next_hops, tables }
+    }
+
+    /// The same on every run: each way to forward, and each reason not to.
+    pub(crate) fn fixed() -> Self {
+        Self::new(fixed_ports(), fixed_services(), fixed_next_hops())
+    }
+}
+
+/// Three ports; the last is narrow and has neither addresses nor a kernel side.
+fn fixed_ports() -> Vec<Port> {
+    let port = |n: u8, mtu, addresses: &[&str], kernel| Port {
+        name: format!("port{n}"),
+        mac: MacAddr([2, 0, 0, 0, 0, BALANCER[5] + n]),
+        mtu,
+        addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+        kernel,
+    };
+    vec![
+        port(0, 1500, &["10.0.0.2/24", "fd00::2/64"], true),
+        port(1, 1600, &["10.1.0.2/24", "fd01::2/64"], true),
+        port(2, 1280, &[], false),
+    ]
+}
+
+fn fixed_services() -> Vec<ServiceSpec> {
+    let drained = Backend { drain: true, ..backend("10.0.0.13") };
+    let heavy = Backend { weight: 2, ..backend("10.0.0.12") };
+    let web = [backend("10.0.0.11"), heavy, drained, backend("10.0.0.14"), backend("10.1.0.11")];
+    let narrow = StaticHop { mac: MacAddr([2, 0, 0, 0, 9, 9]), interface: Some("port2".into()) };
+    let narrow = Backend { static_hop: Some(narrow), ..backend("10.9.0.1") };
+    let plain = |addresses: &[&str]| addresses.iter().map(|a| backend(a)).collect::<Vec<_>>();
+    let l2dsr = |name, vip, backends: &[Backend]| service(name, vip, Forward::L2dsr, backends);
+    let ipip = |name, vip, addresses: &[&str]| service(name, vip, Forward::Ipip, &plain(addresses));
+    vec![
+        l2dsr("web", "tcp 10.0.0.100:80", &web),
+        l2dsr("web6", "tcp [fd00::100]:80", &plain(&["fd00::11", "fd00::12"])),
+        ipip("4in4", "tcp 10.0.0.101:80", &["10.2.0.1", "10.2.0.2"]),
+        ipip("4in6", "tcp 10.0.0.101:81", &["fd02::1"]),
+        ipip("6in4", "tcp [fd00::101]:80", &["10.2.0.1"]),
+        ipip("6in6", "tcp [fd00::101]:81", &["fd02::1", "fd02::2"]),
+        ServiceSpec {
+            affinity: Affinity::Client,
+            ..ipip("dns", "udp 10.0.0.101:53", &["10.2.0.1", "10.2.0.2", "fd02::1"])
+        },
+        l2dsr("vlan", "udp 10.0.0.102:53", &plain(&["10.3.0.1"])),
+        l2dsr("narrow", "udp [fd00::102]:53", &[narrow]),
+        l2dsr("empty", "tcp 10.0.0.103:80", &[]),
+        l2dsr("waiting", "tcp 10.0.0.104:80", &plain(&["10.0.0.14", "10.4.0.1"])),
+    ]
+}
+
+fn fixed_next_hops() -> NextHops {
+    let hop = |port, mac| NextHop { port: PortId(port), mac: MacAddr(mac), vlan: None };
+    let resolved = |hops: &[NextHop], gateway: Option<&str>| {
+        let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+        Ok(Resolved { hops: hops.iter().copied().collect(), gateway })
+    };
+    let on_link = |port, host| resolved(&[hop(port, [2, 0, 0, 1, port, host])], None);
+    let [gateway, other] = [hop(0, [2, 0, 0, 0, 0, 1]), hop(1, [2, 0, 0, 0, 1, 1])];
+    let tagged = NextHop { vlan: Some(7), ..hop(0, [2, 0, 0, 3, 0, 1]) };
+    [
+        ("10.0.0.11", on_link(0, 11)),
+        ("10.0.0.12", on_link(0, 12)),
+        ("10.0.0.13", on_link(0, 13)),
+        ("10.0.0.14", Err(Unresolved::NoNeighbour([10, 0, 0, 14].into(), "port0".into()))),
+        ("10.1.0.11", on_link(1, 11)),
+        ("fd00::11", on_link(0, 21)),
+        ("fd00::12", on_link(0, 22)),
+        ("10.2.0.1", resolved(&[gateway, other], Some("10.0.0.1"))),
+        ("10.2.0.2", resolved(&[other], Some("10.1.0.1"))),
+        ("fd02::1", resolved(&[gateway], Some("fd00::1"))),
+        ("fd02::2", resolved(&[gateway, other], Some("fd00::1"))),
+        ("10.3.0.1", resolved(&[tagged], None)),
+        ("10.4.0.1", resolved(&[gateway], Some("10.0.0.1"))), // l2dsr cannot go through a gateway
+    ]
+    .map(|(address, hops)| (address.parse().unwrap(), hops))
+    .into()
+}
+
+/// A backend of weight 1 that the kernel is asked about.
+pub(crate) fn backend(address: &str) -> Backend {
+    let address: IpAddr = address.parse().unwrap();
+    Backend { address, port: None, weight: 1, drain: false, static_hop: None }
+}
+
+/// `vip` as it is shown: `tcp 10.0.0.100:80`.
+pub(crate) fn service(
+    name: &str,
+    vip: &str,
+    forward: Forward,
+    backends: &[Backend],
+) -> ServiceSpec {
+    let (protocol, socket) = vip.split_once(' ').unwrap();
+    let socket: std::net::SocketAddr = socket.parse().unwrap();
+    let protocol = if protocol == "tcp" { Protocol::Tcp } else { Protocol::Udp };
+    ServiceSpec {
+        name: name.into(),
+        vip: Vip { address: socket.ip(), port: socket.port(), protocol },
+        forward,
+        affinity: Affinity::Flow,
+        slots: Some(251),
+        backends: backends.to_vec(),
+    }
+}
