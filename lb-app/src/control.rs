@@ -36,8 +36,8 @@ pub(crate) enum StartError {
     Dataplane(#[from] DataplaneError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error(transparent)]
-    Guard(#[from] GuardError),
+    #[error("port {name:?}: {error}")]
+    Guard { name: String, error: GuardError },
     #[error(transparent)]
     Workers(#[from] WorkerError),
     #[error("cannot start a thread: {0}")]
@@ -76,7 +76,9 @@ impl Control {
     pub(crate) async fn start(config: Config) -> Result<Self, StartError> {
         let mut guards = Vec::new();
         for port in &config.ports {
-            guards.extend(Guard::for_device(&port.device)?);
+            let guard = Guard::for_device(&port.device)
+                .map_err(|error| StartError::Guard { name: port.name.clone(), error })?;
+            guards.extend(guard);
         }
         let Dataplane { eal, pool, ports, devices, cpus, queues, kernel: kernel_queues } =
             Dataplane::start(&config)?;
@@ -166,7 +168,10 @@ impl Control {
                 }
             }
         }
-        self.kernel.set_vips(&vips(&self.config.desired)).await?;
+        // What somebody else did is no reason to end: a VIP of theirs is theirs to take back.
+        if let Err(error) = self.kernel.set_vips(&vips(&self.config.desired)).await {
+            warn!("{error}");
+        }
         self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
         let tables =
             compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));

@@ -191,3 +191,99 @@ pub enum Fate {
     /// It is dropped, and counted.
     Drop,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::sim::SimFrame;
+
+    /// Frames that came in by the first port.
+    pub(crate) fn burst_of(frames: impl IntoIterator<Item = SimFrame>) -> Burst<SimFrame> {
+        let mut burst = Burst::default();
+        burst.refill(PortId(0), |room| room.extend(frames));
+        burst
+    }
+
+    fn numbered(n: usize) -> impl Iterator<Item = SimFrame> {
+        (0..n).map(|number| {
+            let mut frame = SimFrame::new(&[]);
+            frame.number = number;
+            frame
+        })
+    }
+
+    fn live(burst: &mut Burst<SimFrame>) -> Vec<usize> {
+        let mut numbers = Vec::new();
+        burst.for_each_live(|frame, _| {
+            numbers.push(frame.number);
+            Ok(())
+        });
+        numbers
+    }
+
+    #[test]
+    fn every_frame_is_live_at_first() {
+        for n in [0, 1, 63, 64] {
+            let mut burst = burst_of(numbered(n));
+            assert_eq!(live(&mut burst), (0..n).collect::<Vec<_>>());
+            assert_eq!(burst.live_and_punted(), (n.try_into().unwrap(), 0));
+        }
+    }
+
+    #[test]
+    fn frames_leave_for_one_reason_and_keep_their_order() {
+        let mut burst = burst_of(numbered(BURST_MAX));
+        burst.for_each_live(|frame, meta| {
+            meta.out = PortId(3);
+            match frame.number % 4 {
+                0 => Err(DropReason::Truncated.into()),
+                1 => Err(Exit::Punt),
+                _ => Ok(()),
+            }
+        });
+        burst.for_each_live(|frame, _| match frame.number {
+            63 => Err(DropReason::TooBig.into()),
+            number if number % 4 < 2 => panic!("{number} is out already"),
+            _ => Ok(()),
+        });
+        assert_eq!(burst.live_and_punted(), (31, 16));
+        let drops = burst.drops();
+        assert_eq!(drops.iter().sum::<u16>(), 17);
+        assert_eq!(drops[DropReason::Truncated as usize], 16);
+        assert_eq!(drops[DropReason::TooBig as usize], 1);
+        let fates: Vec<Fate> = (0..BURST_MAX).map(|i| burst.fate(i)).collect();
+        let expect = [Fate::Drop, Fate::Punt, Fate::Send(PortId(3)), Fate::Send(PortId(3))];
+        assert_eq!(fates[..4], expect);
+        assert_eq!(fates[63], Fate::Drop);
+        let mut taken = Vec::new();
+        burst.take(|frame, fate| {
+            assert_eq!(fate, fates[frame.number]);
+            taken.push(frame.number);
+        });
+        assert_eq!(taken, (0..BURST_MAX).collect::<Vec<_>>());
+        assert!(burst.frames().is_empty());
+    }
+
+    #[test]
+    fn a_refilled_burst_remembers_nothing() {
+        let mut burst = burst_of(numbered(2));
+        burst.for_each_live(|frame, _| {
+            Err(if frame.number == 0 { Exit::Punt } else { DropReason::NotOurs.into() })
+        });
+        burst.take(|_, _| ());
+        burst.refill(PortId(1), |frames| frames.extend(numbered(3)));
+        assert_eq!(burst.port(), PortId(1));
+        assert_eq!(live(&mut burst), [0, 1, 2]);
+        assert_eq!(burst.live_and_punted(), (3, 0));
+        assert_eq!(burst.drops().iter().sum::<u16>(), 0);
+    }
+
+    #[test]
+    fn without_a_kernel_what_is_punted_is_nobodys() {
+        let mut burst = burst_of(numbered(1));
+        burst.set_kernel(false);
+        burst.for_each_live(|_, _| Err(Exit::Punt));
+        assert_eq!(burst.fate(0), Fate::Drop);
+        assert_eq!(burst.drops()[DropReason::NotOurs as usize], 1);
+    }
+}

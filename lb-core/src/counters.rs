@@ -91,3 +91,33 @@ impl Counters {
         (self.received.get() + self.injected.get(), self.sent.get() + self.punted.get() + drops)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_in_and_what_is_accounted_for() {
+        let counters = Counters::new(2);
+        assert_eq!(counters.balance(), (0, 0));
+        counters.received.add(10);
+        counters.injected.add(2);
+        counters.sent.add(6);
+        counters.punted.add(3);
+        assert_eq!(counters.balance(), (12, 9));
+        counters.drop(DropReason::Truncated);
+        counters.drop(DropReason::TxFull);
+        counters.drop(DropReason::TxFull);
+        assert_eq!(counters.balance(), (12, 12));
+        assert_eq!(counters.drops[DropReason::TxFull as usize].get(), 2);
+    }
+
+    #[test]
+    fn services_have_counters_up_to_a_limit() {
+        let counters = Counters::new(2);
+        counters.service(ServiceId(1)).unwrap().bytes.add(1500);
+        assert_eq!(counters.service(ServiceId(1)).unwrap().bytes.get(), 1500);
+        assert_eq!(counters.service(ServiceId(0)).unwrap().bytes.get(), 0);
+        assert!(counters.service(ServiceId(2)).is_none());
+    }
+}

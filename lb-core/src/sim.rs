@@ -132,3 +132,53 @@ impl Io for SimIo {
         frames.extend(queue.drain(..n));
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/pipeline/support/packet.rs"]
+pub(crate) mod packet;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_grows_and_shrinks_at_both_ends() {
+        let mut frame = SimFrame::with_headroom(&[1, 2, 3, 4], 2);
+        frame.trim_front(1);
+        frame.truncate(2);
+        assert_eq!(frame.bytes(), [2, 3]);
+        frame.prepend(3).unwrap()[..3].copy_from_slice(&[7, 8, 9]);
+        assert_eq!(frame.bytes(), [7, 8, 9, 2, 3]);
+        assert!(frame.prepend(1).is_none());
+        assert_eq!(frame.bytes(), [7, 8, 9, 2, 3], "nothing changed");
+        frame.truncate(6);
+        assert_eq!(frame.bytes(), [7, 8, 9, 2, 3], "not as many");
+        frame.trim_front(6);
+        assert!(frame.bytes().is_empty());
+    }
+
+    #[test]
+    fn queues_take_as_many_as_they_say() {
+        let port = PortId(1);
+        let frames = |n: usize| (0..n).map(|_| SimFrame::new(&[0; 60])).collect::<Frames<_>>();
+        let mut io = SimIo::new(2);
+        io.arriving[1].extend((0..65).flat_map(|_| frames(1)));
+        (io.send_max, io.punt_max) = (3, 1);
+
+        let mut burst = frames(2);
+        io.receive(port, &mut burst);
+        assert_eq!((burst.len(), io.arriving[1].len()), (64, 3), "what fits");
+        let mut burst = frames(2);
+        io.send(port, &mut burst);
+        assert_eq!((burst.len(), io.sent[1].len()), (0, 2));
+        let mut burst = frames(2);
+        io.send(port, &mut burst);
+        assert_eq!((burst.len(), io.sent[1].len()), (1, 3), "the rest stays");
+        assert!(io.punt(port, SimFrame::new(&[0; 60])).is_ok());
+        assert!(io.punt(port, SimFrame::new(&[0; 60])).is_err());
+        io.from_kernel[1].extend(frames(5));
+        let mut burst = frames(62);
+        io.receive_from_kernel(port, &mut burst);
+        assert_eq!((burst.len(), io.from_kernel[1].len()), (64, 3));
+    }
+}

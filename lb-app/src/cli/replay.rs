@@ -50,7 +50,7 @@ pub(crate) struct Args {
 
 /// What became of one frame.
 #[derive(Debug, Serialize)]
-struct Verdict<'a> {
+struct Decision<'a> {
     /// From 1, as captures are counted.
     frame: u64,
     /// Seconds since the first frame.
@@ -180,7 +180,11 @@ impl Replay {
     }
 
     /// Takes one frame through the pipeline; the frame, if it is sent, and what became of it.
-    fn frame(&mut self, captured: &Captured, elapsed: Duration) -> (Option<SimFrame>, Verdict<'_>) {
+    fn frame(
+        &mut self,
+        captured: &Captured,
+        elapsed: Duration,
+    ) -> (Option<SimFrame>, Decision<'_>) {
         self.frames += 1;
         let mut burst = Burst::default();
         burst.refill(PortId(0), |frames| frames.push(SimFrame::new(&captured.bytes)));
@@ -191,7 +195,7 @@ impl Replay {
         let place = self.tables.vips.lookup(&meta.tuple).map(|place| place as usize);
         let service = place.and_then(|place| self.tables.services.get(place));
         let spec = service.map(|service| service.source.spec());
-        let mut verdict = Verdict {
+        let mut verdict = Decision {
             frame: self.frames,
             time: elapsed.as_secs_f64(),
             verdict: "drop",

@@ -20,11 +20,12 @@ use tokio::time::Instant;
 
 use super::netlink::Request;
 
-/// How long after it was asked, or gave up, the kernel is asked again about a station that it is
-/// still not sure of. It takes 3 s to give up (three probes, one a second).
+/// How long after it was asked the kernel is asked again about a station that it is still not sure
+/// of.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The kernel is not asked about one station more often than that, whatever happens.
+/// The kernel is not asked about one station more often than that, whatever happens. So soon after
+/// it has given up on one (it takes 3 s: three probes, one a second), it is asked again.
 const ASK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// An administrator's `ip neigh flush` has the kernel report a neighbour as failed, and as gone at
@@ -139,7 +140,7 @@ impl Neighbours {
         let changed = neighbour.station != before;
         match state {
             NeighbourState::Stale | NeighbourState::None => self.ask_by(key, now),
-            NeighbourState::Failed => self.ask_by(key, now + ASK_INTERVAL),
+            NeighbourState::Failed => self.ask_by(key, now + ASK_INTERVAL_MIN),
             NeighbourState::Permanent | NeighbourState::Noarp => {
                 neighbour.asked = None; // the administrator's, from now on
                 self.schedule(key, None);
@@ -272,9 +273,9 @@ mod tests {
             (NeighbourState::Stale, at, false, Some(0)),
             (NeighbourState::Delay, at, false, None),
             (NeighbourState::Probe, at, false, None),
-            (NeighbourState::Failed, Station::Silent, true, Some(5)),
+            (NeighbourState::Failed, Station::Silent, true, Some(1)),
             (NeighbourState::Incomplete, Station::Silent, false, None),
-            (NeighbourState::Failed, Station::Silent, false, Some(5)),
+            (NeighbourState::Failed, Station::Silent, false, Some(1)),
             (NeighbourState::Permanent, at, true, None),
             (NeighbourState::Noarp, at, false, None),
         ] {

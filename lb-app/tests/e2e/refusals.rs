@@ -108,6 +108,7 @@ pub(crate) fn refused(case: &Refused) {
     let before = Traces::now(&lb);
 
     let Refusal { pid, status, errors } = (case.start)(&lb, &config.to_string());
+    eprintln!("[{status}]\n{errors}");
     assert!(status.code().is_some_and(|code| code != 0), "{status}:\n{errors}");
     for said in case.says {
         assert!(errors.contains(said), "{said:?} is missing in:\n{errors}");

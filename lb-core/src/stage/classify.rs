@@ -44,3 +44,129 @@ fn no_service(meta: &Meta, tables: &Tables) -> Exit {
         Exit::Punt
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::burst::tests::burst_of;
+    use crate::burst::{Burst, Fate};
+    use crate::model::tests::{backend, spec};
+    use crate::model::{Backend, DesiredState, HashKey, Protocol, Service, ServiceSpec};
+    use crate::sim::SimFrame;
+    use crate::sim::packet::{BALANCER, Packet};
+    use crate::stage::parse::parse;
+    use crate::tables::compile::compile;
+    use crate::tables::compile::tests::{next_hops, ports};
+
+    /// Tables with the ports and next hops of the tests of `compile`.
+    pub(crate) fn tables(services: impl IntoIterator<Item = ServiceSpec>) -> Tables {
+        let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
+        let desired = DesiredState::new(HashKey([7; 16]), services).unwrap();
+        compile(&desired, &ports(), &next_hops(), None)
+    }
+
+    /// Frames that came by the first port, parsed and classified.
+    pub(crate) fn classified(
+        tables: &Tables,
+        packets: impl IntoIterator<Item = Packet>,
+    ) -> Burst<SimFrame> {
+        assert_eq!(tables.ports[0].mac.0, BALANCER);
+        let mut burst = burst_of(packets.into_iter().map(|p| SimFrame::new(&p.frame())));
+        parse(&mut burst, &tables.ports[0]);
+        classify(&mut burst, tables);
+        burst
+    }
+
+    #[test]
+    fn address_port_and_protocol_name_the_service() {
+        let other = ServiceSpec { slots: Some(251), ..spec("other", "10.0.0.101", &["10.0.0.12"]) };
+        let udp = Protocol::Udp;
+        let mut same_port = spec("dns", "10.0.0.100", &["10.0.0.11"]);
+        same_port.vip.protocol = udp;
+        let mut same_address = spec("tls", "10.0.0.100", &["10.0.0.11"]);
+        same_address.vip.port = 443;
+        let specs = [
+            spec("web", "10.0.0.100", &["10.0.0.11"]),
+            spec("empty", "10.0.0.102", &[]),
+            spec("drained", "10.0.0.103", &[]),
+            spec("waiting", "10.0.0.104", &["10.0.0.99"]),
+            spec("web6", "fd00::100", &["fd00::11"]),
+            other,
+            same_port,
+            same_address,
+        ];
+        let mut specs = specs;
+        specs[2].backends = vec![Backend { drain: true, ..backend("10.0.0.11") }];
+        let tables = tables(specs);
+        let src = "198.51.100.7:40000";
+        let src6 = "[2001:db8::7]:40000";
+        let tcp = |dst| Packet::tcp(src, dst);
+        let part = |packet: Packet, fragment| packet.with(|p| p.fragment = Some(fragment));
+        let drop = |reason| Err(Exit::Drop(reason));
+        for (name, packet, expect) in [
+            ("web", tcp("10.0.0.100:80"), Ok(0)),
+            ("IPv6", Packet::tcp(src6, "[fd00::100]:80"), Ok(4)),
+            ("another address", tcp("10.0.0.101:80"), Ok(5)),
+            ("another protocol", Packet::udp(src, "10.0.0.100:80"), Ok(6)),
+            ("another port", tcp("10.0.0.100:443"), Ok(7)),
+            ("no service's port", tcp("10.0.0.100:81"), Err(Exit::Punt)),
+            ("port 0", tcp("10.0.0.100:0"), Err(Exit::Punt)),
+            ("no service's address", tcp("10.0.0.1:80"), Err(Exit::Punt)),
+            ("no service's protocol", Packet::udp(src, "10.0.0.101:80"), Err(Exit::Punt)),
+            ("no backend", tcp("10.0.0.102:80"), drop(DropReason::NoBackend)),
+            ("drained", tcp("10.0.0.103:80"), drop(DropReason::NoBackend)),
+            ("unresolved", tcp("10.0.0.104:80"), drop(DropReason::NextHopUnresolved)),
+            ("first part", part(tcp("10.0.0.100:80"), (0, true)), drop(DropReason::Fragment)),
+            ("last part", part(tcp("10.0.0.101:80"), (185, false)), drop(DropReason::Fragment)),
+            (
+                "last part, IPv6",
+                part(Packet::tcp(src6, "[fd00::100]:80"), (185, false)),
+                drop(DropReason::Fragment),
+            ),
+            ("a part for nobody", part(tcp("10.0.0.1:80"), (185, false)), Err(Exit::Punt)),
+            (
+                "a part of no service's protocol",
+                part(Packet::udp(src, "10.0.0.101:80"), (0, true)),
+                Err(Exit::Punt),
+            ),
+        ] {
+            let burst = classified(&tables, [packet]);
+            let found = match burst.fate(0) {
+                Fate::Send(_) => Ok(burst.meta(0).service),
+                Fate::Punt => Err(Exit::Punt),
+                Fate::Drop => {
+                    let place = burst.drops().iter().position(|&count| count == 1).unwrap();
+                    drop(DropReason::ALL[place])
+                }
+            };
+            assert_eq!(found, expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn affinity_says_whether_ports_count() {
+        for affinity in [Affinity::Flow, Affinity::Client] {
+            let backends = ["10.0.0.11", "10.0.0.12"];
+            let tables =
+                tables([ServiceSpec { affinity, ..spec("web", "10.0.0.100", &backends) }]);
+            let client = |host: u16, port: u16| {
+                Packet::tcp(&format!("198.51.100.{host}:{port}"), "10.0.0.100:80")
+            };
+            let slots = |packets: Vec<Packet>| -> BTreeSet<u32> {
+                let burst = classified(&tables, packets);
+                let n = burst.frames().len();
+                assert_eq!(usize::try_from(burst.live_and_punted().0).unwrap(), n);
+                (0..n).map(|i| burst.meta(i).slot).collect()
+            };
+            let by_port = slots((0..60).map(|i| client(7, 40_000 + i)).collect()).len();
+            let by_host = slots((0..60).map(|i| client(i, 40_000)).collect()).len();
+            match affinity {
+                Affinity::Flow => assert!(by_port > 55),
+                Affinity::Client => assert_eq!(by_port, 1),
+            }
+            assert!(by_host > 55, "of 65,537 slots: {by_host}");
+        }
+    }
+}

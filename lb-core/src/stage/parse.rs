@@ -117,3 +117,230 @@ fn ports(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use etherparse::IpNumber;
+
+    use super::*;
+    use crate::burst::Fate;
+    use crate::burst::tests::burst_of;
+    use crate::sim::SimFrame;
+    use crate::sim::packet::{self, BALANCER, Packet, SERVICE_VLAN, VLAN};
+    use crate::wire::ethernet::MacAddr;
+
+    const CLIENT: &str = "198.51.100.7:40000";
+    const VIP: &str = "10.0.0.100:80";
+    const CLIENT_6: &str = "[2001:db8::7]:40000";
+    const VIP_6: &str = "[fd00::100]:80";
+
+    fn parse_one(frame: SimFrame) -> Result<Meta, Exit> {
+        let port = Port {
+            name: "lan0".into(),
+            mac: MacAddr(BALANCER),
+            mtu: 1500,
+            addresses: Vec::new(),
+            kernel: true,
+        };
+        let mut burst = burst_of([frame]);
+        parse(&mut burst, &port);
+        match burst.fate(0) {
+            Fate::Send(_) => Ok(*burst.meta(0)),
+            Fate::Punt => Err(Exit::Punt),
+            Fate::Drop => {
+                let place = burst.drops().iter().position(|&count| count == 1).unwrap();
+                Err(DropReason::ALL[place].into())
+            }
+        }
+    }
+
+    /// What is known of a frame that goes on through the pipeline.
+    pub(crate) fn parsed(frame: &[u8]) -> Meta {
+        parse_one(SimFrame::new(frame)).unwrap()
+    }
+
+    #[test]
+    fn headers_are_found_behind_tags_options_and_extensions() {
+        let options = (IpNumber::IPV6_DESTINATION_OPTIONS, vec![1, 4, 0, 0, 0, 0]);
+        let long = (IpNumber::IPV6_ROUTE_HEADER, vec![0; 14]);
+        let hops = (IpNumber::IPV6_HEADER_HOP_BY_HOP, vec![1, 4, 0, 0, 0, 0]);
+        let tcp = || Packet::tcp(CLIENT, VIP);
+        let tcp6 = || Packet::tcp(CLIENT_6, VIP_6);
+        for (name, packet, l3_offset, packet_len) in [
+            ("TCP", tcp(), 14, 67),
+            ("UDP", Packet::udp(CLIENT, VIP), 14, 55),
+            ("a tag", tcp().with(|p| p.tags = vec![(VLAN, 7)]), 18, 67),
+            ("QinQ", tcp().with(|p| p.tags = vec![(SERVICE_VLAN, 7), (VLAN, 8)]), 22, 67),
+            ("options", tcp().with(|p| p.options = vec![1; 40]), 14, 107),
+            ("padding", tcp().with(|p| p.padding = 9), 14, 67),
+            ("no payload", tcp().with(|p| p.payload.clear()), 14, 40),
+            ("TCP over IPv6", tcp6(), 14, 87),
+            ("UDP over IPv6", Packet::udp(CLIENT_6, VIP_6), 14, 75),
+            ("padding over IPv6", tcp6().with(|p| p.padding = 9), 14, 87),
+            ("IPv6 with a tag", tcp6().with(|p| p.tags = vec![(VLAN, 7)]), 18, 87),
+            (
+                "extensions",
+                tcp6().with(|p| p.extensions = vec![hops, long, options.clone()]),
+                14,
+                119,
+            ),
+            ("an atomic fragment", tcp6().with(|p| p.fragment = Some((0, false))), 14, 95),
+            ("8 extensions", tcp6().with(|p| p.extensions = vec![options; 8]), 14, 151),
+        ] {
+            let meta = parsed(&packet.frame());
+            assert_eq!((meta.l3_offset, meta.packet_len), (l3_offset, packet_len), "{name}");
+            let [src, dst] = [packet.src, packet.dst];
+            let protocol = packet.protocol.0;
+            let tuple = Tuple::new(src.ip(), dst.ip(), src.port(), dst.port(), protocol);
+            assert_eq!((meta.tuple, meta.is_fragment), (tuple, false), "{name}");
+        }
+    }
+
+    #[test]
+    fn fragments_have_no_ports() {
+        for (given, offset_and_more) in [
+            (Packet::tcp(CLIENT, VIP), (0, true)),
+            (Packet::udp(CLIENT, VIP), (100, false)),
+            (Packet::udp(CLIENT_6, VIP_6), (0, true)),
+            (Packet::tcp(CLIENT_6, VIP_6), (100, false)),
+        ] {
+            let meta = parsed(&given.with(|p| p.fragment = Some(offset_and_more)).frame());
+            assert!(meta.is_fragment);
+            assert_eq!(meta.tuple.ports, [0; 4]);
+        }
+    }
+
+    #[test]
+    fn the_kernel_gets_what_no_service_can_be_meant_by() {
+        let tcp = Packet::tcp(CLIENT, VIP);
+        for (name, frame) in [
+            ("ARP", packet::other([0xff; 6], 0x0806, &[0; 28])),
+            ("ARP for us alone", packet::other(BALANCER, 0x0806, &[0; 28])),
+            ("an unknown EtherType", packet::other(BALANCER, 0x88cc, &[0; 46])),
+            ("a length (802.3)", packet::other(BALANCER, 46, &[0; 46])),
+            ("broadcast", tcp.clone().with(|p| p.dst_mac = [0xff; 6]).frame()),
+            ("multicast", tcp.clone().with(|p| p.dst_mac = [1, 0, 0x5e, 0, 0, 1]).frame()),
+            ("a third tag", tcp.with(|p| p.tags = vec![(VLAN, 1); 3]).frame()),
+            ("ping", Packet::ping(CLIENT, VIP).frame()),
+            ("ping over IPv6", Packet::ping(CLIENT_6, VIP_6).frame()),
+            ("a part of a ping", Packet::ping(CLIENT, VIP).with(|p| p.fragment = Some((3, false))).frame()),
+            ("ESP", Packet::tcp(CLIENT, VIP).with(|p| p.protocol = IpNumber(50)).frame()),
+        ] {
+            assert_eq!(parse_one(SimFrame::new(&frame)).unwrap_err(), Exit::Punt, "{name}");
+        }
+    }
+
+    /// A frame that says so many bytes of IPv4 packet.
+    fn with_total_len(packet: &Packet, len: u8) -> Vec<u8> {
+        let mut frame = packet.frame();
+        frame[16..18].copy_from_slice(&[0, len]);
+        packet::repair_ipv4_checksum(&mut frame, 14);
+        frame
+    }
+
+    /// A frame that ends behind so many bytes of IPv6 payload, and says so.
+    fn cut_ipv6_payload(packet: &Packet, len: u8) -> Vec<u8> {
+        let mut frame = packet.frame();
+        frame.truncate(14 + 40 + usize::from(len));
+        frame[18..20].copy_from_slice(&[0, len]);
+        frame
+    }
+
+    #[test]
+    fn bad_headers_are_dropped_and_say_why() {
+        use DropReason as R;
+        let (tcp, udp) = (Packet::tcp(CLIENT, VIP), Packet::udp(CLIENT, VIP));
+        let tcp6 = Packet::tcp(CLIENT_6, VIP_6);
+        let cut = |frame: Vec<u8>, len: usize| frame[..len].to_vec();
+        let set = |mut frame: Vec<u8>, at: usize, byte| {
+            frame[at] = byte;
+            frame
+        };
+        let tagged = tcp.clone().with(|p| p.tags = vec![(VLAN, 7)]);
+        let stranger = tcp.clone().with(|p| p.dst_mac = [2, 0, 0, 0, 0, 9]);
+        let options = (IpNumber::IPV6_DESTINATION_OPTIONS, vec![1, 4, 0, 0, 0, 0]);
+        let extended = |n| tcp6.clone().with(|p| p.extensions = vec![options.clone(); n]);
+        for (name, frame, expect) in [
+            ("nothing", vec![], R::Truncated),
+            ("13 bytes", cut(tcp.frame(), 13), R::Truncated),
+            ("half a tag", cut(tagged.frame(), 17), R::Truncated),
+            ("19 bytes of IPv4", cut(tcp.frame(), 33), R::Truncated),
+            ("39 bytes of IPv6", cut(tcp6.frame(), 53), R::Truncated),
+            ("less than it says", cut(tcp.frame(), 80), R::Truncated),
+            ("less than it says, IPv6", cut(tcp6.frame(), 100), R::Truncated),
+            ("shorter than its header", with_total_len(&tcp, 19), R::Truncated),
+            ("most of a TCP header", with_total_len(&tcp, 39), R::Truncated),
+            ("most of a UDP header", with_total_len(&udp, 27), R::Truncated),
+            ("most of a TCP header, IPv6", cut_ipv6_payload(&tcp6, 19), R::Truncated),
+            ("extensions to the end", cut_ipv6_payload(&extended(1), 8), R::Truncated),
+            ("IPv6 in IPv4's place", set(tcp.frame(), 14, 0x65), R::BadVersion),
+            ("IPv4 in IPv6's place", set(tcp6.frame(), 14, 0x45), R::BadVersion),
+            ("4 words of header", set(tcp.frame(), 14, 0x44), R::BadHeaderLength),
+            ("a changed byte", set(tcp.frame(), 22, 99), R::BadChecksum),
+            ("9 extensions", extended(9).frame(), R::TooManyExtensions),
+            ("another station's", stranger.frame(), R::NotOurs),
+        ] {
+            let exit = parse_one(SimFrame::new(&frame)).unwrap_err();
+            assert_eq!(exit, Exit::Drop(expect), "{name}");
+        }
+    }
+
+    #[test]
+    fn some_addresses_cannot_be_sources() {
+        let bad = DropReason::BadSource.into();
+        for (src, dst, expect) in [
+            ("0.0.0.0:1", VIP, bad),
+            ("0.1.2.3:1", VIP, bad),
+            ("127.0.0.1:1", VIP, bad),
+            ("224.0.0.1:1", VIP, bad),
+            ("240.0.0.1:1", VIP, bad),
+            ("255.255.255.255:1", VIP, bad),
+            ("[::]:1", VIP_6, bad),
+            ("[::1]:1", VIP_6, bad),
+            ("[ff02::1]:1", VIP_6, bad),
+            (VIP, VIP, DropReason::SameSource.into()),
+            (VIP_6, VIP_6, DropReason::SameSource.into()),
+        ] {
+            let frame = SimFrame::new(&Packet::tcp(src, dst).frame());
+            assert_eq!(parse_one(frame).unwrap_err(), expect, "{src}");
+        }
+        for (src, dst) in [("1.0.0.1:1", VIP), ("223.0.0.1:1", VIP), ("[::2]:1", VIP_6)] {
+            parsed(&Packet::tcp(src, dst).frame());
+        }
+    }
+
+    #[test]
+    fn an_ipv6_packet_beyond_16_bits_of_length_is_too_big() {
+        let mut frame = Packet::tcp(CLIENT_6, VIP_6).with(|p| p.payload = vec![0; 65_476]).frame();
+        assert_eq!(parse_one(SimFrame::new(&frame)).unwrap_err(), DropReason::TooBig.into());
+        frame[18..20].copy_from_slice(&65_495_u16.to_be_bytes()); // the last byte is padding
+        assert_eq!(parsed(&frame).packet_len, 65_535);
+    }
+
+    #[test]
+    fn the_nics_word_on_the_checksum_counts() {
+        let good = Packet::tcp(CLIENT, VIP).frame();
+        let mut bad = good.clone();
+        bad[22] ^= 1; // TTL
+        let wrong = Err(Exit::Drop(DropReason::BadChecksum));
+        for (frame, checked, expect) in [
+            (&good, Checked::Unknown, Ok(())),
+            (&good, Checked::Good, Ok(())),
+            (&good, Checked::Bad, wrong),
+            (&bad, Checked::Unknown, wrong),
+            (&bad, Checked::Good, Ok(())),
+            (&bad, Checked::Bad, wrong),
+        ] {
+            let mut frame = SimFrame::new(frame);
+            frame.ipv4_checked = checked;
+            assert_eq!(parse_one(frame).map(|_| ()), expect, "{checked:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_looks_inside_a_split_frame() {
+        let mut frame = SimFrame::new(&Packet::tcp(CLIENT, VIP).frame());
+        frame.is_split = true;
+        assert_eq!(parse_one(frame).unwrap_err(), DropReason::MultiSegment.into());
+    }
+}

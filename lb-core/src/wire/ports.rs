@@ -37,3 +37,27 @@ impl Ports {
         Ok(ports)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{TCP, UDP};
+
+    #[test]
+    fn ports_are_read_off_whole_headers_only() {
+        let segment = [&[0x9c, 0x40, 0x00, 0x50][..], &[0; 20]].concat();
+        for (protocol, len, is_whole) in [
+            (TCP, 24, true),
+            (TCP, 20, true),
+            (TCP, 19, false),
+            (TCP, 0, false),
+            (UDP, 8, true),
+            (UDP, 7, false),
+        ] {
+            let ports = Ports::parse(protocol, &segment[..len]);
+            let found = ports.map(|ports| (ports.src.get(), ports.dst.get()));
+            let expect = if is_whole { Ok((40_000, 80)) } else { Err(DropReason::Truncated) };
+            assert_eq!(found, expect, "{protocol} {len}");
+        }
+    }
+}

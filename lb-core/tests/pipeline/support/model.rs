@@ -11,7 +11,10 @@ use etherparse::{
     Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
     SingleVlanHeaderSlice, ip_number,
 };
-use lb_core::drop_reason::DropReason::{self, *};
+use lb_core::drop_reason::DropReason::{
+    self, BadChecksum, BadHeaderLength, BadSource, BadVersion, Fragment, MultiSegment, NextHopUnresolved,
+    NoBackend, NoHeadroom, NotOurs, SameSource, TooBig, TooManyExtensions, Truncated,
+};
 use lb_core::frame::Checked;
 use lb_core::model::{Affinity, Backend, Forward, Service};
 use lb_core::tables::next_hop::{NextHop, Port, PortId};

@@ -130,7 +130,7 @@ impl Packet {
                 header.dont_fragment = self.fragment.is_none();
                 header.more_fragments = more_fragments;
                 header.fragment_offset = IpFragOffset::try_new(offset).unwrap();
-                header.set_options(&self.options).unwrap();
+                header.options = self.options[..].try_into().unwrap();
                 header.set_payload_len(segment.len()).unwrap();
                 let mut bytes = Vec::new();
                 header.write(&mut bytes).unwrap(); // with its checksum
