@@ -239,8 +239,13 @@ impl Control {
         for service in self.config.desired.services() {
             let spec = service.spec();
             for backend in &spec.backends {
-                if let Err(why) = ways(backend, spec.forward, &self.ports, &self.next_hops) {
-                    now.insert((spec.name.clone(), backend.address), why.to_string());
+                let key = (spec.name.clone(), backend.address);
+                match ways(backend, spec.forward, &self.ports, &self.next_hops) {
+                    Err(why) => drop(now.insert(key, why.to_string())),
+                    Ok(_) if self.unresolved.contains_key(&key) => {
+                        info!("backend {} of service {} has a next hop", key.1, key.0);
+                    }
+                    Ok(_) => {}
                 }
             }
         }
@@ -252,9 +257,6 @@ impl Control {
         let more = news.count().saturating_sub(UNRESOLVED_SHOWN_MAX);
         if more > 0 {
             warn!("{more} more backends take no traffic");
-        }
-        for (service, address) in before.keys().filter(|key| !self.unresolved.contains_key(*key)) {
-            info!("backend {address} of service {service} is reachable, or no longer listed");
         }
     }
 }

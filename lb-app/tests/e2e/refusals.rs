@@ -15,7 +15,7 @@ pub(crate) struct Refused {
     /// Spoils the namespace or the configuration.
     spoil: fn(&Netns, &mut Config),
     start: fn(&Netns, &str) -> Refusal,
-    /// What the error must say.
+    /// What the error must say: the cause, and what to do.
     says: &'static [&'static str],
 }
 
@@ -24,49 +24,49 @@ pub(crate) const REFUSALS: &[Refused] = &[
         name: "a driver that does not exist",
         spoil: |_, config| config.ports[0].device = "net_nonsense0".into(),
         start: Weir::refuse,
-        says: &["lan0", "net_nonsense0"],
+        says: &["\"lan0\"", "net_nonsense0", "check `device`"],
     },
     Refused {
         name: "a PCI device that does not exist",
         spoil: |_, config| config.ports[0].device = "0000:ff:1f.7".into(),
         start: Weir::refuse,
-        says: &["lan0", "0000:ff:1f.7"],
+        says: &["\"lan0\"", "0000:ff:1f.7", "check `device`"],
     },
     Refused {
         name: "a wire that does not exist",
         spoil: |_, config| config.ports[0].device = "net_af_packet0,iface=nowhere0".into(),
         start: Weir::refuse,
-        says: &["lan0", "nowhere0"],
+        says: &["net_af_packet0", "no interface nowhere0", "create it"],
     },
     Refused {
         name: "an interface name in use",
         spoil: |lb, _| lb.ip("link add lan0 type bridge"),
         start: Weir::refuse,
-        says: &["lan0"],
+        says: &["lan0 exists already", "rename the port", "ip link del lan0"],
     },
     Refused {
         name: "a wire's name in use",
         spoil: |lb, _| lb.ip("link add weir0 type bridge"),
         start: Weir::refuse,
-        says: &["weir0"],
+        says: &["\"lan0\"", "iface=weir0", "check `device` and the interface"],
     },
     Refused {
         name: "an address in use on another interface",
         spoil: |lb, _| lb.ip(&format!("addr add {}/24 dev br0", v4(0, WEIR))),
         start: Weir::refuse,
-        says: &["10.0.0.2", "br0"],
+        says: &["10.0.0.2 is already an address of br0", "ip address del"],
     },
     Refused {
         name: "a VIP in use on another interface",
         spoil: |lb, _| lb.ip(&format!("addr add {}/32 dev br0", v4(0, VIP_L2DSR))),
         start: Weir::refuse,
-        says: &["10.0.0.100", "br0"],
+        says: &["10.0.0.100 is already an address of br0", "ip address del"],
     },
     Refused {
         name: "a user who is not root",
         spoil: |_, _| {},
         start: Weir::refuse_nobody,
-        says: &["root"],
+        says: &["must run as root", "sudo"],
     },
     Refused {
         name: "huge pages that are required and missing",
@@ -76,13 +76,13 @@ pub(crate) const REFUSALS: &[Refused] = &[
             config.memory_mb = free_hugepages_mb() + 256;
         },
         start: Weir::refuse,
-        says: &["hugepages"],
+        says: &["hugepages = \"required\"", "nr_hugepages"],
     },
     Refused {
         name: "an invalid configuration",
         spoil: |_, config| config.services[0].forward = "l2dst",
         start: Weir::refuse,
-        says: &["l2dst", "l2dsr"],
+        says: &["l2dst", "did you mean \"l2dsr\"", "nothing was started"],
     },
 ];
 
@@ -108,8 +108,9 @@ pub(crate) fn refused(case: &Refused) {
     let before = Traces::now(&lb);
 
     let Refusal { pid, status, errors } = (case.start)(&lb, &config.to_string());
-    eprintln!("[{status}]\n{errors}");
-    assert!(status.code().is_some_and(|code| code != 0), "{status}:\n{errors}");
+    assert_eq!(status.code(), Some(1), "{errors}");
+    let last = errors.lines().last().unwrap_or_default();
+    assert!(last.starts_with("weir: "), "the last line is not the cause:\n{errors}");
     for said in case.says {
         assert!(errors.contains(said), "{said:?} is missing in:\n{errors}");
     }

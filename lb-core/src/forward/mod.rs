@@ -67,3 +67,75 @@ fn push_front<'a, F: Frame>(
     tail.copy_from_slice(&ether_type.to_be_bytes());
     rest.get_mut(..room).ok_or(DropReason::NoHeadroom)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::sim::SimFrame;
+    use crate::sim::packet::{Packet, SERVICE_VLAN, VLAN};
+    use crate::wire::ethernet::{IPV4, MacAddr};
+
+    pub(crate) const SERVER: MacAddr = MacAddr([2, 0, 0, 0, 1, 11]);
+    pub(crate) const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+    /// Where the frames of these tests come from.
+    pub(crate) const LAN: PortId = PortId(0);
+
+    /// The way to [`SERVER`] through a port.
+    pub(crate) fn hop(out: u8, vlan: Option<u16>, mtu: u16) -> HopEntry {
+        HopEntry { macs: [SERVER, OURS], out: PortId(out), vlan, mtu }
+    }
+
+    /// Tags that a frame has, the way that it takes, and the tags that it leaves with.
+    pub(crate) type TagCase = (&'static [(u16, u16)], HopEntry, &'static [(u16, u16)]);
+
+    /// One-armed use keeps the tags, unless the hop has one of its own.
+    pub(crate) fn tag_cases() -> [TagCase; 9] {
+        const NONE: &[(u16, u16)] = &[];
+        const ONE: &[(u16, u16)] = &[(VLAN, 7)];
+        const TWO: &[(u16, u16)] = &[(SERVICE_VLAN, 7), (VLAN, 8)];
+        const OWN: &[(u16, u16)] = &[(VLAN, 9)];
+        let [same, other] = [0, 1].map(|out| hop(out, None, 1500));
+        let [same_tagged, other_tagged] = [0, 1].map(|out| hop(out, Some(9), 1500));
+        [
+            (NONE, same, NONE),
+            (ONE, same, ONE),
+            (TWO, same, TWO),
+            (NONE, other, NONE),
+            (ONE, other, NONE),
+            (TWO, other, NONE),
+            (NONE, same_tagged, OWN),
+            (TWO, same_tagged, OWN),
+            (ONE, other_tagged, OWN),
+        ]
+    }
+
+    /// Ethernet header, with MACs to [`SERVER`] and from [`OURS`].
+    pub(crate) fn front(tags: &[(u16, u16)], ether_type: u16) -> Vec<u8> {
+        let mut bytes = [SERVER.0, OURS.0].concat();
+        for (tag, vlan) in tags {
+            bytes.extend([tag.to_be_bytes(), vlan.to_be_bytes()].concat());
+        }
+        [bytes, ether_type.to_be_bytes().to_vec()].concat()
+    }
+
+    #[test]
+    fn l2_headers_have_the_hops_tag_or_the_frames_own() {
+        for (tags, hop, expect) in tag_cases() {
+            let packet = Packet::tcp("198.51.100.7:1", "10.0.0.100:80");
+            let old = packet.with(|p| p.tags = tags.to_vec()).l2_header();
+            let header = L2Header::new(&hop, LAN, &old);
+            assert_eq!([header.as_bytes(), &[8, 0]].concat(), front(expect, IPV4));
+        }
+    }
+
+    #[test]
+    fn nothing_is_put_where_there_is_no_room() {
+        let l2 = L2Header::new(&hop(0, None, 1500), LAN, &[]);
+        let mut frame = SimFrame::with_headroom(b"packet", 33);
+        assert_eq!(push_front(&mut frame, &l2, IPV4, 20).unwrap_err(), DropReason::NoHeadroom);
+        assert_eq!(frame.bytes(), b"packet");
+        let room = push_front(&mut frame, &l2, IPV4, 19).unwrap();
+        room.fill(7);
+        assert_eq!(frame.bytes(), [&front(&[], IPV4)[..], &[7; 19], b"packet"].concat());
+    }
+}

@@ -37,3 +37,108 @@ pub fn forward<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Count
         Ok(())
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::burst::{Burst, Fate};
+    use crate::model::tests::spec;
+    use crate::model::{Forward, ServiceSpec};
+    use crate::sim::SimFrame;
+    use crate::sim::packet::Packet;
+    use crate::stage::classify::tests::{classified, tables};
+    use crate::stage::select::select;
+    use crate::tables::ServiceId;
+    use crate::tables::next_hop::PortId;
+
+    fn tunnel() -> ServiceSpec {
+        // Behind two gateways, one a port.
+        ServiceSpec { forward: Forward::Ipip, ..spec("far", "10.0.0.101", &["10.2.0.1"]) }
+    }
+
+    fn selected(tables: &Tables, packets: impl IntoIterator<Item = Packet>) -> Burst<SimFrame> {
+        let mut burst = classified(tables, packets);
+        select(&mut burst, tables);
+        burst
+    }
+
+    #[test]
+    fn each_service_forwards_in_its_own_mode_and_counts_its_traffic() {
+        let tables = tables([spec("near", "10.0.0.100", &["10.0.0.11"]), tunnel()]);
+        let client = "198.51.100.7:40000";
+        let near = Packet::tcp(client, "10.0.0.100:80");
+        let far = Packet::tcp(client, "10.0.0.101:80").with(|p| p.padding = 3);
+        let big = near.clone().with(|p| p.payload = vec![0; 1461]);
+        let counters = Counters::new(2);
+        let given = [near.clone(), far.clone(), near.clone(), big];
+        let mut burst = selected(&tables, given);
+        forward(&mut burst, &tables, &counters);
+
+        assert_eq!(burst.drops()[DropReason::TooBig as usize], 1);
+        let lengths: Vec<_> = burst.frames().iter().map(|frame| frame.bytes().len()).collect();
+        let (near_len, far_len) = (near.ip().len(), far.ip().len());
+        assert_eq!(lengths[..3], [14 + near_len, 14 + 20 + far_len, 14 + near_len]);
+        let traffic = |id| {
+            let traffic = counters.service(ServiceId(id)).unwrap();
+            (traffic.frames.get(), traffic.bytes.get())
+        };
+        assert_eq!(traffic(0), (2, 2 * near_len as u64), "what was sent, as it came in");
+        assert_eq!(traffic(1), (1, far_len as u64));
+    }
+
+    #[test]
+    fn equal_ways_share_the_flows_and_keep_each() {
+        let tables = tables([tunnel()]);
+        let counters = Counters::new(1);
+        let mut ways = BTreeMap::new();
+        for round in 0..8 {
+            for _ in 0..2 {
+                let packet = |i| {
+                    let client = format!("198.51.100.{i}:{}", 40_000 + round);
+                    Packet::tcp(&client, "10.0.0.101:80")
+                };
+                let mut burst = selected(&tables, (0..64).map(packet));
+                forward(&mut burst, &tables, &counters);
+                for i in 0..64 {
+                    let Fate::Send(out) = burst.fate(i) else { panic!("{i}") };
+                    let before = ways.insert((round, i), out);
+                    assert!(before.is_none_or(|before| before == out), "{i} took another way");
+                }
+            }
+        }
+        let first = ways.values().filter(|&&out| out == PortId(0)).count();
+        assert!((200..=312).contains(&first), "{first} of 512 took the first of two ways");
+    }
+
+    #[test]
+    fn without_a_way_or_a_backend_nothing_leaves() {
+        let mut tables = tables([spec("near", "10.0.0.100", &["10.0.0.11"])]);
+        tables.services[0].backends = tables.services[0]
+            .backends
+            .iter()
+            .map(|entry| {
+                let mut entry = entry.clone();
+                entry.hops.clear();
+                entry
+            })
+            .collect();
+        let counters = Counters::new(1);
+        for (service, backend, expect) in [
+            (0, 0, DropReason::NextHopUnresolved),
+            (0, 1, DropReason::NoBackend),
+            (1, 0, DropReason::NoBackend),
+        ] {
+            let packet = Packet::tcp("198.51.100.7:40000", "10.0.0.100:80");
+            let mut burst = selected(&tables, [packet]);
+            burst.for_each_live(|_, meta| {
+                (meta.service, meta.backend) = (service, backend);
+                Ok(())
+            });
+            forward(&mut burst, &tables, &counters);
+            assert_eq!(burst.drops()[expect as usize], 1, "{service} {backend}");
+        }
+        assert_eq!(counters.service(ServiceId(0)).unwrap().frames.get(), 0);
+    }
+}

@@ -79,8 +79,8 @@ pub type Hops = ArrayVec<NextHop, HOPS_MAX>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unresolved {
-    /// The kernel has not been asked, or has not answered yet.
-    #[error("not looked up yet")]
+    /// The kernel has not been asked, or is still finding out.
+    #[error("its MAC address is not known yet")]
     Unknown,
     /// No route, or an unreachable, blackhole or prohibit route.
     #[error("the kernel has no route to it")]
