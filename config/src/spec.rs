@@ -34,9 +34,9 @@ table! {
         site: Optional<Site>,
         /// The workers and the memory that move packets.
         dataplane: Optional<Dataplane>,
-        /// The network ports, one [[port]] each.
+        /// The network ports.
         port: List<Port>,
-        /// The services, one [[service]] each.
+        /// The services.
         service: List<Service>,
     }
 }

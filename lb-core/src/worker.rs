@@ -233,9 +233,8 @@ mod tests {
         // And at once, after a long silence?
         for (per_second, expect) in [(1, 1), (10, 1), (1000, 100), (5000, 500)] {
             let mut limit = RateLimit::new(per_second);
-            let at_once = |limit: &mut RateLimit, now| {
-                (0..10_000).filter(|_| limit.allow(Tick(now))).count()
-            };
+            let at_once =
+                |limit: &mut RateLimit, now| (0..10_000).filter(|_| limit.allow(Tick(now))).count();
             assert_eq!(at_once(&mut limit, 0), expect);
             assert_eq!(at_once(&mut limit, 3_600_000), expect);
             assert_eq!(at_once(&mut limit, 0), 0, "time does not run backwards");

@@ -157,8 +157,7 @@ mod tests {
                 let sliced = SlicedPacket::from_ethernet(&sent).unwrap();
                 let payload = sliced.ip_payload().unwrap();
                 assert_eq!(payload.payload, packet.ip(), "{packet:?}");
-                let inner =
-                    if packet.dst.is_ipv4() { IpNumber::IPV4 } else { IpNumber::IPV6 };
+                let inner = if packet.dst.is_ipv4() { IpNumber::IPV4 } else { IpNumber::IPV6 };
                 assert_eq!(payload.ip_number, inner);
                 match sliced.net.unwrap() {
                     NetSlice::Ipv4(ip) => {
@@ -211,7 +210,8 @@ mod tests {
     #[test]
     fn the_flow_label_is_of_the_flow() {
         let [packet, ..] = packets();
-        let label = |hash| encapsulated(&packet, &OUTERS[1], &hop(0, None, 1500), hash)[15..18].to_vec();
+        let label =
+            |hash| encapsulated(&packet, &OUTERS[1], &hop(0, None, 1500), hash)[15..18].to_vec();
         assert_eq!(label(7), label(7));
         assert_ne!(label(7), label(8));
         assert_eq!(label(u64::MAX), [0x0f, 0xff, 0xff]);

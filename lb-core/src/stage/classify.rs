@@ -149,8 +149,7 @@ pub(crate) mod tests {
     fn affinity_says_whether_ports_count() {
         for affinity in [Affinity::Flow, Affinity::Client] {
             let backends = ["10.0.0.11", "10.0.0.12"];
-            let tables =
-                tables([ServiceSpec { affinity, ..spec("web", "10.0.0.100", &backends) }]);
+            let tables = tables([ServiceSpec { affinity, ..spec("web", "10.0.0.100", &backends) }]);
             let client = |host: u16, port: u16| {
                 Packet::tcp(&format!("198.51.100.{host}:{port}"), "10.0.0.100:80")
             };

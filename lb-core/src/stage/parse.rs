@@ -223,7 +223,10 @@ pub(crate) mod tests {
             ("a third tag", tcp.with(|p| p.tags = vec![(VLAN, 1); 3]).frame()),
             ("ping", Packet::ping(CLIENT, VIP).frame()),
             ("ping over IPv6", Packet::ping(CLIENT_6, VIP_6).frame()),
-            ("a part of a ping", Packet::ping(CLIENT, VIP).with(|p| p.fragment = Some((3, false))).frame()),
+            (
+                "a part of a ping",
+                Packet::ping(CLIENT, VIP).with(|p| p.fragment = Some((3, false))).frame(),
+            ),
             ("ESP", Packet::tcp(CLIENT, VIP).with(|p| p.protocol = IpNumber(50)).frame()),
         ] {
             assert_eq!(parse_one(SimFrame::new(&frame)).unwrap_err(), Exit::Punt, "{name}");

@@ -232,11 +232,7 @@ pub(crate) mod tests {
             addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
             kernel: true,
         };
-        [
-            port(0, 1500, &["10.0.0.2/24", "fd00::2/64"]),
-            port(1, 1600, &["10.1.0.2/24"]),
-        ]
-        .into()
+        [port(0, 1500, &["10.0.0.2/24", "fd00::2/64"]), port(1, 1600, &["10.1.0.2/24"])].into()
     }
 
     fn hop(port: u8, host: u8) -> NextHop {
@@ -315,7 +311,12 @@ pub(crate) mod tests {
             ),
             (
                 "none resolved",
-                |s| ["10.0.0.97", "10.0.0.98", "10.0.0.99"].iter().zip(&mut s.backends).for_each(|(a, b)| *b = backend(a)),
+                |s| {
+                    ["10.0.0.97", "10.0.0.98", "10.0.0.99"]
+                        .iter()
+                        .zip(&mut s.backends)
+                        .for_each(|(a, b)| *b = backend(a))
+                },
                 [false; 3],
                 DropReason::NextHopUnresolved,
             ),
@@ -334,7 +335,10 @@ pub(crate) mod tests {
             assert_eq!(shares.iter().map(|&share| share > 0).collect::<Vec<_>>(), takes, "{name}");
             let table = &tables.services[0];
             let expect = if takes.contains(&true) { 251 } else { 0 };
-            assert_eq!((shares.iter().sum::<usize>(), table.slots.len()), (expect, u32::try_from(expect).unwrap()));
+            assert_eq!(
+                (shares.iter().sum::<usize>(), table.slots.len()),
+                (expect, u32::try_from(expect).unwrap())
+            );
             assert_eq!(table.without_slots, without_slots, "{name}");
         }
     }

@@ -12,8 +12,9 @@ use etherparse::{
     SingleVlanHeaderSlice, ip_number,
 };
 use lb_core::drop_reason::DropReason::{
-    self, BadChecksum, BadHeaderLength, BadSource, BadVersion, Fragment, MultiSegment, NextHopUnresolved,
-    NoBackend, NoHeadroom, NotOurs, SameSource, TooBig, TooManyExtensions, Truncated,
+    self, BadChecksum, BadHeaderLength, BadSource, BadVersion, Fragment, MultiSegment,
+    NextHopUnresolved, NoBackend, NoHeadroom, NotOurs, SameSource, TooBig, TooManyExtensions,
+    Truncated,
 };
 use lb_core::frame::Checked;
 use lb_core::model::{Affinity, Backend, Forward, Service};

@@ -1,0 +1,253 @@
+//! The command as users type it: `weir check` and `weir replay`. No privileges needed.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use etherparse::PacketBuilder;
+
+const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const BALANCER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+const CONFIG: &str = r#"
+[site]
+hash_key = "00112233445566778899aabbccddeeff"
+[[port]]
+name = "lan0"
+device = "net_null0"
+addresses = ["10.0.0.2/24", "fd00::2/64"]
+[[service]]
+name = "web"
+address = "10.0.0.100"
+port = 80
+protocol = "tcp"
+forward = "l2dsr"
+backends = [{ address = "10.0.0.11" }, { address = "10.0.0.12", mac = "02:00:00:00:00:0c" }]
+[[service]]
+name = "dns"
+address = "fd00::100"
+port = 53
+protocol = "udp"
+forward = "ipip"
+backends = [{ address = "10.0.0.13" }]
+"#;
+
+/// A folder of its own, gone at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("weir-cli-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn weir(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A classic pcap, by its definition: microseconds, little-endian, Ethernet; a frame every second.
+fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        file.extend(word.to_le_bytes());
+    }
+    for (second, frame) in (1_700_000_000_u32..).zip(frames) {
+        let len = u32::try_from(frame.len()).unwrap();
+        for word in [second, 0, len, len] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(frame);
+    }
+    file
+}
+
+fn tcp(port: u16, dst_port: u16) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, BALANCER)
+        .ipv4([198, 51, 100, 7], [10, 0, 0, 100], 60)
+        .tcp(port, dst_port, 1, 1024)
+        .syn()
+        .write(&mut frame, &[])
+        .unwrap();
+    frame
+}
+
+fn udp6(port: u16) -> Vec<u8> {
+    let (src, dst) = ("2001:db8::7", "fd00::100");
+    let octets = |address: &str| address.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, BALANCER)
+        .ipv6(octets(src), octets(dst), 60)
+        .udp(port, 53)
+        .write(&mut frame, b"query")
+        .unwrap();
+    frame
+}
+
+/// The frames of a pcap that Weir wrote.
+fn frames(path: &Path) -> Vec<Vec<u8>> {
+    let file = fs::read(path).unwrap();
+    let mut rest = &file[24..];
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let len = u32::from_le_bytes(rest[8..12].try_into().unwrap()) as usize;
+        frames.push(rest[16..16 + len].to_vec());
+        rest = &rest[16 + len..];
+    }
+    frames
+}
+
+#[test]
+fn check_says_valid_or_what_to_change() {
+    let folder = Folder::new("check");
+    let good = folder.file("good.toml", CONFIG);
+    let output = weir(&["check", good.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("valid; ports: 1, services: 2, backends: 3"));
+
+    let bad = CONFIG.replace("port = 80", "prot = 80").replace("\"udp\"", "\"upd\"");
+    let bad = folder.file("bad.toml", bad);
+    let output = weir(&["check", bad.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    for part in ["prot = 80", "bad.toml:11:1", "\"upd\"", "2 errors"] {
+        assert!(errors.contains(part), "{part:?} is not in\n{errors}");
+    }
+
+    assert_eq!(weir(&["check", "/nonexistent.toml"]).status.code(), Some(1));
+    assert_eq!(weir(&["chekc"]).status.code(), Some(2));
+}
+
+#[test]
+fn replay_shows_what_becomes_of_each_frame() {
+    let folder = Folder::new("replay");
+    let config = folder.file("weir.toml", CONFIG);
+    let mut broken = tcp(40_001, 80);
+    broken[24] ^= 1; // the checksum of the IP header
+    let mut elsewhere = tcp(40_002, 80);
+    elsewhere[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    let input = [tcp(40_000, 80), broken, tcp(40_000, 81), elsewhere, udp6(5353), tcp(40_000, 80)];
+    let input = folder.file("in.pcap", pcap(&input));
+    let run = |out: &str| {
+        let out = folder.0.join(out);
+        let output = weir(&[
+            "replay",
+            "-c",
+            config.to_str().unwrap(),
+            "--in",
+            input.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+            "--verdicts",
+            "-",
+        ]);
+        assert!(output.status.success(), "{output:?}");
+        (text(&output.stdout), text(&output.stderr), frames(&out))
+    };
+    let (lines, summary, sent) = run("one.pcap");
+    let decisions: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let column = |key: &str| -> Vec<String> {
+        let value = |decision: &serde_json::Value| match &decision[key] {
+            serde_json::Value::Null => "-".into(),
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        decisions.iter().map(value).collect()
+    };
+    assert_eq!(column("frame"), ["1", "2", "3", "4", "5", "6"]);
+    assert_eq!(column("time"), ["0.0", "1.0", "2.0", "3.0", "4.0", "5.0"]);
+    assert_eq!(column("verdict"), ["send", "drop", "punt", "drop", "send", "send"]);
+    assert_eq!(column("reason"), ["-", "bad_checksum", "-", "not_ours", "-", "-"]);
+    assert_eq!(column("service"), ["web", "-", "-", "-", "dns", "web"]);
+    assert_eq!(decisions[0]["backend"], decisions[5]["backend"], "one flow, one backend");
+    assert!(summary.contains("frames 6: sent 3, for the kernel 1, dropped 2"), "{summary}");
+
+    let [first, tunnelled, _] = &sent[..] else { panic!("{sent:?}") };
+    let mac: [u8; 6] = if decisions[0]["backend"] == "10.0.0.12" {
+        [2, 0, 0, 0, 0, 0x0c] // as configured
+    } else {
+        [2, 0, 10, 0, 0, 11] // as documented
+    };
+    assert_eq!(first[..6], mac);
+    assert_eq!(first[6..12], BALANCER);
+    assert_eq!(first[12..], tcp(40_000, 80)[12..]);
+    assert_eq!(tunnelled[34..], udp6(5353)[14..], "byte for byte what came in");
+
+    assert_eq!(run("two.pcap"), (lines, summary, sent), "the same files give the same result");
+}
+
+#[test]
+fn replay_changes_the_configuration_in_mid_capture() {
+    let folder = Folder::new("at");
+    let config = folder.file("weir.toml", CONFIG);
+    let drained = CONFIG.replace("{ address = \"10.0.0.11\" }, ", "");
+    let later = folder.file("later.toml", drained);
+    let input: Vec<Vec<u8>> = (0..100).map(|port| tcp(40_000 + port, 80)).collect();
+    let input = folder.file("in.pcap", pcap(&input));
+    let out = folder.0.join("out.pcap");
+    let output = weir(&[
+        "replay",
+        "-c",
+        config.to_str().unwrap(),
+        "--in",
+        input.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--verdicts",
+        "-",
+        "--at",
+        "50",
+        later.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let lines = text(&output.stdout);
+    let backends: Vec<&str> =
+        lines.lines().map(|line| if line.contains("10.0.0.11") { "11" } else { "12" }).collect();
+    assert_eq!(backends.len(), 100);
+    assert!(backends[..50].contains(&"11"), "{backends:?}");
+    assert!(!backends[50..].contains(&"11"), "{backends:?}");
+}
+
+#[test]
+fn replay_refuses_what_is_no_capture() {
+    let folder = Folder::new("refuse");
+    let config = folder.file("weir.toml", CONFIG);
+    for (content, part) in [
+        (&b"not a capture at all, but long enough"[..], "is not a pcap"),
+        (&pcap(&[tcp(1, 80)])[..50], "cut short"),
+    ] {
+        let input = folder.file("in.pcap", content);
+        let out = folder.0.join("out.pcap");
+        let output = weir(&[
+            "replay",
+            "-c",
+            config.to_str().unwrap(),
+            "--in",
+            input.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains(part), "{output:?}");
+    }
+}
