@@ -26,11 +26,10 @@ topology_up() {
   within lb sysctl -qw net.ipv4.conf.switch.arp_ignore=1 net.ipv6.conf.switch.disable_ipv6=1
   ip -n "$PREFIX-lb" link set switch up
 
-  local host number=1
-  for host in "${HOSTS[@]}"; do
-    host_up "$host" "$number"
-    # The client is 1, the web servers are 11, 12, ...
-    ((number < 10)) && number=11 || ((number += 1))
+  host_up client 1
+  local number
+  for number in 1 2 3 4; do
+    host_up "web$number" "1$number"
   done
 }
 

@@ -16,6 +16,8 @@ use crate::workers::{available_cpus, kernel_queue};
 const DESCRIPTORS: u16 = 1024;
 /// Bytes in a buffer behind the headroom, at least: what many NICs want.
 const DATA_ROOM_MIN: usize = 2048;
+/// Bytes that a buffer takes besides its data: `rte_mbuf`, the mempool's header, alignment.
+const BUFFER_OVERHEAD: usize = 256;
 
 /// Why the data plane cannot be set up. One line: the cause, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -199,14 +201,18 @@ fn start_eal(config: &Config) -> Result<Eal, DataplaneError> {
     Ok(eal)
 }
 
-/// One pool for all ports, with buffers for the longest frame.
+/// One pool for all ports, with buffers for the longest frame, in half of the memory: devices need
+/// some of the rest.
 fn create_pool(eal: Eal, config: &Config, workers: usize) -> Result<MbufPool, DataplaneError> {
     let mtu = config.ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(1500);
     let frame = mtu + HEADER_BYTES + TAGS_MAX * TAG_BYTES;
     let data_room = frame.max(DATA_ROOM_MIN) + usize::from(HEADROOM_BYTES);
+    let memory = usize::try_from(config.dataplane.memory_mb).unwrap_or(usize::MAX) << 20;
+    let fit = memory / 2 / (data_room + BUFFER_OVERHEAD);
     // Each queue full, and as many again on their way.
-    let queues = config.ports.len() * workers * 2;
-    let count = (queues * usize::from(DESCRIPTORS) * 2).next_power_of_two().max(16_384) - 1;
+    let needed = config.ports.len() * workers * 2 * usize::from(DESCRIPTORS) * 2;
+    // A power of two less one wastes no memory.
+    let count = (fit / 2 + 1).next_power_of_two().max(needed.next_power_of_two()) - 1;
     Ok(MbufPool::create(
         eal,
         &PoolConfig {

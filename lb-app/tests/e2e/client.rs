@@ -107,7 +107,7 @@ fn unspecified(to: SocketAddr) -> IpAddr {
     if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Opens a TCP connection and closes it again.
+/// Opens a TCP connection.
 pub(crate) async fn connect_tcp(to: SocketAddr) -> io::Result<TcpStream> {
     timeout(SHORT, tcp(to)?.connect(to)).await?
 }

@@ -27,9 +27,11 @@ mod vlan;
 mod weir;
 
 use std::any::Any;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -66,15 +68,18 @@ fn trials(shared: &Shared) -> Vec<Trial> {
             .iter()
             .map(|case| trial(format!("refused: {}", case.name), || refusals::refused(case))),
     );
+    let cpus = available_parallelism().map_or(1, NonZero::get);
     for setup in setups() {
+        let too_few_cpus = setup.workers > cpus;
         for (name, scenario) in SCENARIOS {
             let shared = Arc::clone(shared);
-            trials.push(Trial::test(format!("{setup}: {name}"), move || {
-                on_stage(&shared, setup, *scenario)
-            }));
+            let run = move || on_stage(&shared, setup, *scenario);
+            let trial = Trial::test(format!("{setup}: {name}"), run);
+            trials.push(trial.with_ignored_flag(too_few_cpus));
         }
         let name = format!("{setup}: two ports, and backends behind a gateway");
-        trials.push(trial(name, move || routed::through_a_gateway(setup)));
+        let trial = trial(name, move || routed::through_a_gateway(setup));
+        trials.push(trial.with_ignored_flag(too_few_cpus));
     }
     trials
 }
@@ -98,7 +103,7 @@ fn on_stage(shared: &Shared, setup: Setup, scenario: fn(&mut Stage)) -> Result<(
         let stage = match &mut *shared {
             Some(stage) if stage.setup == setup => stage,
             other => {
-                // The one before goes first: there may be one EAL that uses these CPUs.
+                // The one before goes first: it may still have a balancer on these CPUs.
                 drop(other.take());
                 other.insert(Stage::new(setup))
             }

@@ -194,14 +194,21 @@ fn backend_drains(stage: &mut Stage) {
 
 fn invalid_reload(stage: &mut Stage) {
     let first = placement(stage);
-    let mut base = stage.base.clone();
-    base.service("web4").backends.truncate(1);
-    let broken = base.to_string().replace("forward = \"l2dsr\"", "forwad = \"l2dsr\"");
-    let errors = stage.weir().reload_refused(&broken);
-    for said in ["forwad", "forward"] {
-        assert!(errors.contains(said), "{said} is missing in:\n{errors}");
+    let mut fewer = stage.base.clone();
+    fewer.service("web4").backends.truncate(1);
+    let misspelt = fewer.to_string().replace("forward = \"l2dsr\"", "forwad = \"l2dsr\"");
+    let mut fewer_addresses = fewer;
+    fewer_addresses.ports[0].addresses.truncate(1);
+    for (invalid, says) in [
+        (misspelt, ["unknown key \"forwad\"", "did you mean `forward`"]),
+        (fewer_addresses.to_string(), ["[[port]] has changed", "restart"]),
+    ] {
+        let errors = stage.weir().reload_refused(&invalid);
+        for said in says {
+            assert!(errors.contains(said), "{said} is missing in:\n{errors}");
+        }
+        assert_eq!(placement(stage), first);
     }
-    assert_eq!(placement(stage), first);
 }
 
 fn bulk_upload(stage: &mut Stage) {

@@ -34,7 +34,6 @@ impl Stage {
 
     /// Starts the balancer with the base configuration, and waits until it knows its backends.
     pub(crate) fn start(&mut self) {
-        self.changed = false;
         let Lan { lb, segment, .. } = &self.lan;
         self.weir = Some(Weir::start(lb, &self.base.to_string(), &[*segment]));
         for service in self.base.services.iter().filter(|service| service.protocol == "tcp") {
@@ -57,20 +56,25 @@ impl Stage {
 
     /// Lets the balancer leave properly.
     pub(crate) fn leave(&mut self) -> Counters {
+        self.changed = false;
         self.weir.take().expect("runs").leave()
     }
 
     /// Ends the balancer without warning.
     pub(crate) fn kill(&mut self) {
+        self.changed = false;
         self.weir.take().expect("runs").kill();
     }
 
-    /// Loads the base configuration again if a scenario left another one.
+    /// Checks that the balancer has not died unnoticed, and loads the base configuration again if
+    /// a scenario left another one.
     pub(crate) fn restore(&mut self) {
-        if self.is_running() && self.changed {
+        if let Some(weir) = &mut self.weir {
+            assert!(weir.is_running(), "weir has ended by itself");
+        }
+        if self.changed {
             let base = self.base.clone();
             self.reload(&base);
-            self.changed = false;
         }
     }
 

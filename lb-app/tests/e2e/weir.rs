@@ -40,8 +40,6 @@ pub(crate) struct Weir {
     log: Arc<Lines>,
     printed: Arc<Lines>,
     file: PathBuf,
-    /// The newest version that is in force.
-    version: u64,
 }
 
 impl Weir {
@@ -54,7 +52,7 @@ impl Weir {
             weir.wait_until(|| netns.has_interface(&segment.kernel_side()), "kernel side");
             segment.connect_weir(netns);
         }
-        weir.version = weir.wait_for(0, in_force, "the first version in force");
+        weir.wait_for(0, in_force, "the first version in force");
         weir
     }
 
@@ -90,7 +88,7 @@ impl Weir {
             .expect("ip (Debian package iproute2) is installed");
         let log = Lines::read(child.stderr.take().expect("is piped"));
         let printed = Lines::read(child.stdout.take().expect("is piped"));
-        Self { child, log, printed, file, version: 0 }
+        Self { child, log, printed, file }
     }
 
     fn into_refusal(mut self) -> Refusal {
@@ -113,22 +111,25 @@ impl Weir {
 
     /// Loads a new configuration and waits until it is in force.
     pub(crate) fn reload(&mut self, config: &str) {
+        let before = self.version();
         let logged = self.signal_reload(config);
         let version = self.wait_for(logged, in_force, "a new version in force");
-        assert!(version > self.version, "version {version} follows {}", self.version);
-        self.version = version;
+        assert!(version > before, "version {version} follows {before}");
     }
 
     /// Tries to load an invalid configuration; returns what weir says about it.
     pub(crate) fn reload_refused(&mut self, config: &str) -> String {
+        let before = self.version();
         let logged = self.signal_reload(config);
-        let stays = self.wait_for(
-            logged,
-            |line| version(line, " stays in force"),
-            "the old version staying in force",
-        );
-        assert_eq!(stays, self.version);
+        let stays = |line: &str| version(line, " stays in force");
+        assert_eq!(self.wait_for(logged, stays, "the old version staying in force"), before);
         self.log.since(logged).join("\n")
+    }
+
+    /// The newest version that is in force. (There is a new one not only after a reload: also when
+    /// a backend's next hop is found.)
+    fn version(&self) -> u64 {
+        self.log.since(0).iter().rev().find_map(|line| in_force(line)).unwrap_or_default()
     }
 
     fn signal_reload(&mut self, config: &str) -> usize {
