@@ -196,12 +196,12 @@ fn invalid_reload(stage: &mut Stage) {
     let first = placement(stage);
     let mut fewer = stage.base.clone();
     fewer.service("web4").backends.truncate(1);
-    let misspelt = fewer.to_string().replace("forward = \"l2dsr\"", "forwad = \"l2dsr\"");
-    let mut fewer_addresses = fewer;
-    fewer_addresses.ports[0].addresses.truncate(1);
+    let misspelt = fewer.to_string().replacen("forward", "forwad", 1);
+    let mut other_port = fewer;
+    "02:00:00:00:00:99".clone_into(&mut other_port.ports[0].mac);
     for (invalid, says) in [
         (misspelt, ["unknown key \"forwad\"", "did you mean `forward`"]),
-        (fewer_addresses.to_string(), ["[[port]] has changed", "restart"]),
+        (other_port.to_string(), ["[[port]] has changed", "restart"]),
     ] {
         let errors = stage.weir().reload_refused(&invalid);
         for said in says {

@@ -22,6 +22,8 @@ pub(crate) struct Stage {
     weir: Option<Weir>,
     /// Whether another configuration than the base is loaded.
     changed: bool,
+    /// Whether the last start failed: the next would too, and take as long to find out.
+    broken: bool,
     pub(crate) lan: Lan,
 }
 
@@ -29,16 +31,27 @@ impl Stage {
     pub(crate) fn new(setup: Setup) -> Self {
         let lan = Lan::new(setup);
         let base = base_config(&lan);
-        Self { setup, base, bare: Traces::now(&lan.lb), weir: None, changed: false, lan }
+        Self {
+            setup,
+            base,
+            bare: Traces::now(&lan.lb),
+            weir: None,
+            changed: false,
+            broken: false,
+            lan,
+        }
     }
 
     /// Starts the balancer with the base configuration, and waits until it knows its backends.
     pub(crate) fn start(&mut self) {
+        assert!(!self.broken, "the balancer did not start before");
+        self.broken = true;
         let Lan { lb, segment, .. } = &self.lan;
         self.weir = Some(Weir::start(lb, &self.base.to_string(), &[*segment]));
         for service in self.base.services.iter().filter(|service| service.protocol == "tcp") {
             self.wait_for_backends(at(service.address, service.port), &["b1", "b2", "b3"]);
         }
+        self.broken = false;
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -78,10 +91,10 @@ impl Stage {
         }
     }
 
-    /// Kills the balancer after a failure, and returns its log.
+    /// Kills the balancer after a failure, and returns the end of its log.
     pub(crate) fn give_up(&mut self) -> String {
         self.changed = false;
-        self.weir.take().map(|weir| weir.log()).unwrap_or_default()
+        self.weir.take().map(|weir| weir.log_tail()).unwrap_or_default()
     }
 
     /// Loads another configuration.

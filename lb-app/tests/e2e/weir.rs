@@ -93,16 +93,16 @@ impl Weir {
 
     fn into_refusal(mut self) -> Refusal {
         let status = self.wait_for_exit();
-        Refusal { pid: self.pid(), status, errors: self.log() }
+        Refusal { pid: self.pid(), status, errors: self.log_tail() }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Everything logged so far.
-    pub(crate) fn log(&self) -> String {
-        self.log.since(0).join("\n")
+    /// What was logged last: enough to see what went wrong.
+    pub(crate) fn log_tail(&self) -> String {
+        self.log.since(self.log.count().saturating_sub(60)).join("\n")
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -202,7 +202,7 @@ impl Weir {
 impl Drop for Weir {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- weir's log ---\n{}", self.log());
+            eprintln!("--- weir's log ---\n{}", self.log_tail());
         }
         if self.is_running() {
             self.child.kill().ok();

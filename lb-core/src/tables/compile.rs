@@ -287,8 +287,9 @@ pub(crate) mod tests {
 
     #[test]
     fn only_backends_that_may_take_traffic_take_slots() {
-        let four = || small("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
         type Case = (&'static str, fn(&mut ServiceSpec), [bool; 3], DropReason);
+
+        let four = || small("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
         let cases: [Case; 6] = [
             ("all", |_| (), [true; 3], DropReason::NextHopUnresolved),
             (
@@ -315,7 +316,7 @@ pub(crate) mod tests {
                     ["10.0.0.97", "10.0.0.98", "10.0.0.99"]
                         .iter()
                         .zip(&mut s.backends)
-                        .for_each(|(a, b)| *b = backend(a))
+                        .for_each(|(a, b)| *b = backend(a));
                 },
                 [false; 3],
                 DropReason::NextHopUnresolved,
@@ -458,6 +459,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_did_not_change_is_shared() {
+        type Case = (&'static str, fn(&mut ServiceSpec), [bool; 2]);
+
         let web = || small("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12"]);
         let dns = || small("dns", "10.0.0.101", &["10.0.0.11", "10.0.0.13"]);
         let first = compile_all(&[web(), dns()], None);
@@ -467,7 +470,6 @@ pub(crate) mod tests {
         assert!(again.decides_like(&first));
 
         // What of "web" is new, if this changes?
-        type Case = (&'static str, fn(&mut ServiceSpec), [bool; 2]);
         let cases: [Case; 6] = [
             ("a weight", |s| s.backends[0].weight = 2, [false, true]),
             ("a drain", |s| s.backends[0].drain = true, [false, true]),

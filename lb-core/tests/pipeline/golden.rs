@@ -1,20 +1,290 @@
-use crate::support::packet::*;
+//! Named frames, and what has to become of them. The bytes of what is sent are compared with the
+//! model's by [`run`]; a few of them once more here, by hand.
+
+use etherparse::{Ipv4Header, Ipv6Header};
+use lb_core::drop_reason::DropReason;
+use lb_core::frame::Checked;
+use lb_core::tables::next_hop::PortId;
+
+use crate::support::inputs::{self, FROM_KERNEL, Input, REPEATED};
+use crate::support::model::Verdict;
+use crate::support::packet::{BALANCER, Packet, SERVICE_VLAN, VLAN, other, repair_ipv4_checksum};
 use crate::support::run::{Arrival, Limits, run};
 use crate::support::world::World;
 
+const CLIENT: &str = "198.51.100.7:40000";
+const CLIENT6: &str = "[2001:db8::7]:40000";
+
+/// What has to become of a frame, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Send(u8),
+    Punt,
+    Drop(DropReason),
+}
+
+fn fates(arrivals: Vec<Arrival>) -> Vec<Fate> {
+    let outcome = run(&World::fixed(), &[arrivals], Limits::NONE);
+    let fate = |verdict| match verdict {
+        Verdict::Send(port, _) => Fate::Send(port.0),
+        Verdict::Punt => Fate::Punt,
+        Verdict::Drop(reason) => Fate::Drop(reason),
+    };
+    outcome.fates.into_iter().map(fate).collect()
+}
+
+fn tcp(dst: &str) -> Packet {
+    Packet::tcp(if dst.starts_with('[') { CLIENT6 } else { CLIENT }, dst)
+}
+
+fn udp(dst: &str) -> Packet {
+    Packet::udp(if dst.starts_with('[') { CLIENT6 } else { CLIENT }, dst)
+}
+
+/// The bytes of a plain frame for the service `web`, changed.
+fn broken(change: impl FnOnce(&mut Vec<u8>)) -> Arrival {
+    let mut frame = tcp("10.0.0.100:80").frame();
+    change(&mut frame);
+    Arrival::new(frame)
+}
+
 #[test]
-fn smoke() {
-    let world = World::fixed();
-    let p = Packet::tcp("198.51.100.7:40000", "10.0.0.100:80");
-    let o = run(
-        &world,
-        &[vec![
-            Arrival::new(p.frame()),
-            Arrival::new(p.with(|p| p.fragment = Some((0, true))).frame()),
-        ]],
-        Limits::NONE,
-    );
-    println!("{o:?}");
-    let _ = crate::support::inputs::check(&[]);
-    crate::support::parsed::check(&[]);
+fn frames_for_services_are_sent() {
+    let plain = |packet: Packet| Arrival::new(packet.frame());
+    let tags = |tags: &[(u16, u16)]| tags.to_vec();
+    let cases = [
+        ("l2dsr over IPv6", plain(tcp("[fd00::100]:80")), 0),
+        ("4 in 4, one way only", plain(tcp("10.0.0.101:80").with(|p| p.traffic_class = 0xb9)), 1),
+        ("4 in 6", plain(tcp("10.0.0.101:81")), 0),
+        ("IPv4 options", plain(tcp("10.0.0.101:81").with(|p| p.options = vec![1; 8])), 0),
+        ("UDP", plain(udp("10.0.0.102:53")), 0),
+        (
+            "a VLAN of the next hop's",
+            plain(udp("10.0.0.102:53").with(|p| p.tags = tags(&[(VLAN, 3)]))),
+            0,
+        ),
+        (
+            "a VLAN that is kept",
+            plain(tcp("[fd00::100]:80").with(|p| p.tags = tags(&[(VLAN, 3)]))),
+            0,
+        ),
+        (
+            "QinQ in a tunnel",
+            plain(tcp("10.0.0.101:81").with(|p| p.tags = tags(&[(SERVICE_VLAN, 2), (VLAN, 3)]))),
+            0,
+        ),
+        ("padding", plain(tcp("10.0.0.101:81").with(|p| p.padding = 9)), 0),
+        ("by a narrow port", plain(udp("[fd00::102]:53")), 2),
+        (
+            "extension headers",
+            plain(tcp("[fd00::100]:80").with(|p| {
+                p.extensions = vec![
+                    (etherparse::IpNumber(0), vec![0; 6]),
+                    (etherparse::IpNumber(60), vec![0; 14]),
+                ];
+            })),
+            0,
+        ),
+        (
+            "a fragment header without fragments",
+            plain(tcp("[fd00::100]:80").with(|p| p.fragment = Some((0, false)))),
+            0,
+        ),
+        (
+            "a checksum that the NIC found good",
+            broken(|bytes| bytes[24] ^= 1).with(|a| {
+                a.checked = Checked::Good;
+                a.bytes[33] = 101; // to the service 4in4, whose ways both leave by port 1
+            }),
+            1,
+        ),
+    ];
+    let (names, arrivals): (Vec<_>, Vec<_>) =
+        cases.into_iter().map(|(name, arrival, port)| ((name, port), arrival)).unzip();
+    for ((name, port), fate) in names.into_iter().zip(fates(arrivals)) {
+        // Two ways of equal cost: by either.
+        let by_hash = matches!(name, "4 in 4, one way only" | "a checksum that the NIC found good");
+        assert!(fate == Fate::Send(port) || (by_hash && fate == Fate::Send(0)), "{name}: {fate:?}");
+    }
+}
+
+#[test]
+fn what_is_the_kernels_goes_there() {
+    let cases = [
+        ("ARP", Arrival::new(other([0xff; 6], 0x0806, &[0; 28]))),
+        ("unicast ARP", Arrival::new(other(BALANCER, 0x0806, &[0; 28]))),
+        ("LLDP", Arrival::new(other([1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[0; 40]))),
+        ("a ping of a VIP", Arrival::new(Packet::ping(CLIENT, "10.0.0.100:0").frame())),
+        ("a ping of a VIP, IPv6", Arrival::new(Packet::ping(CLIENT6, "[fd00::100]:0").frame())),
+        ("a port that no service has", Arrival::new(tcp("10.0.0.100:22").frame())),
+        ("another protocol", Arrival::new(udp("10.0.0.100:80").frame())),
+        ("the port's own address", Arrival::new(tcp("10.0.0.2:179").frame())),
+        (
+            "a fragment for the port's own address",
+            Arrival::new(udp("10.0.0.2:179").with(|p| p.fragment = Some((10, true))).frame()),
+        ),
+        (
+            "a service's packet to a group MAC",
+            Arrival::new(tcp("10.0.0.100:80").with(|p| p.dst_mac = [0xff; 6]).frame()),
+        ),
+        (
+            "three tags",
+            Arrival::new(tcp("10.0.0.100:80").with(|p| p.tags = vec![(VLAN, 1); 3]).frame()),
+        ),
+    ];
+    let (names, arrivals): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
+    for (name, fate) in names.into_iter().zip(fates(arrivals)) {
+        assert_eq!(fate, Fate::Punt, "{name}");
+    }
+}
+
+#[test]
+fn every_reason_to_drop() {
+    use DropReason::*;
+    let plain = |packet: Packet| Arrival::new(packet.frame());
+    let source = |src: &str| Arrival::new(Packet::tcp(src, "10.0.0.100:80").frame());
+    let cases = [
+        ("cut short", broken(|bytes| bytes.truncate(50)), Truncated),
+        ("a runt", broken(|bytes| bytes.truncate(9)), Truncated),
+        ("nothing", broken(Vec::clear), Truncated),
+        ("an IP length beyond the frame", broken(|bytes| bytes[16] = 5), Truncated),
+        (
+            "no room for TCP",
+            broken(|bytes| {
+                bytes[17] = 39;
+                repair_ipv4_checksum(bytes, 14);
+            }),
+            Truncated,
+        ),
+        ("in two buffers", broken(|_| ()).with(|a| a.is_split = true), MultiSegment),
+        ("version 6 as IPv4", broken(|bytes| bytes[14] = 0x65), BadVersion),
+        ("four words of header", broken(|bytes| bytes[14] = 0x44), BadHeaderLength),
+        ("a wrong checksum", broken(|bytes| bytes[24] ^= 1), BadChecksum),
+        (
+            "a checksum that the NIC found bad",
+            broken(|_| ()).with(|a| a.checked = Checked::Bad),
+            BadChecksum,
+        ),
+        ("from loopback", source("127.0.0.1:1"), BadSource),
+        ("from a group", source("224.0.0.1:1"), BadSource),
+        ("from everybody", source("255.255.255.255:1"), BadSource),
+        ("from nobody", plain(Packet::tcp("[::]:1", "[fd00::100]:80")), BadSource),
+        ("from itself", source("10.0.0.100:1"), SameSource),
+        (
+            "nine extension headers",
+            plain(tcp("[fd00::100]:80").with(|p| {
+                p.extensions = vec![(etherparse::IpNumber(60), vec![0; 6]); 9];
+            })),
+            TooManyExtensions,
+        ),
+        (
+            "a first fragment",
+            plain(tcp("10.0.0.100:80").with(|p| p.fragment = Some((0, true)))),
+            Fragment,
+        ),
+        (
+            "a later fragment",
+            plain(udp("10.0.0.102:53").with(|p| p.fragment = Some((9, false)))),
+            Fragment,
+        ),
+        (
+            "an IPv6 fragment",
+            plain(tcp("[fd00::100]:80").with(|p| p.fragment = Some((9, true)))),
+            Fragment,
+        ),
+        ("another station's", plain(tcp("10.0.0.100:80").with(|p| p.dst_mac[5] ^= 0x80)), NotOurs),
+        (
+            "for a kernel that is not there",
+            Arrival::new(other([0xff; 6], 0x0806, &[0; 28])).with(|a| a.port = PortId(2)),
+            NotOurs,
+        ),
+        ("no backends", plain(tcp("10.0.0.103:80")), NoBackend),
+        ("backends without next hops", plain(tcp("10.0.0.104:80")), NextHopUnresolved),
+        (
+            "too large for a tunnel",
+            plain(tcp("10.0.0.101:81").with(|p| p.payload = vec![0; 1440])),
+            TooBig,
+        ),
+        (
+            "too large for a narrow port",
+            plain(udp("[fd00::102]:53").with(|p| p.payload = vec![0; 1300])),
+            TooBig,
+        ),
+        ("no room in front", plain(tcp("10.0.0.101:81")).with(|a| a.headroom = 39), NoHeadroom),
+    ];
+    let mut reasons: Vec<_> = cases.iter().map(|(.., reason)| *reason).collect();
+    let (names, arrivals): (Vec<_>, Vec<_>) =
+        cases.into_iter().map(|(name, arrival, reason)| ((name, reason), arrival)).unzip();
+    for ((name, reason), fate) in names.into_iter().zip(fates(arrivals)) {
+        assert_eq!(fate, Fate::Drop(reason), "{name}");
+    }
+    // The other two come from queues: see below.
+    reasons.extend([PuntLimit, TxFull]);
+    for reason in DropReason::ALL {
+        assert!(reasons.contains(&reason), "{reason} has no case");
+    }
+}
+
+#[test]
+fn queues_that_refuse_are_counted() {
+    let frame = tcp("[fd00::100]:80").frame();
+    let arp = other([0xff; 6], 0x0806, &[0; 28]);
+    for (name, input, reason, count) in [
+        (
+            "sending",
+            Input::limited(3, 255, 255).frame(REPEATED, 128, &frame),
+            DropReason::TxFull,
+            62,
+        ),
+        (
+            "punting",
+            Input::limited(255, 2, 255).frame(REPEATED, 128, &arp),
+            DropReason::PuntLimit,
+            63,
+        ),
+        (
+            "the rate of punts",
+            Input::limited(255, 255, 10).frame(REPEATED, 128, &arp),
+            DropReason::PuntLimit,
+            55,
+        ),
+        (
+            "nothing refuses",
+            Input::new().frame(FROM_KERNEL | REPEATED, 128, &arp),
+            DropReason::TxFull,
+            0,
+        ),
+    ] {
+        let outcome = inputs::check(&input.into_bytes()).unwrap();
+        assert_eq!(outcome.drops[reason as usize], count, "{name}");
+    }
+}
+
+/// By hand, byte for byte: what the model says is not all there is.
+#[test]
+fn the_outer_headers() {
+    let sent = |packet: &Packet| {
+        let outcome = run(&World::fixed(), &[vec![Arrival::new(packet.frame())]], Limits::NONE);
+        match &outcome.fates[..] {
+            [Verdict::Send(_, bytes)] => bytes.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let inner = tcp("[fd00::101]:80").with(|p| p.traffic_class = 0xb9);
+    let frame = sent(&inner);
+    let (outer, payload) = Ipv4Header::from_slice(&frame[14..]).unwrap();
+    assert_eq!(frame[12..14], [0x08, 0x00]);
+    assert_eq!((outer.dscp.value(), outer.ecn.value()), (0x2e, 1), "copied");
+    assert_eq!((outer.identification, outer.dont_fragment, outer.time_to_live), (0, true, 64));
+    assert_eq!((outer.protocol.0, outer.destination), (41, [10, 2, 0, 1]));
+    assert_eq!(outer.header_checksum, outer.calc_header_checksum());
+    assert_eq!(payload, inner.ip(), "byte for byte");
+
+    let inner = tcp("10.0.0.101:81").with(|p| p.traffic_class = 0xb9);
+    let frame = sent(&inner);
+    let (outer, payload) = Ipv6Header::from_slice(&frame[14..]).unwrap();
+    assert_eq!(frame[12..14], [0x86, 0xdd]);
+    assert_eq!((outer.traffic_class, outer.hop_limit, outer.next_header.0), (0xb9, 64, 4));
+    assert_eq!(outer.destination, "fd02::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    assert_eq!(payload, inner.ip(), "byte for byte");
 }

@@ -57,7 +57,7 @@ fn check_meta(bytes: &[u8], meta: &Meta) {
         }
         NetSlice::Ipv6(ip) => {
             let header = ip.header();
-            assert_eq!(usize::from(header.payload_length()) + 40, meta.packet_len.into());
+            assert_eq!(usize::from(header.payload_length()) + 40, usize::from(meta.packet_len));
             let fragmented = ip.is_payload_fragmented();
             (header.source_addr().into(), header.destination_addr().into(), fragmented)
         }

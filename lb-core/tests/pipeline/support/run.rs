@@ -109,7 +109,7 @@ pub(crate) fn run(world: &World, turns: &[Vec<Arrival>], limits: Limits) -> Outc
         }
     }
     let io = worker.io();
-    assert!(io.arriving.iter().chain(&io.from_kernel).all(|queue| queue.is_empty()));
+    assert!(io.arriving.iter().chain(&io.from_kernel).all(std::collections::VecDeque::is_empty));
     let arrivals: Vec<&Arrival> = turns.iter().flatten().collect();
     check_order(&arrivals, &io.sent);
     let fates = judge(world, &arrivals, io, &limits, now, &counters);
