@@ -157,6 +157,7 @@ fn run(mut worker: Worker<DpdkIo>, stop: &AtomicBool, clock: &Clock, idle: Idle)
             std::hint::spin_loop();
         }
     }
+    worker.leave();
 }
 
 /// A queue between a port's workers and the kernel's side.

@@ -1,5 +1,5 @@
 //! The command as users type it: `weir check` and `weir replay`. No privileges needed.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

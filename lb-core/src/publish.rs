@@ -134,6 +134,12 @@ impl<T> Subscriber<T> {
         &self.current
     }
 
+    /// Ends the subscription: the last version goes back too. Whoever drops a subscriber instead may
+    /// be the one that frees it.
+    pub fn leave(self) {
+        leave(&self.shared.workers[self.worker], self.current);
+    }
+
     #[cold]
     fn take_newest(&mut self) {
         let mailbox = &self.shared.workers[self.worker];
@@ -145,13 +151,6 @@ impl<T> Subscriber<T> {
         leave(mailbox, old);
         // Only now: the publisher frees what was left when it sees this.
         mailbox.held.store(version, Ordering::Release);
-    }
-}
-
-impl<T> Drop for Subscriber<T> {
-    fn drop(&mut self) {
-        let mailbox = &self.shared.workers[self.worker];
-        leave(mailbox, Arc::clone(&self.current));
     }
 }
 
@@ -245,6 +244,7 @@ mod tests {
                 #[cfg(loom)]
                 thread::yield_now();
             }
+            subscriber.leave();
         });
         for number in 2..=versions {
             assert_eq!(publisher.publish(&tables(number)), number);

@@ -105,6 +105,11 @@ impl<I: Io> Worker<I> {
         came
     }
 
+    /// The last that a worker does: the tables go back to where they are freed.
+    pub fn leave(self) {
+        self.tables.leave();
+    }
+
     /// The queues, for their owner to look at between turns.
     pub fn io(&mut self) -> &mut I {
         &mut self.io
