@@ -2,12 +2,12 @@
 //!
 //! Maglev lets backends take turns, each claiming the next slot of its own permutation, until none
 //! is free. That balances perfectly, but a backend that leaves shifts everyone's turns, and of 100
-//! backends one that leaves moves 1.55 times its share. So here **slots choose**: a slot remembers the
-//! first *two* backends that came by, and belongs to the first, unless the second needs it more.
-//! A *price* for each backend, near 1, says who needs it: it rises while the backend has more than
-//! its due and falls while it has less. That moves about 1.2 times the share, with shares within
-//! 1 % of what is due (3 % where few backends have very unequal weights); all of it again a pure
-//! function of the set.
+//! backends one that leaves moves 1.55 times its share. So here **slots choose**. Backends race: each
+//! visits random slots of its own, at a pace proportional to its weight. A slot remembers the *two*
+//! backends that came first, and belongs to the first, unless the second needs it more. A *price*
+//! for each backend, near 1, says who needs it: it rises while the backend has more than its due
+//! and falls while it has less. That moves about 1.2 times the share, with shares within 1 % of
+//! what is due; all of it again a pure function of the set.
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
@@ -16,22 +16,35 @@ use crate::flow_hash::reduce;
 /// Builds the lookup table of one service: slot → index into `weights`.
 ///
 /// * **Shape**: `slots` entries, each an index of `weights` whose weight is above zero; empty if
-///   there is none. `slots` is prime. `identities[i]` names backend `i` and is unique.
+///   there is none. `identities[i]` names backend `i` and is unique.
 /// * **Units**: weights are relative shares; 0 owns no slot.
 /// * **Promise**: the same *set* of (identity, weight) and `slots` gives each identity the same
-///   slots on every machine and in every release, whatever the order of the list.
+///   slots on every machine and in every release, whatever the order of the list: of floats only
+///   what IEEE 754 rounds alike everywhere is used.
 /// * **Cost**: `O(slots · log slots)` expected; control thread only.
 ///
 /// # Source
-/// Permutations: Eisenbud et al., *Maglev* (NSDI '16) §3.4. Weights by turns: in every round each
-/// backend earns its weight, and comes by one slot for every `max(weights)` that it has earned.
+/// The idea of a table that backends fill in their own order: Eisenbud et al., *Maglev* (NSDI '16)
+/// §3.4. The race gives each backend first place in proportion to its weight, as weighted
+/// rendezvous hashing does (Thaler and Ravishankar, 1998), without asking every backend about every
+/// slot.
 #[must_use]
 pub fn build(identities: &[u64], weights: &[u32], slots: u32) -> Box<[u16]> {
-    if weights.iter().all(|&weight| weight == 0) {
-        return Box::default();
+    let mut racers: Vec<Racer> = identities
+        .iter()
+        .zip(weights)
+        .zip(0..NOBODY)
+        .filter(|((_, weight), _)| **weight > 0)
+        .map(|((identity, weight), backend)| Racer::new(*identity, *weight, backend))
+        .collect();
+    match racers[..] {
+        [] => return Box::default(),
+        [Racer { backend, .. }] => return vec![backend; slots as usize].into(),
+        _ => racers.sort_unstable_by_key(|racer| racer.identity),
     }
-    let mut shares = Shares::new(weights, slots);
-    let (mut table, contests) = first_two(identities, weights, slots, &mut shares);
+    let mut shares = Shares::new(&racers, weights.len(), slots);
+    let arrivals = race(&mut racers, slots);
+    let (mut table, contests) = shares.judge(&arrivals);
     for _ in 0..ROUNDS_MAX {
         shares.start_round();
         for contest in &contests {
@@ -45,19 +58,134 @@ pub fn build(identities: &[u64], weights: &[u32], slots: u32) -> Box<[u16]> {
     for contest in &contests {
         table[contest.slot as usize] = contest.owner(&shares.price);
     }
-    table
+    table.into()
 }
 
 /// Rounds of price finding, at most: the shares hardly move any more.
-const ROUNDS_MAX: usize = 64;
+const ROUNDS_MAX: usize = 32;
 /// A share may be off by this part of its due before its price moves: what is left alone moves
 /// no slot when others come and go.
-const TOLERANCE: f32 = 0.008;
+const TOLERANCE: f32 = 0.009;
 /// The part of the error that one round corrects: small steps end at the edge of the tolerance,
 /// where the same backend ends in a similar set.
-const GAIN: f32 = 0.25;
+const GAIN: f32 = 0.4;
+/// Visits to a slot, on average, in one leg of the race: between legs it is found out which slots
+/// need no more visits.
+const LEG: f64 = 1.5;
 /// No backend.
-const NONE: u16 = u16::MAX;
+const NOBODY: u16 = u16::MAX;
+
+/// A backend in the race: its visit `k` is due at `(k + phase) / weight`.
+struct Racer {
+    identity: u64,
+    /// Where its visits go to is drawn from this.
+    seed: u64,
+    backend: u16,
+    weight: f64,
+    /// Below 1: who has the same weight does not come at the same time.
+    phase: f64,
+    visits: u32,
+}
+
+impl Racer {
+    #[expect(clippy::cast_precision_loss, reason = "53 bits")]
+    fn new(identity: u64, weight: u32, backend: u16) -> Self {
+        let phase = (hash(identity, 1) >> 11) as f64 / (1_u64 << 53) as f64;
+        Self { identity, seed: hash(identity, 2), backend, weight: weight.into(), phase, visits: 0 }
+    }
+
+    /// Makes the visits that are due before `end`.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "a few dozen visits a slot at most; times are rounded alike everywhere"
+    )]
+    fn run_until(&mut self, end: f64, arrivals: &mut [Arrivals], settled: &[u64], slots: u32) {
+        let due = (end * self.weight - self.phase).ceil().max(0.0) as u32;
+        let (pause, phase) = ((1.0 / self.weight) as f32, self.phase as f32);
+        for visit in self.visits..due {
+            let slot = reduce(scatter(self.seed, visit), slots);
+            if settled[slot as usize / 64] >> (slot % 64) & 1 == 0 {
+                let time = (visit as f32 + phase) * pause;
+                arrivals[slot as usize].add(Arrival::new(time, self.backend));
+            }
+        }
+        self.visits = due;
+    }
+}
+
+/// Who came when: the bits of the time (not negative, so that they order like it), then the
+/// backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Arrival(u64);
+
+impl Arrival {
+    const NONE: Self = Self(u64::MAX);
+
+    fn new(time: f32, backend: u16) -> Self {
+        Self(u64::from(time.to_bits()) << 32 | u64::from(backend))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "as it was put together")]
+    fn backend(self) -> u16 {
+        self.0 as u16
+    }
+
+    fn time(self) -> f32 {
+        f32::from_bits((self.0 >> 32) as u32)
+    }
+}
+
+/// The first two backends that came by a slot.
+#[derive(Clone)]
+struct Arrivals([Arrival; 2]);
+
+impl Arrivals {
+    /// Branchless where it is hard to predict: this is most of the cost of a table.
+    fn add(&mut self, arrival: Arrival) {
+        let [first, second] = self.0;
+        if first.backend() != arrival.backend() && second.backend() != arrival.backend() {
+            self.0 = [first.min(arrival), second.min(first.max(arrival))];
+        }
+    }
+}
+
+/// Lets backends visit slots until somebody came by each.
+fn race(racers: &mut [Racer], slots: u32) -> Vec<Arrivals> {
+    let mut arrivals = vec![Arrivals([Arrival::NONE; 2]); slots as usize];
+    // By bit, so that it stays in the cache: most of the later visits are to settled slots.
+    let mut settled = vec![0_u64; arrivals.len().div_ceil(64)];
+    let leg = LEG * f64::from(slots) / racers.iter().map(|racer| racer.weight).sum::<f64>();
+    let mut end = 0.0;
+    while arrivals.iter().any(|arrivals| arrivals.0[0] == Arrival::NONE) {
+        end += leg;
+        for racer in &mut *racers {
+            racer.run_until(end, &mut arrivals, &settled, slots);
+        }
+        for (bits, arrivals) in settled.iter_mut().zip(arrivals.chunks(64)) {
+            let bit = |(i, it): (usize, &Arrivals)| u64::from(it.0[1] != Arrival::NONE) << i;
+            *bits = arrivals.iter().enumerate().map(bit).sum();
+        }
+    }
+    arrivals
+}
+
+/// A slot that two backends want.
+struct Contest {
+    slot: u32,
+    backends: [u16; 2],
+    /// When they came: what the slot costs each, at a price of 1.
+    costs: [f32; 2],
+}
+
+impl Contest {
+    fn owner(&self, price: &[f32]) -> u16 {
+        let [first, second] = self.backends;
+        let cost = |i: usize| self.costs[i] * price[usize::from(self.backends[i])];
+        if cost(1) < cost(0) { second } else { first }
+    }
+}
 
 /// What each backend has, should have, and pays for more.
 struct Shares {
@@ -66,8 +194,8 @@ struct Shares {
     /// Slots that only this backend wants.
     uncontested: Vec<u32>,
     counts: Vec<u32>,
-    /// A second comer that costs this many times what the first does has no chance.
-    cost_ratio_max: f32,
+    /// A second that came this many times later than the first has no chance.
+    lateness_max: f32,
 }
 
 impl Shares {
@@ -76,21 +204,39 @@ impl Shares {
         clippy::cast_precision_loss,
         reason = "rounded alike everywhere"
     )]
-    fn new(weights: &[u32], slots: u32) -> Self {
-        let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
-        let due = |&weight: &u32| (f64::from(slots) * f64::from(weight) / sum as f64) as f32;
-        let owners = weights.iter().filter(|&&weight| weight > 0).count();
+    fn new(racers: &[Racer], backends: usize, slots: u32) -> Self {
+        let sum: f64 = racers.iter().map(|racer| racer.weight).sum();
+        let mut due = vec![0.0; backends];
+        for racer in racers {
+            due[usize::from(racer.backend)] = (f64::from(slots) * racer.weight / sum) as f32;
+        }
         // Shares before pricing stray by about 1 / √due, and few backends of unequal weights by more
         // than many; both prices may move by five times that.
-        let owners = owners as f32;
-        let stray = 3.0 / owners + 5.0 / (slots as f32 / owners).sqrt();
+        let racers = racers.len() as f32;
+        let stray = 3.0 / racers + 5.0 / (slots as f32 / racers).sqrt();
         Self {
-            due: weights.iter().map(due).collect(),
-            price: vec![1.0; weights.len()],
-            uncontested: vec![0; weights.len()],
-            counts: vec![0; weights.len()],
-            cost_ratio_max: (1.0 + stray) * (1.0 + stray),
+            due,
+            price: vec![1.0; backends],
+            uncontested: vec![0; backends],
+            counts: vec![0; backends],
+            lateness_max: (1.0 + stray) * (1.0 + stray),
         }
+    }
+
+    /// Gives each slot to who came first; returns the owners, and the slots where the second came
+    /// close.
+    fn judge(&mut self, arrivals: &[Arrivals]) -> (Vec<u16>, Vec<Contest>) {
+        let mut contests = Vec::new();
+        for (slot, Arrivals(pair)) in (0..).zip(arrivals) {
+            let [first, second] = *pair;
+            if second != Arrival::NONE && second.time() < first.time() * self.lateness_max {
+                let (backends, costs) = (pair.map(Arrival::backend), pair.map(Arrival::time));
+                contests.push(Contest { slot, backends, costs });
+            } else {
+                self.uncontested[usize::from(first.backend())] += 1;
+            }
+        }
+        (arrivals.iter().map(|Arrivals([first, _])| first.backend()).collect(), contests)
     }
 
     fn start_round(&mut self) {
@@ -98,7 +244,7 @@ impl Shares {
     }
 
     /// Moves each price by how far its share is outside of the tolerance; are all within?
-    #[expect(clippy::cast_precision_loss, reason = "a count of slots is below 2^24")]
+    #[expect(clippy::cast_precision_loss, reason = "a count of slots is at most 2^24")]
     fn adjust_prices(&mut self) -> bool {
         let mut settled = true;
         for ((price, &due), &count) in self.price.iter_mut().zip(&self.due).zip(&self.counts) {
@@ -114,143 +260,15 @@ impl Shares {
     }
 }
 
-/// A slot that two backends want.
-struct Contest {
-    slot: u32,
-    backends: [u16; 2],
-    /// What the slot costs each, at a price of 1; above zero.
-    costs: [f32; 2],
-}
-
-impl Contest {
-    fn owner(&self, price: &[f32]) -> u16 {
-        let [first, second] = self.backends;
-        let cost = |i: usize| self.costs[i] * price[usize::from(self.backends[i])];
-        if cost(1) < cost(0) { second } else { first }
-    }
-}
-
-/// Lets backends walk their permutations until every slot was come by. Returns each slot's first
-/// comer, and the slots where the second came close.
-fn first_two(
-    identities: &[u64],
-    weights: &[u32],
-    slots: u32,
-    shares: &mut Shares,
-) -> (Box<[u16]>, Vec<Contest>) {
-    let mut walkers: Vec<Walker> = identities
-        .iter()
-        .zip(weights)
-        .zip(0..NONE)
-        .filter(|((_, weight), _)| **weight > 0)
-        .map(|((identity, weight), backend)| Walker::new(*identity, *weight, backend, slots))
-        .collect();
-    walkers.sort_unstable_by_key(|walker| walker.identity);
-    let stride = walkers.iter().map(|walker| walker.weight).max().unwrap_or(1);
-    for walker in &mut walkers {
-        walker.earned = stride / 2; // as in `cost`: the first visit is due after half a turn
-    }
-
-    let mut comers = vec![([NONE; 2], [0_u32; 2]); slots as usize];
-    // Apart, since it is small enough to stay in the cache: most visits find two already.
-    let mut comer_counts = vec![0_u8; slots as usize];
-    // Few backends of very unequal weights meet late: then it is enough that all slots have an
-    // owner. Many backends meet long before.
-    let (mut lonely, mut single, mut patience) = (slots, slots, 16 * u64::from(slots));
-    while lonely > 0 || (single > slots / 20 && patience > 0) {
-        for walker in &mut walkers {
-            patience = patience.saturating_sub(1);
-            if !walker.has_turn(stride, slots) {
-                continue;
-            }
-            let slot = walker.slot as usize;
-            let place = comer_counts[slot];
-            if place < 2 {
-                comer_counts[slot] += 1;
-                let (backends, visits) = &mut comers[slot];
-                backends[usize::from(place)] = walker.backend;
-                visits[usize::from(place)] = walker.visits;
-                lonely -= u32::from(place == 0);
-                single -= u32::from(place == 1);
-            }
-            walker.advance(slots);
-        }
-    }
-
-    let mut contests = Vec::new();
-    let mut table = Vec::with_capacity(comers.len());
-    for (slot, (backends, visits)) in (0..slots).zip(comers) {
-        let [first, second] = backends;
-        table.push(first);
-        if second != NONE {
-            let cost = |i: usize| cost(visits[i], slots, weights[usize::from(backends[i])]);
-            let costs = [cost(0), cost(1)];
-            if costs[1] < costs[0] * shares.cost_ratio_max {
-                contests.push(Contest { slot, backends, costs });
-                continue;
-            }
-        }
-        shares.uncontested[usize::from(first)] += 1;
-    }
-    (table.into_boxed_slice(), contests)
-}
-
-/// What a slot costs a backend that came by it on its `visit`th step: exponentially distributed
-/// with a rate of `weight`, so that the chance to be the cheapest is proportional to the weight.
-///
-/// Addition, multiplication and division are rounded alike on every machine; a library's
-/// logarithm is not. So `-ln(1 - x) = 2 artanh(x / (2 - x))`, as a series.
-#[expect(clippy::cast_precision_loss, reason = "rounded alike everywhere")]
-fn cost(visit: u32, slots: u32, weight: u32) -> f32 {
-    let x = (visit as f32 + 0.5) / slots as f32;
-    let t = x / (2.0 - x);
-    let tt = t * t;
-    t * (1.0 + tt * (1.0 / 3.0 + tt * (1.0 / 5.0 + tt * (1.0 / 7.0 + tt / 9.0)))) / weight as f32
-}
-
-/// A backend on its way through its own permutation of the slots.
-struct Walker {
-    identity: u64,
-    weight: u32,
-    earned: u32,
-    visits: u32,
-    slot: u32,
-    skip: u32,
-    backend: u16,
-}
-
-impl Walker {
-    fn new(identity: u64, weight: u32, backend: u16, slots: u32) -> Self {
-        // `skip` is 1..slots, coprime to a prime.
-        let within = |salt, n| reduce(hash(identity, salt), n);
-        Self {
-            identity,
-            weight,
-            earned: 0,
-            visits: 0,
-            slot: within(1, slots),
-            skip: 1 + within(2, slots - 1),
-            backend,
-        }
-    }
-
-    /// Earns its weight for this turn; is that enough for a visit? Not after a visit of every slot.
-    fn has_turn(&mut self, stride: u32, slots: u32) -> bool {
-        if self.visits == slots {
-            return false;
-        }
-        self.earned += self.weight;
-        let enough = self.earned >= stride;
-        self.earned -= if enough { stride } else { 0 };
-        enough
-    }
-
-    fn advance(&mut self, slots: u32) {
-        self.visits += 1;
-        self.slot += self.skip;
-        if self.slot >= slots {
-            self.slot -= slots;
-        }
+/// Where a backend's visit goes: as good as random, and for that cheap. Linear permutations would
+/// be cheaper still, but two of them in step make one backend live in the other's shadow.
+fn scatter(seed: u64, visit: u32) -> u64 {
+    const WEYL: u64 = 0x9e37_79b9_7f4a_7c15; // 2⁶⁴ / φ, odd
+    let x = seed.wrapping_add((u64::from(visit) + 1).wrapping_mul(WEYL));
+    let product = u128::from(x) * u128::from((x ^ WEYL).rotate_left(32) | 1);
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
+    {
+        product as u64 ^ (product >> 64) as u64
     }
 }
 
@@ -271,8 +289,8 @@ mod tests {
 
     const SLOTS: u32 = 65_537;
 
-    fn identities(n: u32) -> Vec<u64> {
-        (0..n).map(|i| hash(u64::from(i), 77)).collect()
+    fn identities(n: u32, seed: u64) -> Vec<u64> {
+        (0..n).map(|i| hash(u64::from(i), seed)).collect()
     }
 
     fn counts(table: &[u16], backends: usize) -> Vec<u32> {
@@ -290,7 +308,7 @@ mod tests {
     #[test]
     fn shares_are_within_one_percent() {
         for n in [1, 2, 3, 10, 50, 100] {
-            let table = build(&identities(n), &vec![1; n as usize], SLOTS);
+            let table = build(&identities(n, 77), &vec![1; n as usize], SLOTS);
             let due = f64::from(SLOTS) / f64::from(n);
             for count in counts(&table, n as usize) {
                 assert!((f64::from(count) - due).abs() <= 0.01 * due, "{n}: {count} of {due}");
@@ -298,28 +316,31 @@ mod tests {
         }
     }
 
-    /// Each of 100 backends in turn; what plain Maglev moves is 1.5 to 1.6 times the share.
+    /// Each of 100 backends in turn, in four sets; what plain Maglev moves is 1.5 to 1.6 times the
+    /// share. The limit on a single one leaves room for its luck.
     #[test]
     fn a_backend_that_leaves_moves_little_else() {
-        let identities = identities(100);
-        let full = build(&identities, &[1; 100], SLOTS);
-        let own = counts(&full, 100);
-        let ratios: Vec<f64> = (0..100)
-            .map(|gone| {
+        let mut ratios = Vec::new();
+        for seed in 77..81 {
+            let identities = identities(100, seed);
+            let full = build(&identities, &[1; 100], SLOTS);
+            let own = counts(&full, 100);
+            ratios.extend((0..100).map(|gone| {
                 let mut weights = [1; 100];
                 weights[gone] = 0;
-                f64::from(moved(&full, &build(&identities, &weights, SLOTS))) / f64::from(own[gone])
-            })
-            .collect();
-        let mean = ratios.iter().sum::<f64>() / 100.0;
+                let without = build(&identities, &weights, SLOTS);
+                f64::from(moved(&full, &without)) / f64::from(own[gone])
+            }));
+        }
+        let mean = ratios.iter().sum::<f64>() / 400.0;
         let worst = ratios.iter().copied().fold(0.0, f64::max);
         println!("moved {mean:.3} times the share on average, {worst:.3} at worst");
         assert!(mean <= 1.20, "{mean}");
-        assert!(worst <= 1.25, "{worst}");
+        assert!(worst <= 1.27, "{worst}");
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(64))]
 
         /// Equal sets in any order give equal tables, and weights are kept.
         #[test]
@@ -338,7 +359,7 @@ mod tests {
             prop_assert_eq!(table.len(), SLOTS as usize);
             for (count, &weight) in counts(&table, n).into_iter().zip(&weights) {
                 let due = f64::from(SLOTS) * f64::from(weight) / f64::from(sum);
-                prop_assert!((f64::from(count) - due).abs() <= 0.03 * due + 2.0, "{} of {}", count, due);
+                prop_assert!((f64::from(count) - due).abs() <= 0.01 * due + 1.0, "{} of {}", count, due);
             }
             let turned: Vec<u64> = identities.iter().rev().copied().collect();
             let turned_weights: Vec<u32> = weights.iter().rev().copied().collect();
@@ -351,11 +372,11 @@ mod tests {
     /// one of them is upgraded.
     #[test]
     fn tables_are_the_same_in_every_release() {
-        let table = build(&identities(7), &[1, 2, 3, 4, 0, 6, 7], 1009);
+        let table = build(&identities(7, 77), &[1, 2, 3, 4, 0, 6, 7], 1009);
         let digest = table.iter().fold(0, |digest, &owner| hash(digest, u64::from(owner)));
         assert_eq!(
             (&table[..8], digest),
-            (&[3, 6, 3, 2, 2, 1, 6, 2][..], 14_473_988_155_132_331_422)
+            (&[6, 1, 6, 6, 5, 0, 6, 3][..], 15_332_095_723_096_140_647)
         );
     }
 
@@ -367,7 +388,7 @@ mod tests {
         let heavy = counts(&build(&[1, 2], &[65_535, 1], SLOTS), 2);
         assert!(heavy[1] <= 2, "{heavy:?}");
         // As many backends as slots.
-        let all = build(&identities(997), &vec![1; 997], 997);
+        let all = build(&identities(997, 77), &vec![1; 997], 997);
         assert!(counts(&all, 997).into_iter().filter(|&count| count > 0).count() > 600);
     }
 }
