@@ -2,6 +2,7 @@
 
 use crate::burst::Burst;
 use crate::counters::Counters;
+use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::stage::{classify::classify, forward::forward, parse::parse, select::select};
 use crate::tables::Tables;
@@ -11,7 +12,7 @@ use crate::tables::Tables;
 #[inline]
 pub fn process<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters) {
     let Some(port) = tables.ports.get(burst.port().index()) else {
-        return;
+        return burst.for_each_live(|_, _| Err(DropReason::NotOurs.into()));
     };
     burst.set_kernel(port.kernel);
     for frame in burst.frames() {
