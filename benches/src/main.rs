@@ -22,7 +22,8 @@ use lb_core::counters::Counters;
 use lb_core::flow_hash::reduce;
 use lb_core::frame::{BURST_MAX, Frames};
 use lb_core::model::{
-    Affinity, Backend, DesiredState, Forward, HashKey, Protocol, Service, ServiceSpec, Vip,
+    Affinity, Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec,
+    Vip,
 };
 use lb_core::pipeline::process;
 use lb_core::tables::Tables;
@@ -163,7 +164,7 @@ fn tables(forward: Forward, vip: IpAddr, backends: IpAddr) -> Result<Tables, Fai
         |n| Backend { address: address(n), port: None, weight: 1, drain: false, static_hop: None };
     let spec = ServiceSpec {
         name: "bench".into(),
-        vip: Vip { address: vip, port: 80, protocol: Protocol::Tcp },
+        vip: Vip { address: vip.into(), ports: PortRange::one(80), protocol: Protocol::Tcp },
         forward,
         affinity: Affinity::Flow,
         slots: None,

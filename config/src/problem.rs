@@ -61,6 +61,10 @@ pub enum Problem {
     #[diagnostic(help("{instead}"))]
     NotAvailable { given: String, instead: String },
 
+    #[error("{} is not a range of ports", cut(given))]
+    #[diagnostic(help("write the lower port first, both from 1 to 65535, as in \"8000-8099\""))]
+    PortRange { given: String },
+
     #[error("a hash key has 32 hexadecimal digits, this one has {digits} characters")]
     #[diagnostic(help("make one with `openssl rand -hex 16`"))]
     HashKey { digits: usize },

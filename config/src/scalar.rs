@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, Forward, HashKey, Protocol};
+use lb_core::model::{Affinity, Forward, HashKey, PortRange, Protocol};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -97,36 +97,52 @@ impl<T: TryFrom<i64>, const MIN: i64, const MAX: i64> Scalar for Within<T, MIN, 
     }
 }
 
-/// The port of a service. Ranges and "any" are recognised, and not available yet.
+/// The ports of a service: one, a range, or all.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ServicePort(pub(crate) u16);
-
-fn is_range(given: &str) -> bool {
-    let is_number = |text: &str| text.trim().parse::<u16>().is_ok();
-    given.split_once('-').is_some_and(|(low, high)| is_number(low) && is_number(high))
-}
+pub(crate) struct ServicePort(pub(crate) PortRange);
 
 type PortNumber = Within<u16, 1, 65_535>;
 
+/// `low-high`, if those are numbers.
+fn range(given: &str) -> Option<(u64, u64)> {
+    let (low, high) = given.split_once('-')?;
+    Some((low.trim().parse().ok()?, high.trim().parse().ok()?))
+}
+
 impl Scalar for ServicePort {
-    const EXPECTED: &'static str = "a port number";
+    const EXPECTED: &'static str = "a port, a range or \"any\"";
     const EXAMPLE: &'static str = "80";
 
     fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
-        match value {
-            DeValue::String(given) if given == "any" || is_range(given) => {
-                Err(Problem::NotAvailable {
-                    given: given.to_string(),
-                    instead: "write one port, as in `port = 80`; one service a port".into(),
-                })
+        let given = match value {
+            DeValue::String(given) => given.as_ref(),
+            DeValue::Integer(_) => {
+                return PortNumber::parse(value).map(|port| Self(PortRange::one(port.0)));
             }
-            DeValue::Integer(_) => PortNumber::parse(value).map(|port| Self(port.0)),
-            _ => Err(not_a_number::<Self>(value)),
+            _ => return Err(wrong_type::<Self>(value)),
+        };
+        if given == "any" {
+            return Ok(Self(PortRange::ANY));
         }
+        let Some((low, high)) = range(given) else {
+            return Err(not_a_number::<Self>(value));
+        };
+        let port = |number: u64| u16::try_from(number).ok().filter(|&port| port > 0);
+        port(low)
+            .zip(port(high))
+            .and_then(|(low, high)| PortRange::new(low, high))
+            .map(Self)
+            .ok_or_else(|| Problem::PortRange { given: given.into() })
     }
 
     fn schema() -> Schema {
-        <PortNumber as Scalar>::schema()
+        json_schema!({
+            "anyOf": [
+                <PortNumber as Scalar>::schema(),
+                { "const": "any" },
+                { "type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$" },
+            ],
+        })
     }
 }
 
@@ -238,24 +254,23 @@ impl Scalar for IpAddr {
 
 /// The address of a service. Prefixes are recognised, and not available yet.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ServiceAddress(pub(crate) IpAddr);
+pub(crate) struct ServiceAddress(pub(crate) IpNet);
 
 impl Scalar for ServiceAddress {
-    const EXPECTED: &'static str = IpAddr::EXPECTED;
+    const EXPECTED: &'static str = "an address or a prefix";
     const EXAMPLE: &'static str = "\"10.0.0.100\"";
 
     fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
-        if let Some(prefix) = value.as_str().and_then(|text| text.parse::<IpNet>().ok()) {
-            return Err(Problem::NotAvailable {
-                given: prefix.to_string(),
-                instead: format!("write one address, as in \"{}\"", prefix.addr()),
-            });
+        match value.as_str().and_then(|text| text.parse::<IpNet>().ok()) {
+            Some(prefix) => Ok(Self(prefix)),
+            None => <IpAddr as Scalar>::parse(value).map(|address| Self(address.into())),
         }
-        <IpAddr as Scalar>::parse(value).map(Self)
     }
 
     fn schema() -> Schema {
-        <IpAddr as Scalar>::schema()
+        json_schema!({
+            "anyOf": [<IpAddr as Scalar>::schema(), <IpNet as Scalar>::schema()],
+        })
     }
 }
 
@@ -345,8 +360,8 @@ impl<T: Word> Scalar for T {
 }
 
 impl Word for Protocol {
-    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
-    const LATER: &'static [&'static str] = &["sctp", "any"];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("tcp", Self::Tcp), ("udp", Self::Udp), ("sctp", Self::Sctp), ("any", Self::Any)];
     const EXAMPLE: &'static str = "\"tcp\"";
 }
 

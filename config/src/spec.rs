@@ -96,11 +96,12 @@ table! {
     Service("[[service]]", "[[service]]") {
         /// Name, unique among services.
         name: Required<String>,
-        /// The address that clients use (VIP).
+        /// The address that clients use (VIP); or a prefix, as in "10.9.0.0/24", that is routed to
+        /// the balancer.
         address: Required<ServiceAddress>,
-        /// The port that clients use.
+        /// The port that clients use: one, a range as in "8000-8099", or "any".
         port: Required<ServicePort>,
-        /// Transport protocol.
+        /// Transport protocol; "any" takes all but ICMP, by address alone.
         protocol: Required<Protocol>,
         /// How packets reach a backend: "l2dsr" sets the destination MAC address, "ipip" puts the
         /// packet into another IP packet.

@@ -42,7 +42,7 @@ fn gateway() {
     assert_eq!(config.dataplane.hugepages, Hugepages::Required);
     let specs: Vec<_> = config.desired.services().iter().map(|service| service.spec()).collect();
     let crossing = |spec: &&&lb_core::model::ServiceSpec| {
-        spec.vip.address.is_ipv4() && spec.backends.iter().all(|b| b.address.is_ipv6())
+        spec.vip.address.addr().is_ipv4() && spec.backends.iter().all(|b| b.address.is_ipv6())
     };
     assert_eq!(specs.iter().find(crossing).unwrap().forward, Forward::Ipip);
     let dns = specs.iter().find(|spec| spec.vip.protocol == Protocol::Udp).unwrap();

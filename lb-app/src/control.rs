@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::model::DesiredState;
+use lb_core::model::{DesiredState, Vip};
 use lb_core::publish::{Publisher, publication};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{compile, ways};
@@ -261,9 +261,10 @@ impl Control {
     }
 }
 
-/// All service addresses.
+/// All service addresses that the kernel is to have. A prefix is routed here, not assigned.
 fn vips(desired: &DesiredState) -> BTreeSet<IpAddr> {
-    desired.services().iter().map(|service| service.spec().vip.address).collect()
+    let vips = desired.services().iter().map(|service| service.spec().vip);
+    vips.filter(Vip::is_one_address).map(|vip| vip.address.addr()).collect()
 }
 
 /// The backends that the kernel is asked about.

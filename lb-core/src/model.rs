@@ -9,6 +9,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+mod vip;
+
+pub use vip::{PortRange, Protocol, Vip};
+
 use crate::wire::ethernet::MacAddr;
 
 /// Services in a [`DesiredState`], at most.
@@ -21,45 +27,6 @@ pub const SLOTS_MAX: u32 = 1 << 24;
 pub const WEIGHT_MAX: u32 = 65_535;
 /// Ports of one balancer, at most.
 pub const PORTS_MAX: usize = 16;
-
-/// The transport protocol of a service. The numbers are IANA's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Protocol {
-    /// RFC 9293.
-    Tcp = 6,
-    /// RFC 768.
-    Udp = 17,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// What clients address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Vip {
-    /// The service address.
-    pub address: IpAddr,
-    /// The service's port.
-    pub port: u16,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for Vip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            IpAddr::V4(address) => write!(f, "{} {address}:{}", self.protocol, self.port),
-            IpAddr::V6(address) => write!(f, "{} [{address}]:{}", self.protocol, self.port),
-        }
-    }
-}
 
 /// How a packet reaches its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +98,15 @@ pub struct ServiceSpec {
     pub backends: Vec<Backend>,
 }
 
+impl ServiceSpec {
+    /// The one port that a backend listens on: its own, else the service's; `None` where the service
+    /// has several.
+    #[must_use]
+    pub fn port_of(&self, backend: &Backend) -> Option<u16> {
+        backend.port.or(self.vip.ports.single())
+    }
+}
+
 /// The key of a service's spec that a finding is about; a backend's by its place in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the configuration key of that name")]
@@ -165,6 +141,20 @@ pub enum Invalid {
         /// The service that came first.
         other: String,
     },
+    /// Two services with ranges that share ports.
+    #[error("service {other:?} already has some of the ports of {vip}; let the ranges not overlap")]
+    OverlappingPorts {
+        /// What the later one claims.
+        vip: Vip,
+        /// The service that came first.
+        other: String,
+    },
+    /// A prefix with bits behind it.
+    #[error("{0} has bits set behind its prefix length; write {net}", net = .0.trunc())]
+    HostBits(IpNet),
+    /// A protocol that has no ports.
+    #[error("protocol \"any\" goes by the address alone; write port = \"any\"")]
+    PortsOfAny,
     /// More services than there may be.
     #[error("{0} services are too many; at most {SERVICES_MAX}")]
     TooManyServices(usize),
@@ -200,11 +190,13 @@ pub enum Invalid {
     #[error("backend {0} is listed twice; raise its weight instead")]
     DuplicateBackend(String),
     /// The backend is the service itself.
-    #[error("backend {0} has the service's own address; packets would go in a circle")]
+    #[error(
+        "backend {0} has the service's own address, or one of its prefix; packets would go in a circle"
+    )]
     BackendIsVip(IpAddr),
     /// This mode does not rewrite ports.
-    #[error("this forwarding mode keeps the port: leave it out, or write {0}, the service's")]
-    PortIsKept(u16),
+    #[error("this forwarding mode keeps the port: leave it out; the service's is {0}")]
+    PortIsKept(PortRange),
     /// Weight out of range.
     #[error("weight {0} is too large; at most {WEIGHT_MAX}")]
     Weight(u32),
@@ -244,12 +236,7 @@ impl Service {
         if !is_name(&spec.name) {
             find(Key::Name, Invalid::Name);
         }
-        if !is_unicast(spec.vip.address) {
-            find(Key::Address, Invalid::NotUnicast(spec.vip.address));
-        }
-        if spec.vip.port == 0 {
-            find(Key::Port, Invalid::PortZero);
-        }
+        check_vip(&spec.vip, &mut find);
         if spec.backends.len() > BACKENDS_MAX {
             find(Key::Backends, Invalid::TooManyBackends(spec.backends.len()));
         }
@@ -279,19 +266,35 @@ impl Service {
     }
 }
 
+fn check_vip(vip: &Vip, find: &mut impl FnMut(Key, Invalid)) {
+    let net = vip.address;
+    if net.trunc() != net {
+        find(Key::Address, Invalid::HostBits(net));
+    }
+    if let Some(bad) = [net.network(), net.broadcast()].into_iter().find(|a| !is_unicast(*a)) {
+        find(Key::Address, Invalid::NotUnicast(bad));
+    }
+    if vip.ports.first() == 0 && vip.ports != PortRange::ANY {
+        find(Key::Port, Invalid::PortZero);
+    }
+    if vip.protocol == Protocol::Any && vip.ports != PortRange::ANY {
+        find(Key::Port, Invalid::PortsOfAny);
+    }
+}
+
 fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
     let mut seen = std::collections::BTreeSet::new();
     for (i, backend) in spec.backends.iter().enumerate() {
         if !is_unicast(backend.address) {
             find(Key::BackendAddress(i), Invalid::NotUnicast(backend.address));
-        } else if backend.address == spec.vip.address {
+        } else if spec.vip.address.contains(&backend.address) {
             find(Key::BackendAddress(i), Invalid::BackendIsVip(backend.address));
         }
-        if let Some(port) = backend.port.filter(|&port| port != spec.vip.port) {
+        if let Some(port) = backend.port.filter(|&port| spec.vip.ports.single() != Some(port)) {
             match spec.forward {
                 _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
                 Forward::L2dsr | Forward::Ipip => {
-                    find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.port));
+                    find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.ports));
                 }
             }
         }
@@ -301,7 +304,7 @@ fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
         if let Some(hop) = backend.static_hop.as_ref().filter(|hop| !hop.mac.is_station()) {
             find(Key::BackendMac(i), Invalid::NotAStation(hop.mac));
         }
-        if !seen.insert((backend.address, backend.port.unwrap_or(spec.vip.port))) {
+        if !seen.insert((backend.address, spec.port_of(backend))) {
             find(Key::Backend(i), Invalid::DuplicateBackend(backend.address.to_string()));
         }
     }
@@ -318,23 +321,40 @@ pub struct Conflict {
     pub finding: Finding,
 }
 
-/// Finds services that share a name or a VIP. [`DesiredState::new`] refuses them; a source may ask
+/// Finds services that share a name, a VIP, or ports of ranges. [`DesiredState::new`] refuses them; a source may ask
 /// first, while some of its services are not valid yet.
 pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<Conflict> {
+    /// By the first port: they do not overlap.
+    type Ranges<'a> = BTreeMap<u16, (Vip, usize, &'a str)>;
+
     let mut conflicts = Vec::new();
     let mut names = BTreeMap::new();
     let mut vips = BTreeMap::new();
+    let mut ranges: BTreeMap<_, Ranges> = BTreeMap::new(); // by address and protocol
     for (place, (name, vip)) in services.into_iter().enumerate() {
+        let mut conflict = |first, key, invalid| {
+            conflicts.push(Conflict { place, first, finding: Finding { key, invalid } });
+        };
         let first = *names.entry(name).or_insert(place);
         if first != place {
-            let invalid = Invalid::DuplicateName(name.into());
-            conflicts.push(Conflict { place, first, finding: Finding { key: Key::Name, invalid } });
+            conflict(first, Key::Name, Invalid::DuplicateName(name.into()));
         }
         let (first, other) = *vips.entry(vip).or_insert((place, name));
         if first != place {
-            let invalid = Invalid::DuplicateVip { vip, other: other.into() };
-            let finding = Finding { key: Key::Address, invalid };
-            conflicts.push(Conflict { place, first, finding });
+            conflict(first, Key::Address, Invalid::DuplicateVip { vip, other: other.into() });
+        } else if vip.ports.is_range() {
+            let ranges = ranges.entry((vip.address, vip.protocol)).or_default();
+            let below = ranges.range(..=vip.ports.last()).next_back();
+            match below.filter(|(_, (below, ..))| below.ports.last() >= vip.ports.first()) {
+                Some((_, &(_, first, other))) => {
+                    conflict(
+                        first,
+                        Key::Port,
+                        Invalid::OverlappingPorts { vip, other: other.into() },
+                    );
+                }
+                None => drop(ranges.insert(vip.ports.first(), (vip, place, name))),
+            }
         }
     }
     conflicts
@@ -459,7 +479,11 @@ pub(crate) mod tests {
     pub(crate) fn spec(name: &str, address: &str, backends: &[&str]) -> ServiceSpec {
         ServiceSpec {
             name: name.into(),
-            vip: Vip { address: address.parse().unwrap(), port: 80, protocol: Protocol::Tcp },
+            vip: Vip {
+                address: address.parse::<IpAddr>().unwrap().into(),
+                ports: PortRange::one(80),
+                protocol: Protocol::Tcp,
+            },
             forward: Forward::L2dsr,
             affinity: Affinity::Flow,
             slots: None,
@@ -479,18 +503,28 @@ pub(crate) mod tests {
         assert_eq!(findings(|_| ()), []);
         assert_eq!(findings(|s| s.backends.clear()), []);
         assert_eq!(findings(|s| s.backends[0].port = Some(80)), []);
-        assert_eq!(findings(|s| s.vip.address = "fd00::64".parse().unwrap()), []);
+        assert_eq!(findings(|s| s.vip.address = "fd00::64/128".parse().unwrap()), []);
+        assert_eq!(findings(|s| s.vip.address = "10.9.0.0/24".parse().unwrap()), []);
+        assert_eq!(findings(|s| s.vip.ports = PortRange::ANY), []);
+        assert_eq!(
+            findings(|s| (s.vip.ports, s.vip.protocol) = (PortRange::ANY, Protocol::Any)),
+            []
+        );
     }
 
     #[test]
     fn each_rule_names_its_key() {
         type Case = (fn(&mut ServiceSpec), Key, &'static str);
-        let cases: [Case; 14] = [
+        let cases: [Case; 18] = [
             (|s| s.name.clear(), Key::Name, "a name has"),
             (|s| s.name = "a b".into(), Key::Name, "a name has"),
-            (|s| s.vip.address = "224.0.0.1".parse().unwrap(), Key::Address, "use a unicast"),
-            (|s| s.vip.address = "::".parse().unwrap(), Key::Address, "use a unicast"),
-            (|s| s.vip.port = 0, Key::Port, "port 0"),
+            (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
+            (|s| s.vip.address = "::/128".parse().unwrap(), Key::Address, "use a unicast"),
+            (|s| s.vip.address = "224.0.0.0/4".parse().unwrap(), Key::Address, "use a unicast"),
+            (|s| s.vip.address = "10.9.0.1/24".parse().unwrap(), Key::Address, "write 10.9.0.0/24"),
+            (|s| s.vip.ports = PortRange::one(0), Key::Port, "port 0"),
+            (|s| s.vip.ports = PortRange::new(0, 80).unwrap(), Key::Port, "port 0"),
+            (|s| s.vip.protocol = Protocol::Any, Key::Port, "by the address alone"),
             (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
             (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
             (|s| s.backends = vec![backend("10.0.0.100")], Key::BackendAddress(0), "in a circle"),
@@ -524,7 +558,7 @@ pub(crate) mod tests {
     #[test]
     fn several_findings_come_at_once() {
         let found = findings(|s| {
-            s.vip.port = 0;
+            s.vip.ports = PortRange::one(0);
             s.backends[1].weight = 1 << 20;
         });
         assert_eq!(found.len(), 2, "{found:?}");
@@ -543,6 +577,30 @@ pub(crate) mod tests {
         let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
         let (name, vip) = (Key::Name, Key::Address);
         assert_eq!(places, [(2, 1, vip), (3, 0, name), (3, 0, vip), (4, 0, name), (4, 1, vip)]);
+    }
+
+    #[test]
+    fn ranges_do_not_overlap() {
+        let of = |ports: (u16, u16), protocol| Vip {
+            address: "10.0.0.1/32".parse().unwrap(),
+            ports: PortRange::new(ports.0, ports.1).unwrap(),
+            protocol,
+        };
+        let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+        let found = conflicts([
+            ("range", of((100, 199), tcp)),
+            ("one of it", of((150, 150), tcp)),
+            ("all", of((0, 65_535), tcp)),
+            ("another protocol", of((100, 198), udp)),
+            ("next to it", of((200, 299), tcp)),
+            ("from below", of((50, 100), tcp)),
+            ("within", of((210, 220), tcp)),
+            ("around", of((90, 199), tcp)),
+            ("from above", of((299, 300), tcp)),
+        ]);
+        let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+        let port = Key::Port;
+        assert_eq!(places, [(5, 0, port), (6, 4, port), (7, 0, port), (8, 4, port)]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn draft<'a>(
     let service = &written.value;
     let vip = Vip {
         address: service.address.0.as_ref()?.value.0,
-        port: service.port.0.as_ref()?.value.0,
+        ports: service.port.0.as_ref()?.value.0,
         protocol: service.protocol.0.as_ref()?.value,
     };
     let spec = ServiceSpec {
@@ -144,9 +144,9 @@ fn check_conflicts(drafts: &[Draft<'_>], report: &mut Report) {
 /// Lets the model check a service by itself.
 fn check(draft: Draft<'_>, report: &mut Report) -> Option<Service> {
     let Draft { written, backends, spec } = draft;
-    let vip_port = spec.vip.port;
+    let service_port = spec.vip.ports.single();
     let server = |backend: &At<spec::Backend>| {
-        let port = backend.value.port.map_or(vip_port, |port| port.value.0);
+        let port = backend.value.port.map_or(service_port, |port| Some(port.value.0));
         (backend.value.address.0.map(|address| address.value), port)
     };
     // Backwards, so that the first of several alike stays.

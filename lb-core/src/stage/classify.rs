@@ -6,7 +6,7 @@ use crate::flow_hash::reduce;
 use crate::frame::Frame;
 use crate::model::Affinity;
 use crate::prefetch::prefetch;
-use crate::tables::Tables;
+use crate::tables::{ByAddress, Tables};
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
 /// `meta.service`, `meta.hash`, `meta.slot`.
@@ -18,9 +18,10 @@ use crate::tables::Tables;
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     burst.for_each_live(|_, meta| {
-        let Some(place) = tables.vips.lookup(&meta.tuple) else {
-            return Err(no_service(meta, tables));
-        };
+        if meta.is_fragment {
+            return Err(fragment(meta, tables));
+        }
+        let place = tables.vips.lookup(&meta.tuple).ok_or(Exit::Punt)?;
         let Some(service) = tables.services.get(place as usize) else {
             return Err(Exit::Punt);
         };
@@ -37,8 +38,8 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 
 /// A fragment has no port to be looked up by: its address says whether the kernel may have it.
 #[cold]
-fn no_service(meta: &Meta, tables: &Tables) -> Exit {
-    if meta.is_fragment && tables.vips.has_address(&meta.tuple) {
+fn fragment(meta: &Meta, tables: &Tables) -> Exit {
+    if meta.is_fragment && tables.vips.by_address(&meta.tuple) != ByAddress::None {
         DropReason::Fragment.into()
     } else {
         Exit::Punt
@@ -53,7 +54,7 @@ pub(crate) mod tests {
     use crate::burst::tests::burst_of;
     use crate::burst::{Burst, Fate};
     use crate::model::tests::{backend, spec};
-    use crate::model::{Backend, DesiredState, HashKey, Protocol, Service, ServiceSpec};
+    use crate::model::{Backend, DesiredState, HashKey, PortRange, Protocol, Service, ServiceSpec};
     use crate::sim::SimFrame;
     use crate::sim::packet::{BALANCER, Packet};
     use crate::stage::parse::parse;
@@ -82,11 +83,10 @@ pub(crate) mod tests {
     #[test]
     fn address_port_and_protocol_name_the_service() {
         let other = ServiceSpec { slots: Some(251), ..spec("other", "10.0.0.101", &["10.0.0.12"]) };
-        let udp = Protocol::Udp;
         let mut same_port = spec("dns", "10.0.0.100", &["10.0.0.11"]);
-        same_port.vip.protocol = udp;
+        same_port.vip.protocol = Protocol::Udp;
         let mut same_address = spec("tls", "10.0.0.100", &["10.0.0.11"]);
-        same_address.vip.port = 443;
+        same_address.vip.ports = PortRange::one(443);
         let specs = [
             spec("web", "10.0.0.100", &["10.0.0.11"]),
             spec("empty", "10.0.0.102", &[]),

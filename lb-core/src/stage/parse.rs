@@ -9,12 +9,12 @@ use crate::wire::checksum::Checksum;
 use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
-use crate::wire::ports::Ports;
-use crate::wire::{TCP, UDP};
+use crate::wire::ports::{self, Ports};
+use crate::wire::{ICMP, ICMPV6};
 
 /// Reads the headers of each frame. Writes `meta.tuple`, `meta.l3_offset`, `meta.packet_len`.
 ///
-/// Punts what no service can be meant by: groups, other `EtherType`s, other protocols. A fragment
+/// Punts what no service can be meant by: groups, other `EtherType`s, ICMP. A fragment
 /// has `meta.is_fragment`, and zero for its ports.
 ///
 /// Drops: [`DropReason::MultiSegment`], [`DropReason::NotOurs`] (another station's MAC), and what is
@@ -107,15 +107,21 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
 #[inline(always)]
 fn ports(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let tuple = &mut meta.tuple;
-    if tuple.protocol != TCP && tuple.protocol != UDP {
-        return Err(Exit::Punt);
-    }
+    let Some(header_bytes) = ports::header_bytes(tuple.protocol) else {
+        return portless(tuple.protocol);
+    };
     if !meta.is_fragment {
-        let ports = Ports::parse(tuple.protocol, segment)?;
+        let ports = Ports::parse(header_bytes, segment)?;
         let ([a, b], [c, d]) = (ports.src.to_bytes(), ports.dst.to_bytes());
         tuple.ports = [a, b, c, d];
     }
     Ok(())
+}
+
+/// A service may have other protocols, by address alone; but pings are the kernel's.
+#[cold]
+fn portless(protocol: u8) -> Result<(), Exit> {
+    if protocol == ICMP || protocol == ICMPV6 { Err(Exit::Punt) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -169,6 +175,7 @@ pub(crate) mod tests {
         for (name, packet, l3_offset, packet_len) in [
             ("TCP", tcp(), 14, 67),
             ("UDP", Packet::udp(CLIENT, VIP), 14, 55),
+            ("SCTP", Packet::sctp(CLIENT, VIP), 14, 59),
             ("a tag", tcp().with(|p| p.tags = vec![(VLAN, 7)]), 18, 67),
             ("QinQ", tcp().with(|p| p.tags = vec![(SERVICE_VLAN, 7), (VLAN, 8)]), 22, 67),
             ("options", tcp().with(|p| p.options = vec![1; 40]), 14, 107),
@@ -193,6 +200,17 @@ pub(crate) mod tests {
             let protocol = packet.protocol.0;
             let tuple = Tuple::new(src.ip(), dst.ip(), src.port(), dst.port(), protocol);
             assert_eq!((meta.tuple, meta.is_fragment), (tuple, false), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_have_no_ports() {
+        for (packet, protocol) in [
+            (Packet::tcp(CLIENT, VIP).with(|p| p.protocol = IpNumber(50)), 50),
+            (Packet::tcp(CLIENT_6, VIP_6).with(|p| p.protocol = IpNumber(47)), 47),
+        ] {
+            let meta = parsed(&packet.frame());
+            assert_eq!((meta.tuple.protocol, meta.tuple.ports), (protocol, [0; 4]));
         }
     }
 
@@ -227,7 +245,6 @@ pub(crate) mod tests {
                 "a part of a ping",
                 Packet::ping(CLIENT, VIP).with(|p| p.fragment = Some((3, false))).frame(),
             ),
-            ("ESP", Packet::tcp(CLIENT, VIP).with(|p| p.protocol = IpNumber(50)).frame()),
         ] {
             assert_eq!(parse_one(SimFrame::new(&frame)).unwrap_err(), Exit::Punt, "{name}");
         }

@@ -41,10 +41,7 @@ pub fn compile(
             service_table(service, id, ports, next_hops, old)
         })
         .collect();
-    let vips = desired.services().iter().map(|service| {
-        let vip = service.spec().vip;
-        (vip.address, vip.port, vip.protocol as u8)
-    });
+    let vips = desired.services().iter().map(|service| service.spec().vip);
     Tables {
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
@@ -105,7 +102,7 @@ fn service_table(
         .zip(&*backends)
         .map(|(spec, entry)| if entry.hops.is_empty() { 0 } else { spec.effective_weight() })
         .collect();
-    let identities = spec.backends.iter().map(|b| identity(b, spec.vip.port)).collect();
+    let identities = spec.backends.iter().map(|b| identity(b.address, spec.port_of(b))).collect();
     let someone_wanted = spec.backends.iter().any(|backend| backend.effective_weight() > 0);
     ServiceTable {
         id,
@@ -139,11 +136,12 @@ fn slot_table(
     }
 }
 
-/// What a backend is to its table: its address and port, on every balancer alike.
-fn identity(backend: &Backend, service_port: u16) -> u64 {
+/// What a backend is to its table: its address and port (0: the one that the client used), on
+/// every balancer alike.
+fn identity(address: IpAddr, port: Option<u16>) -> u64 {
     let mut bytes = [0; 18];
-    bytes[..16].copy_from_slice(&address_bytes(backend.address));
-    bytes[16..].copy_from_slice(&backend.port.unwrap_or(service_port).to_be_bytes());
+    bytes[..16].copy_from_slice(&address_bytes(address));
+    bytes[16..].copy_from_slice(&port.unwrap_or(0).to_be_bytes());
     rapidhash_v3_nano_inline::<true, false>(&bytes, const { &RapidSecrets::seed_cpp(0) })
 }
 
@@ -476,7 +474,7 @@ pub(crate) mod tests {
             ("the slots", |s| s.slots = Some(257), [false, true]),
             ("a backend", |s| s.backends[0] = backend("10.1.0.11"), [false, false]),
             ("the mode", |s| s.forward = Forward::Ipip, [true, false]),
-            ("the VIP", |s| s.vip.address = "10.0.0.102".parse().unwrap(), [true, true]),
+            ("the VIP", |s| s.vip.address = "10.0.0.102/32".parse().unwrap(), [true, true]),
         ];
         for (name, change, expect) in cases {
             let mut changed = web();

@@ -15,7 +15,7 @@ pub mod next_hop;
 mod vip_index;
 
 use next_hop::{HOPS_MAX, Port, PortId};
-pub use vip_index::VipIndex;
+pub use vip_index::{ByAddress, VipIndex};
 
 /// Names a service from one version of the tables to the next; a small number, used again after
 /// the service is gone.

@@ -1,28 +1,82 @@
-//! Destination → service: an open-addressing hash table with exact keys.
+//! Destination → service: hash tables with exact keys, one for each kind of VIP that there is.
+//!
+//! A *shape* is a kind of key: which ports (one, a range, any), which prefix length, with or without
+//! the protocol. A packet is looked up in one shape after the other, the most specific first, until
+//! it is found (tuple space search: Srinivasan, Suri, Varghese, SIGCOMM '99). Most configurations
+//! have one shape a family: single ports of single addresses.
 
-use std::net::IpAddr;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
+use crate::model::{PortRange, Vip};
 use crate::tuple::{Tuple, address_bytes};
+
+/// How many ports a shape's VIPs have; the most specific first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum PortKind {
+    One,
+    Range,
+    Any,
+}
+
+/// Orders by precedence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Specificity {
+    ports: PortKind,
+    prefix_len: Reverse<u8>,
+    is_any_protocol: bool,
+}
+
+/// What of a packet is looked up for one kind of VIP.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// Part of the key: two shapes have no key in common.
+    number: u16,
+    mask: u128,
+    specificity: Specificity,
+}
+
+impl Shape {
+    #[inline]
+    fn key(&self, tuple: &Tuple) -> Key {
+        let has_port = self.specificity.ports == PortKind::One;
+        Key {
+            address: u128::from_ne_bytes(tuple.dst) & self.mask,
+            port: if has_port { tuple.dst_port() } else { 0 },
+            shape: self.number,
+            protocol: if self.specificity.is_any_protocol { 0 } else { tuple.protocol },
+        }
+    }
+}
 
 /// What a packet is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
-    address: [u8; 16],
+    /// As it lies in memory.
+    address: u128,
     port: u16,
+    shape: u16,
     protocol: u8,
-    is_ipv6: bool,
 }
 
 impl Key {
+    /// Stands beside the keys of single ports, once for each address and protocol.
+    fn of_some_port(self) -> Self {
+        const SOME_PORT: u16 = 1 << 15; // shapes are fewer: 2 families, 3 kinds, 129 lengths, 2
+        Self { port: 0, shape: self.shape | SOME_PORT, ..self }
+    }
+
     /// Not keyed: the entries are the operator's, and a packet can only look them up.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "both halves of the product are used")]
     fn hash(&self) -> u64 {
         const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
-        let (halves, _) = self.address.as_chunks::<8>();
-        let [high, low] = [halves[0], halves[1]].map(u64::from_le_bytes);
-        let rest = u64::from(self.port) << 8 | u64::from(self.protocol);
-        let product = u128::from(low ^ rest.wrapping_mul(ODD[1])) * u128::from(high ^ ODD[0]);
+        let (low, high) = (self.address as u64, (self.address >> 64) as u64);
+        let rest =
+            u64::from(self.shape) << 24 | u64::from(self.port) << 8 | u64::from(self.protocol);
+        let product = u128::from(low ^ ODD[0]) * u128::from(high ^ rest.wrapping_mul(ODD[1]));
         (product >> 64) as u64 ^ product as u64
     }
 }
@@ -30,127 +84,272 @@ impl Key {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: Key,
+    /// Of a single port or any: the service. Of ranges: where they begin in `ranges`.
+    value: u32,
+}
+
+/// A service's ports, where they are a range.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    ports: PortRange,
     service: u32,
+    /// Of the same address and protocol, there is one with higher ports behind this.
+    has_next: bool,
 }
 
 /// The services' addresses. At most half full, so that a miss ends soon.
 #[derive(Clone, Debug)]
 pub struct VipIndex {
+    /// IPv4's, then IPv6's, by precedence.
+    shapes: [Box<[Shape]>; 2],
     /// A power of two.
     entries: Box<[Option<Entry>]>,
+    ranges: Box<[Range]>,
 }
 
-/// Stands for "some port" in the entries that [`VipIndex::has_address`] finds: no service has it.
-const SOME_PORT: u16 = 0;
+/// What is known of a packet's service without its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByAddress {
+    /// No service can be meant.
+    None,
+    /// This one, whatever the ports are.
+    Service(u32),
+    /// The ports decide.
+    NeedsPorts,
+}
 
 impl VipIndex {
-    /// Builds the index of `(address, port, protocol)` → place in the list.
+    /// Builds the index of VIP → place in the list. VIPs are distinct, and ranges of the same
+    /// address and protocol do not overlap.
     #[must_use]
-    pub fn new(vips: impl ExactSizeIterator<Item = (IpAddr, u16, u8)>) -> Self {
-        let capacity = (vips.len() * 4).next_power_of_two().max(8);
-        let mut index = Self { entries: vec![None; capacity].into_boxed_slice() };
-        for ((address, port, protocol), service) in vips.zip(0..) {
-            let key = |port| Key {
-                address: address_bytes(address),
-                port,
-                protocol,
-                is_ipv6: address.is_ipv6(),
-            };
-            index.insert(Entry { key: key(port), service });
-            index.insert(Entry { key: key(SOME_PORT), service });
+    pub fn new(vips: impl Iterator<Item = Vip>) -> Self {
+        let mut kinds: BTreeMap<(bool, Specificity), Vec<(Vip, u32)>> = BTreeMap::new();
+        for (vip, service) in vips.zip(0..) {
+            let is_ipv6 = matches!(vip.address, IpNet::V6(_));
+            kinds.entry((is_ipv6, specificity(&vip))).or_default().push((vip, service));
         }
-        index
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        let mask = self.entries.len() - 1;
-        let mut at = Self::home(entry.key.hash(), mask);
-        while let Some(other) = self.entries[at] {
-            if other.key == entry.key {
-                return; // another service of this address was first: only SOME_PORT gets here
+        let mut shapes = [Vec::new(), Vec::new()];
+        let mut entries = Vec::new();
+        let mut ranges = Vec::new();
+        for (((is_ipv6, specificity), mut vips), number) in kinds.into_iter().zip(0..) {
+            let shape =
+                Shape { number, mask: mask(is_ipv6, specificity.prefix_len.0), specificity };
+            shapes[usize::from(is_ipv6)].push(shape);
+            if specificity.ports == PortKind::Range {
+                vips.sort_unstable_by_key(|(vip, _)| (vip.address, vip.protocol, vip.ports));
+                add_ranges(&shape, &vips, &mut entries, &mut ranges);
+            } else {
+                let entry = |&(vip, value): &(Vip, u32)| Entry { key: key(&shape, &vip), value };
+                entries.extend(vips.iter().map(entry));
             }
-            at = (at + 1) & mask;
         }
-        self.entries[at] = Some(entry);
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "masked")]
-    fn home(hash: u64, mask: usize) -> usize {
-        hash as usize & mask
+        Self {
+            shapes: shapes.map(Into::into),
+            entries: hash_table(&entries),
+            ranges: ranges.into(),
+        }
     }
 
     /// The service that this packet is for.
     #[inline]
     #[must_use]
     pub fn lookup(&self, tuple: &Tuple) -> Option<u32> {
-        let port = tuple.dst_port();
-        if port == SOME_PORT {
-            return None; // a fragment, or port 0: what is there is `has_address`'s
+        for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
+            if let Some(value) = self.find(&shape.key(tuple)) {
+                if shape.specificity.ports != PortKind::Range {
+                    return Some(value);
+                }
+                if let Some(service) = self.in_ranges(value, tuple.dst_port()) {
+                    return Some(service);
+                }
+            }
         }
-        self.find(&Key {
-            address: tuple.dst,
-            port,
-            protocol: tuple.protocol,
-            is_ipv6: tuple.is_ipv6,
-        })
+        None
     }
 
-    /// Is there a service at this destination address, for this protocol, whatever the port?
+    /// As [`VipIndex::lookup`], of a packet whose ports are not known.
     #[must_use]
-    pub fn has_address(&self, tuple: &Tuple) -> bool {
-        let key = Key {
-            address: tuple.dst,
-            port: SOME_PORT,
-            protocol: tuple.protocol,
-            is_ipv6: tuple.is_ipv6,
-        };
-        self.find(&key).is_some()
+    pub fn by_address(&self, tuple: &Tuple) -> ByAddress {
+        let mut found = ByAddress::None;
+        for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
+            match shape.specificity.ports {
+                PortKind::One if self.has_single_port(shape, tuple) => {
+                    return ByAddress::NeedsPorts;
+                }
+                PortKind::Range if self.find(&shape.key(tuple)).is_some() => {
+                    return ByAddress::NeedsPorts;
+                }
+                PortKind::Any if found == ByAddress::None => {
+                    let service = self.find(&shape.key(tuple));
+                    found = service.map_or(ByAddress::None, ByAddress::Service);
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Is there a service of this address and protocol with a single port, whatever it is?
+    fn has_single_port(&self, shape: &Shape, tuple: &Tuple) -> bool {
+        self.find(&shape.key(tuple).of_some_port()).is_some()
     }
 
     #[inline]
     fn find(&self, key: &Key) -> Option<u32> {
         let mask = self.entries.len() - 1;
-        let mut at = Self::home(key.hash(), mask);
+        let mut at = home(key, mask);
         while let Some(entry) = &self.entries[at] {
             if entry.key == *key {
-                return Some(entry.service);
+                return Some(entry.value);
             }
             at = (at + 1) & mask;
         }
         None
     }
+
+    fn in_ranges(&self, first: u32, port: u16) -> Option<u32> {
+        for range in self.ranges.get(first as usize..)? {
+            if (range.ports.first()..=range.ports.last()).contains(&port) {
+                return Some(range.service);
+            }
+            if !range.has_next {
+                break;
+            }
+        }
+        None
+    }
+}
+
+fn specificity(vip: &Vip) -> Specificity {
+    let ports = match vip.ports {
+        PortRange::ANY => PortKind::Any,
+        ports if ports.is_range() => PortKind::Range,
+        _ => PortKind::One,
+    };
+    Specificity {
+        ports,
+        prefix_len: Reverse(vip.address.prefix_len()),
+        is_any_protocol: vip.protocol.number().is_none(),
+    }
+}
+
+/// The bits of an address that count, as they lie in memory.
+fn mask(is_ipv6: bool, prefix_len: u8) -> u128 {
+    let prefix_len = u32::from(prefix_len) + if is_ipv6 { 0 } else { 96 };
+    u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0).to_be()
+}
+
+fn key(shape: &Shape, vip: &Vip) -> Key {
+    Key {
+        address: u128::from_ne_bytes(address_bytes(vip.address.network())) & shape.mask,
+        port: vip.ports.single().unwrap_or(0),
+        shape: shape.number,
+        protocol: vip.protocol.number().unwrap_or(0),
+    }
+}
+
+/// Adds the ranges of `vips`, which are sorted; one entry for each address and protocol.
+fn add_ranges(
+    shape: &Shape,
+    vips: &[(Vip, u32)],
+    entries: &mut Vec<Entry>,
+    ranges: &mut Vec<Range>,
+) {
+    for same in vips.chunk_by(|(a, _), (b, _)| key(shape, a) == key(shape, b)) {
+        let value = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        entries.extend(same.first().map(|(vip, _)| Entry { key: key(shape, vip), value }));
+        ranges.extend(same.iter().enumerate().map(|(i, (vip, service))| Range {
+            ports: vip.ports,
+            service: *service,
+            has_next: i + 1 < same.len(),
+        }));
+    }
+}
+
+/// The entries by their hashes; beside those of single ports what says that there are some.
+fn hash_table(entries: &[Entry]) -> Box<[Option<Entry>]> {
+    let capacity = (entries.len() * 4).next_power_of_two().max(8);
+    let mut table = vec![None; capacity].into_boxed_slice();
+    let some_port = |entry: &Entry| Entry { key: entry.key.of_some_port(), ..*entry };
+    let beside = entries.iter().filter(|entry| entry.key.port != 0).map(some_port);
+    for entry in entries.iter().copied().chain(beside) {
+        let mut at = home(&entry.key, capacity - 1);
+        while table[at].as_ref().is_some_and(|other: &Entry| other.key != entry.key) {
+            at = (at + 1) & (capacity - 1);
+        }
+        table[at].get_or_insert(entry);
+    }
+    table
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+fn home(key: &Key, mask: usize) -> usize {
+    key.hash() as usize & mask
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::net::IpAddr;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::Protocol;
+
+    /// The rule, word by word.
+    fn naive(vips: &[Vip], dst: IpAddr, port: Option<u16>, protocol: u8) -> Vec<u32> {
+        let matches = |vip: &Vip| {
+            vip.address.contains(&dst)
+                && vip.protocol.number().is_none_or(|number| number == protocol)
+                && port.is_none_or(|p| (vip.ports.first()..=vip.ports.last()).contains(&p))
+        };
+        let mut found: Vec<_> = (0..).zip(vips).filter(|(_, vip)| matches(vip)).collect();
+        found.sort_by_key(|(_, vip)| specificity(vip));
+        found.into_iter().map(|(place, _)| place).collect()
+    }
+
+    fn vip() -> impl Strategy<Value = Vip> {
+        let protocol =
+            prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Any]);
+        let ports = prop::sample::select(vec![(1, 1), (2, 2), (3, 3), (1, 2), (3, 5), (0, 65_535)]);
+        (0_u8..8, prop::sample::select(vec![32_u8, 31, 30, 24]), prop::bool::ANY, ports, protocol)
+            .prop_map(|(host, len, is_ipv6, (first, last), protocol)| {
+                let net: IpNet = if is_ipv6 {
+                    format!("fd00::{host}/{}", len + 96).parse().unwrap()
+                } else {
+                    format!("10.0.0.{host}/{len}").parse().unwrap()
+                };
+                let is_any = protocol == Protocol::Any;
+                let ports = PortRange::new(first, last).unwrap();
+                let ports = if is_any { PortRange::ANY } else { ports };
+                Vip { address: net.trunc(), ports, protocol }
+            })
+    }
 
     proptest! {
-        /// The index finds what a map finds.
+        /// The index finds what the rule finds.
         #[test]
-        fn agrees_with_a_map(
-            vips in proptest::collection::btree_set((0_u8..20, 1_u16..5, prop::bool::ANY), 0..60),
-            packets in proptest::collection::vec((0_u8..24, 0_u16..6, prop::bool::ANY), 200),
+        fn agrees_with_the_rule(
+            vips in proptest::collection::btree_set(vip(), 0..40),
+            packets in proptest::collection::vec((0_u8..10, 0_u16..7, 0_usize..4, prop::bool::ANY), 100),
         ) {
-            let address = |host: u8| -> IpAddr {
-                if host.is_multiple_of(2) { [10, 0, 0, host].into() } else { [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into() }
-            };
-            let protocol = |tcp| if tcp { 6 } else { 17 };
-            let list: Vec<_> = vips.iter().map(|&(h, p, t)| (address(h), p, protocol(t))).collect();
-            let map: BTreeMap<_, u32> = list.iter().copied().zip(0..).collect();
-            let index = VipIndex::new(list.iter().copied());
-            for (host, port, tcp) in packets {
-                let dst = address(host);
-                let tuple = Tuple::new(dst, dst, 1, port, protocol(tcp));
-                let expect = map.get(&(dst, port, protocol(tcp))).copied();
+            let vips: Vec<Vip> = vips.into_iter().collect();
+            let index = VipIndex::new(vips.iter().copied());
+            for (host, port, protocol, is_ipv6) in packets {
+                let protocol = [6, 17, 132, 50][protocol];
+                let dst: IpAddr = if is_ipv6 { [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into() } else { [10, 0, 0, host].into() };
+                let port = if protocol == 50 { 0 } else { port };
+                let tuple = Tuple::new(dst, dst, 1, port, protocol);
+                let expect = naive(&vips, dst, Some(port), protocol).first().copied();
                 prop_assert_eq!(index.lookup(&tuple), expect);
-                let any = map.keys().any(|&(a, _, t)| (a, t) == (dst, protocol(tcp)));
-                prop_assert_eq!(index.has_address(&tuple), any);
+                let all = naive(&vips, dst, None, protocol);
+                let expect = match all.first() {
+                    None => ByAddress::None,
+                    Some(&first) if vips[first as usize].ports == PortRange::ANY => ByAddress::Service(first),
+                    Some(_) => ByAddress::NeedsPorts,
+                };
+                prop_assert_eq!(index.by_address(&tuple), expect);
             }
         }
     }
@@ -159,7 +358,8 @@ mod tests {
     fn a_mapped_address_is_not_the_ipv4_one() {
         let v4: IpAddr = [10, 0, 0, 1].into();
         let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
-        let index = VipIndex::new([(v4, 80, 6)].into_iter());
+        let vip = Vip { address: v4.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
+        let index = VipIndex::new([vip].into_iter());
         assert_eq!(index.lookup(&Tuple::new(v4, v4, 1, 80, 6)), Some(0));
         assert_eq!(index.lookup(&Tuple::new(mapped, mapped, 1, 80, 6)), None);
     }

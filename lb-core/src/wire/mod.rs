@@ -11,6 +11,12 @@ pub mod ports;
 pub const TCP: u8 = 6;
 /// IANA's protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IANA's protocol number of SCTP.
+pub const SCTP: u8 = 132;
+/// IANA's protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IANA's protocol number of `ICMPv6`.
+pub const ICMPV6: u8 = 58;
 /// IANA's protocol number of IPv4 in another packet (RFC 2003).
 pub const IPV4_IN_IP: u8 = 4;
 /// IANA's protocol number of IPv6 in another packet (RFC 2473).

@@ -17,7 +17,7 @@ use lb_core::drop_reason::DropReason::{
     Truncated,
 };
 use lb_core::frame::Checked;
-use lb_core::model::{Affinity, Backend, Forward, Service};
+use lb_core::model::{Affinity, Backend, Forward, PortRange, Protocol, Service};
 use lb_core::tables::next_hop::{NextHop, Port, PortId};
 use lb_core::tuple::Tuple;
 
@@ -208,7 +208,9 @@ impl<'a> Ip<'a> {
         let header_len = match self.protocol {
             IpNumber::TCP => 20,
             IpNumber::UDP => 8,
-            _ => return Err(Verdict::Punt),
+            IpNumber::SCTP => 12,
+            IpNumber::ICMP | IpNumber::IPV6_ICMP => return Err(Verdict::Punt),
+            _ => return Ok([0; 2]),
         };
         if self.is_fragment {
             return Ok([0; 2]);
@@ -226,23 +228,33 @@ pub(crate) fn internet_sum(bytes: &[u8]) -> u32 {
     })
 }
 
+/// Of the services that a packet matches, the most specific: by ports, then prefix, then protocol.
 fn service_of<'w>(
     world: &'w World,
     ip: &Ip,
     [_, port]: [u16; 2],
 ) -> Result<(usize, &'w Service), Verdict> {
-    let is_for = |service: &&Service| {
-        let vip = service.spec().vip;
-        vip.address == ip.dst && vip.protocol as u8 == ip.protocol.0
-    };
-    let mut candidates = world.desired.services().iter().map(AsRef::as_ref).filter(is_for);
+    let services = world.desired.services().iter().map(AsRef::as_ref).enumerate();
+    let mut candidates: Vec<(usize, &Service)> = services
+        .filter(|(_, service)| {
+            let vip = service.spec().vip;
+            let protocol = vip.protocol.number();
+            vip.address.contains(&ip.dst) && protocol.is_none_or(|number| number == ip.protocol.0)
+        })
+        .collect();
     if ip.is_fragment {
-        return Err(candidates.next().map_or(Verdict::Punt, |_| Fragment.into()));
+        return Err(candidates.first().map_or(Verdict::Punt, |_| Fragment.into()));
     }
-    let service =
-        candidates.find(|service| service.spec().vip.port == port).ok_or(Verdict::Punt)?;
-    let place = world.desired.services().iter().position(|s| **s == *service).unwrap();
-    Ok((place, service))
+    candidates.retain(|(_, service)| {
+        let ports = service.spec().vip.ports;
+        ports.first() <= port && port <= ports.last()
+    });
+    candidates.sort_by_key(|(_, service)| {
+        let vip = service.spec().vip;
+        let kind = if vip.ports == PortRange::ANY { 2 } else { u8::from(vip.ports.is_range()) };
+        (kind, 255 - vip.address.prefix_len(), vip.protocol == Protocol::Any)
+    });
+    candidates.first().copied().ok_or(Verdict::Punt)
 }
 
 /// Where a packet goes.

@@ -26,7 +26,7 @@ pub(crate) struct Packet {
     pub(crate) tags: Vec<(u16, u16)>,
     pub(crate) src: SocketAddr,
     pub(crate) dst: SocketAddr,
-    /// TCP and UDP get a header; of others, `payload` is all.
+    /// TCP, UDP and SCTP get a header; of others, `payload` is all.
     pub(crate) protocol: IpNumber,
     pub(crate) traffic_class: u8,
     pub(crate) ttl: u8,
@@ -67,6 +67,11 @@ impl Packet {
     /// A UDP datagram.
     pub(crate) fn udp(src: &str, dst: &str) -> Self {
         Self::new(IpNumber::UDP, src, dst)
+    }
+
+    /// An SCTP packet: the common header, then `payload`.
+    pub(crate) fn sctp(src: &str, dst: &str) -> Self {
+        Self::new(IpNumber::SCTP, src, dst)
     }
 
     /// An echo request (the ports do not appear).
@@ -182,6 +187,8 @@ impl Packet {
             UdpHeader { source_port: src_port, destination_port: dst_port, length, checksum: 0 }
                 .write(&mut bytes)
                 .unwrap();
+        } else if self.protocol == IpNumber::SCTP {
+            bytes = [&src_port.to_be_bytes()[..], &dst_port.to_be_bytes(), &[7; 8]].concat();
         }
         [bytes, self.payload.clone()].concat()
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_core::model::{
-    Affinity, Backend, DesiredState, Forward, HashKey, Protocol, Service, ServiceSpec, StaticHop,
-    Vip,
+    Affinity, Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec,
+    StaticHop, Vip,
 };
 use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
@@ -127,7 +127,7 @@ pub(crate) fn service(
     let protocol = if protocol == "tcp" { Protocol::Tcp } else { Protocol::Udp };
     ServiceSpec {
         name: name.into(),
-        vip: Vip { address: socket.ip(), port: socket.port(), protocol },
+        vip: Vip { address: socket.ip().into(), ports: PortRange::one(socket.port()), protocol },
         forward,
         affinity: Affinity::Flow,
         slots: Some(251),
