@@ -22,8 +22,8 @@ use lb_core::counters::Counters;
 use lb_core::flow_hash::reduce;
 use lb_core::frame::{BURST_MAX, Frames};
 use lb_core::model::{
-    Affinity, Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec,
-    Vip,
+    Backend, DesiredState, Forward, GUE_PORT, HashKey, PortRange, Protocol, Service, ServiceSpec,
+    Tunnel, TunnelKind, Vip,
 };
 use lb_core::pipeline::process;
 use lb_core::tables::Tables;
@@ -58,6 +58,12 @@ struct Args {
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only cases with bursts of this many frames.
+    #[arg(long)]
+    burst: Option<usize>,
+    /// Only cases with this many flows.
+    #[arg(long)]
+    flows: Option<u32>,
     /// Where the figures are written.
     #[arg(long, default_value = "target/bench/engine.json")]
     json: PathBuf,
@@ -99,7 +105,11 @@ fn main() -> Result<(), Failure> {
     }
     let clock = Clock::new();
     let mut cases = cases()?;
-    cases.retain(|case| case.name.contains(&args.only));
+    cases.retain(|case| {
+        case.name.contains(&args.only)
+            && args.burst.is_none_or(|burst| case.burst == burst)
+            && args.flows.is_none_or(|flows| case.flows == flows)
+    });
     for round in 0..=args.rounds {
         for case in &mut cases {
             let cycles = run(case, args.frames, &clock);
@@ -127,7 +137,13 @@ fn cases() -> Result<Vec<Case>, Failure> {
     const FLOWS: [u32; 3] = [1_000, 1_000_000, 10_000_000];
     const BURSTS: [usize; 5] = [1, 4, 16, 32, 64];
     let mut cases = Vec::new();
-    for (forward, mode) in [(Forward::L2dsr, "l2dsr"), (Forward::Ipip, "ipip")] {
+    let tunnel = |kind| Forward::Tunnel(Tunnel { kind, source: None });
+    for (forward, mode) in [
+        (Forward::L2dsr, "l2dsr"),
+        (Forward::IPIP, "ipip"),
+        (tunnel(TunnelKind::Gue { port: GUE_PORT }), "gue"),
+        (tunnel(TunnelKind::Gre), "gre"),
+    ] {
         for (vip, backend, families) in [
             ("10.0.0.100", "10.0.0.0", "4"),
             ("fd00::100", "fd00::", "6"),
@@ -162,13 +178,10 @@ fn tables(forward: Forward, vip: IpAddr, backends: IpAddr) -> Result<Tables, Fai
     };
     let backend =
         |n| Backend { address: address(n), port: None, weight: 1, drain: false, static_hop: None };
+    let vip = Vip { address: vip.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
     let spec = ServiceSpec {
-        name: "bench".into(),
-        vip: Vip { address: vip.into(), ports: PortRange::one(80), protocol: Protocol::Tcp },
-        forward,
-        affinity: Affinity::Flow,
-        slots: None,
         backends: (1..=BACKENDS).map(backend).collect(),
+        ..ServiceSpec::new("bench", vip, forward)
     };
     let service = Service::new(spec).map_err(|findings| format!("{findings:?}"))?;
     let desired = DesiredState::new(HashKey(*b"key of the bench"), vec![service])

@@ -347,7 +347,7 @@ mod tests {
         assert_eq!((spec.name.as_str(), dns.slots()), ("dns", 1009));
         assert_eq!(spec.vip.to_string(), "udp [fd00::35]:53");
         assert_eq!(spec.vip.protocol, Protocol::Udp);
-        assert_eq!((spec.forward, spec.affinity), (Forward::Ipip, Affinity::Client));
+        assert_eq!((spec.forward, spec.affinity), (Forward::IPIP, Affinity::Client));
         let backend = &spec.backends[0];
         assert_eq!(backend.address.to_string(), "10.9.0.1");
         assert_eq!((backend.port, backend.weight, backend.drain), (Some(53), 3, true));

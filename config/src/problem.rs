@@ -130,6 +130,10 @@ pub enum Problem {
     #[diagnostic(help("add the backend's `mac`, or remove `interface`"))]
     InterfaceWithoutMac,
 
+    #[error("`{key}` has no meaning in this forwarding mode")]
+    #[diagnostic(help("remove it, or write `forward = {modes}`"))]
+    KeyOfOtherMode { key: &'static str, modes: &'static str },
+
     #[error("no [[port]] is named {}", cut(given))]
     #[diagnostic(help("{}", port_names(given, ports)))]
     NoSuchPort { given: String, ports: Vec<String> },

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, Forward, HashKey, PortRange, Protocol};
+use lb_core::model::{Affinity, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -365,10 +365,49 @@ impl Word for Protocol {
     const EXAMPLE: &'static str = "\"tcp\"";
 }
 
-impl Word for Forward {
-    const WORDS: &'static [(&'static str, Self)] = &[("l2dsr", Self::L2dsr), ("ipip", Self::Ipip)];
-    const LATER: &'static [&'static str] = &["gue", "gre", "nat", "fullnat"];
+/// How packets reach a backend; other keys say more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForwardMode {
+    L2dsr,
+    Ipip,
+    Gue,
+    Gre,
+}
+
+impl Word for ForwardMode {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("l2dsr", Self::L2dsr), ("ipip", Self::Ipip), ("gue", Self::Gue), ("gre", Self::Gre)];
+    const LATER: &'static [&'static str] = &["nat", "fullnat"];
     const EXAMPLE: &'static str = "\"l2dsr\"";
+}
+
+impl Word for Flows {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("sticky", Self::Sticky), ("datagram", Self::Datagram)];
+    const EXAMPLE: &'static str = "\"sticky\"";
+}
+
+/// A largest segment size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mss(pub(crate) MssClamp);
+
+type MssNumber = Within<u16, { MSS_MIN as i64 }, 65_495>;
+
+impl Scalar for Mss {
+    const EXPECTED: &'static str = "a segment size or \"auto\"";
+    const EXAMPLE: &'static str = "\"auto\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        match value {
+            DeValue::String(given) if given == "auto" => Ok(Self(MssClamp::Auto)),
+            DeValue::Integer(_) => MssNumber::parse(value).map(|mss| Self(MssClamp::AtMost(mss.0))),
+            _ => Err(not_a_number::<Self>(value)),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "anyOf": [<MssNumber as Scalar>::schema(), { "const": "auto" }] })
+    }
 }
 
 impl Word for Affinity {

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, Forward, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
+use lb_core::model::{Affinity, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -14,7 +14,8 @@ use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
 use crate::scalar::{
-    BackendState, Device, EalArgument, InterfaceName, Scalar, ServiceAddress, ServicePort, Within,
+    BackendState, Device, EalArgument, ForwardMode, InterfaceName, Mss, Scalar, ServiceAddress,
+    ServicePort, Within,
 };
 use crate::{Hugepages, Idle};
 
@@ -103,11 +104,22 @@ table! {
         port: Required<ServicePort>,
         /// Transport protocol; "any" takes all but ICMP, by address alone.
         protocol: Required<Protocol>,
-        /// How packets reach a backend: "l2dsr" sets the destination MAC address, "ipip" puts the
-        /// packet into another IP packet.
-        forward: Required<Forward>,
+        /// How packets reach a backend: "l2dsr" sets the destination MAC address; "ipip", "gue" (over
+        /// UDP) and "gre" put the packet into another IP packet.
+        forward: Required<ForwardMode>,
+        /// Prefix that the sources of outer headers are drawn from, by flow, so that the network and
+        /// the backends spread flows; "ipip", "gue" and "gre" only. Absent: the port's address.
+        outer_source: Optional<IpNet>,
+        /// The backends' UDP port; "gue" only. Absent: 6080.
+        gue_port: Optional<Within<u16, 1, 65_535>>,
+        /// Lowers the largest segment size in TCP's SYNs to this, or with "auto" to what fits the way
+        /// to the backend.
+        mss: Optional<Mss>,
         /// What stays on one backend: each "flow", or all flows of a "client".
         affinity: Optional<Affinity> = "flow",
+        /// UDP only: "sticky" keeps the datagrams of a flow together when backends change,
+        /// "datagram" sends each by what is in force.
+        flows: Optional<Flows> = "sticky",
         /// Slots of the lookup table, a prime. Absent: chosen from the number of backends.
         slots: Optional<Within<u32, 1, { SLOTS_MAX as i64 }>>,
         /// The servers.

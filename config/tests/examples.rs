@@ -44,7 +44,7 @@ fn gateway() {
     let crossing = |spec: &&&lb_core::model::ServiceSpec| {
         spec.vip.address.addr().is_ipv4() && spec.backends.iter().all(|b| b.address.is_ipv6())
     };
-    assert_eq!(specs.iter().find(crossing).unwrap().forward, Forward::Ipip);
+    assert_eq!(specs.iter().find(crossing).unwrap().forward, Forward::IPIP);
     let dns = specs.iter().find(|spec| spec.vip.protocol == Protocol::Udp).unwrap();
     assert_eq!(dns.affinity, Affinity::Client);
     assert!(dns.backends.iter().all(|backend| backend.static_hop.is_some()));

@@ -14,6 +14,8 @@ pub struct Meta {
     pub is_fragment: bool,
     /// Bytes before the IP header; by `parse`.
     pub l3_offset: u16,
+    /// Bytes before the transport header; by `parse`.
+    pub l4_offset: u16,
     /// Bytes of the IP packet, without padding; by `parse`.
     pub packet_len: u16,
     /// The flow hash, as the service's affinity wants it; by `classify`.

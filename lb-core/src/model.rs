@@ -25,6 +25,8 @@ pub const BACKENDS_MAX: usize = 65_535;
 pub const SLOTS_MAX: u32 = 1 << 24;
 /// A backend's weight, at most.
 pub const WEIGHT_MAX: u32 = 65_535;
+/// A segment size that a service may impose, at least: what RFC 879 takes for granted.
+pub const MSS_MIN: u16 = 536;
 /// Ports of one balancer, at most.
 pub const PORTS_MAX: usize = 16;
 
@@ -34,8 +36,62 @@ pub enum Forward {
     /// The frame gets the backend's MAC and is else untouched; the backend has the VIP on a
     /// loopback interface and answers the client directly.
     L2dsr,
-    /// The packet travels in an outer IPv4 or IPv6 header (RFC 2003, RFC 2473, RFC 4213).
+    /// The packet travels untouched in another one; the backend unpacks it.
+    Tunnel(Tunnel),
+}
+
+impl Forward {
+    /// IP in IP, from the address of the port.
+    pub const IPIP: Self = Self::Tunnel(Tunnel { kind: TunnelKind::Ipip, source: None });
+}
+
+/// What packets travel in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// What is between the outer header and the packet.
+    pub kind: TunnelKind,
+    /// Where outer sources are drawn from, by flow hash, so that the backends' RSS and the network's
+    /// ECMP spread flows; absent, and for backends of the other family: the port's address.
+    pub source: Option<IpNet>,
+}
+
+/// The encapsulations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// Nothing: RFC 2003, RFC 2473, RFC 4213.
     Ipip,
+    /// UDP: Generic UDP Encapsulation, variant 1 (draft-ietf-intarea-gue §4).
+    Gue {
+        /// The backends' UDP port.
+        port: u16,
+    },
+    /// RFC 2784, without key and checksum.
+    Gre,
+}
+
+/// GUE's UDP port (IANA).
+pub const GUE_PORT: u16 = 6080;
+
+/// What becomes of the largest segment size that a SYN announces (RFC 9293 §3.7.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is at most this.
+    AtMost(u16),
+    /// It is at most what fits the way to the backend.
+    Auto,
+}
+
+/// What belongs together of a protocol without connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flows {
+    /// The datagrams of a flow.
+    #[default]
+    Sticky,
+    /// Nothing: each datagram goes by what is in force when it comes.
+    Datagram,
 }
 
 /// What of a packet decides where it goes.
@@ -92,6 +148,10 @@ pub struct ServiceSpec {
     pub forward: Forward,
     /// What keeps together.
     pub affinity: Affinity,
+    /// UDP only: do datagrams keep together?
+    pub flows: Flows,
+    /// TCP only: are segments kept small?
+    pub mss: MssClamp,
     /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
     pub slots: Option<u32>,
     /// The servers; may be empty (then packets are dropped, and counted).
@@ -99,6 +159,21 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
+    /// A service with no backends yet, and otherwise as most are.
+    #[must_use]
+    pub fn new(name: &str, vip: Vip, forward: Forward) -> Self {
+        Self {
+            name: name.into(),
+            vip,
+            forward,
+            affinity: Affinity::default(),
+            flows: Flows::default(),
+            mss: MssClamp::default(),
+            slots: None,
+            backends: Vec::new(),
+        }
+    }
+
     /// The one port that a backend listens on: its own, else the service's; `None` where the service
     /// has several.
     #[must_use]
@@ -114,6 +189,10 @@ pub enum Key {
     Name,
     Address,
     Port,
+    OuterSource,
+    GuePort,
+    Flows,
+    Mss,
     Slots,
     Backends,
     Backend(usize),
@@ -155,6 +234,20 @@ pub enum Invalid {
     /// A protocol that has no ports.
     #[error("protocol \"any\" goes by the address alone; write port = \"any\"")]
     PortsOfAny,
+    /// An outer source that no outer header can have.
+    #[error("no backend has an address of this family: {0} would never be a source; remove it")]
+    SourceFamily(IpNet),
+    /// Flows of a protocol that has connections, or nothing that Weir knows of.
+    #[error(
+        "only UDP's datagrams can go each its own way; remove `flows`, or write protocol = \"udp\""
+    )]
+    FlowsOfUdp,
+    /// Segments of a protocol that has none.
+    #[error("only TCP has segments; remove `mss`, or write protocol = \"tcp\"")]
+    MssOfTcp,
+    /// Smaller than every host has to accept.
+    #[error("a segment size of {0} is too small; use at least {MSS_MIN}")]
+    MssTooSmall(u16),
     /// More services than there may be.
     #[error("{0} services are too many; at most {SERVICES_MAX}")]
     TooManyServices(usize),
@@ -237,6 +330,7 @@ impl Service {
             find(Key::Name, Invalid::Name);
         }
         check_vip(&spec.vip, &mut find);
+        check_mode(&spec, &mut find);
         if spec.backends.len() > BACKENDS_MAX {
             find(Key::Backends, Invalid::TooManyBackends(spec.backends.len()));
         }
@@ -282,6 +376,33 @@ fn check_vip(vip: &Vip, find: &mut impl FnMut(Key, Invalid)) {
     }
 }
 
+fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
+    if let Forward::Tunnel(Tunnel { source: Some(net), .. }) = spec.forward {
+        let is_of_family = |b: &Backend| b.address.is_ipv4() == net.addr().is_ipv4();
+        if net.trunc() != net {
+            find(Key::OuterSource, Invalid::HostBits(net));
+        } else if !is_unicast(net.network()) || !is_unicast(net.broadcast()) {
+            find(Key::OuterSource, Invalid::NotUnicast(net.network()));
+        } else if !spec.backends.is_empty() && !spec.backends.iter().any(is_of_family) {
+            find(Key::OuterSource, Invalid::SourceFamily(net));
+        }
+    }
+    if let Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { port: 0 }, .. }) = spec.forward {
+        find(Key::GuePort, Invalid::PortZero);
+    }
+    if spec.flows == Flows::Datagram && spec.vip.protocol != Protocol::Udp {
+        find(Key::Flows, Invalid::FlowsOfUdp);
+    }
+    if spec.mss != MssClamp::Keep && spec.vip.protocol != Protocol::Tcp {
+        find(Key::Mss, Invalid::MssOfTcp);
+    }
+    if let MssClamp::AtMost(mss) = spec.mss
+        && mss < MSS_MIN
+    {
+        find(Key::Mss, Invalid::MssTooSmall(mss));
+    }
+}
+
 fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
     let mut seen = std::collections::BTreeSet::new();
     for (i, backend) in spec.backends.iter().enumerate() {
@@ -293,7 +414,7 @@ fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
         if let Some(port) = backend.port.filter(|&port| spec.vip.ports.single() != Some(port)) {
             match spec.forward {
                 _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
-                Forward::L2dsr | Forward::Ipip => {
+                Forward::L2dsr | Forward::Tunnel(_) => {
                     find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.ports));
                 }
             }
@@ -477,18 +598,17 @@ pub(crate) mod tests {
 
     /// A TCP service on port 80.
     pub(crate) fn spec(name: &str, address: &str, backends: &[&str]) -> ServiceSpec {
-        ServiceSpec {
-            name: name.into(),
-            vip: Vip {
-                address: address.parse::<IpAddr>().unwrap().into(),
-                ports: PortRange::one(80),
-                protocol: Protocol::Tcp,
-            },
-            forward: Forward::L2dsr,
-            affinity: Affinity::Flow,
-            slots: None,
-            backends: backends.iter().map(|a| backend(a)).collect(),
-        }
+        let vip = Vip {
+            address: address.parse::<IpAddr>().unwrap().into(),
+            ports: PortRange::one(80),
+            protocol: Protocol::Tcp,
+        };
+        let backends = backends.iter().map(|a| backend(a)).collect();
+        ServiceSpec { backends, ..ServiceSpec::new(name, vip, Forward::L2dsr) }
+    }
+
+    fn tunnel(kind: TunnelKind, source: Option<&str>) -> Forward {
+        Forward::Tunnel(Tunnel { kind, source: source.map(|net| net.parse().unwrap()) })
     }
 
     fn findings(change: impl FnOnce(&mut ServiceSpec)) -> Vec<(Key, String)> {
@@ -506,6 +626,9 @@ pub(crate) mod tests {
         assert_eq!(findings(|s| s.vip.address = "fd00::64/128".parse().unwrap()), []);
         assert_eq!(findings(|s| s.vip.address = "10.9.0.0/24".parse().unwrap()), []);
         assert_eq!(findings(|s| s.vip.ports = PortRange::ANY), []);
+        let sources = Some("172.16.0.0/16");
+        assert_eq!(findings(|s| s.forward = tunnel(TunnelKind::Gre, sources)), []);
+        assert_eq!(findings(|s| s.mss = MssClamp::AtMost(536)), []);
         assert_eq!(
             findings(|s| (s.vip.ports, s.vip.protocol) = (PortRange::ANY, Protocol::Any)),
             []
@@ -515,7 +638,7 @@ pub(crate) mod tests {
     #[test]
     fn each_rule_names_its_key() {
         type Case = (fn(&mut ServiceSpec), Key, &'static str);
-        let cases: [Case; 18] = [
+        let cases: [Case; 25] = [
             (|s| s.name.clear(), Key::Name, "a name has"),
             (|s| s.name = "a b".into(), Key::Name, "a name has"),
             (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
@@ -525,6 +648,25 @@ pub(crate) mod tests {
             (|s| s.vip.ports = PortRange::one(0), Key::Port, "port 0"),
             (|s| s.vip.ports = PortRange::new(0, 80).unwrap(), Key::Port, "port 0"),
             (|s| s.vip.protocol = Protocol::Any, Key::Port, "by the address alone"),
+            (
+                |s| s.forward = tunnel(TunnelKind::Gre, Some("172.16.0.1/16")),
+                Key::OuterSource,
+                "write 172.16.0.0/16",
+            ),
+            (
+                |s| s.forward = tunnel(TunnelKind::Ipip, Some("224.0.0.0/16")),
+                Key::OuterSource,
+                "unicast",
+            ),
+            (
+                |s| s.forward = tunnel(TunnelKind::Ipip, Some("fd01::/64")),
+                Key::OuterSource,
+                "never be a source",
+            ),
+            (|s| s.forward = tunnel(TunnelKind::Gue { port: 0 }, None), Key::GuePort, "port 0"),
+            (|s| s.flows = Flows::Datagram, Key::Flows, "only UDP"),
+            (|s| (s.mss, s.vip.protocol) = (MssClamp::Auto, Protocol::Udp), Key::Mss, "only TCP"),
+            (|s| s.mss = MssClamp::AtMost(535), Key::Mss, "at least 536"),
             (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
             (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
             (|s| s.backends = vec![backend("10.0.0.100")], Key::BackendAddress(0), "in a circle"),

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use lb_core::model::{
-    Backend, Finding, Forward, Invalid, Key, Service, ServiceSpec, StaticHop, Vip, conflicts,
-    is_name,
+    Affinity, Backend, Finding, Flows, Forward, GUE_PORT, Invalid, Key, MssClamp, Service,
+    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, conflicts, is_name,
 };
 
 use super::ports::Ports;
@@ -13,7 +13,7 @@ use super::value_or;
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
 use crate::read::{At, List};
-use crate::scalar::BackendState;
+use crate::scalar::{BackendState, ForwardMode};
 use crate::spec;
 
 /// A service that can be checked: nothing that it has to have is missing.
@@ -38,6 +38,7 @@ pub(super) fn services(
         for backend in &backends {
             check_backend(&backend.value, ports, report);
         }
+        check_mode_keys(&service.value, report);
         if ports.sound {
             check_against_ports(&service.value, &backends, ports, report);
         }
@@ -60,12 +61,39 @@ fn draft<'a>(
     let spec = ServiceSpec {
         name: service.name.0.as_ref()?.value.clone(),
         vip,
-        forward: service.forward.0.as_ref()?.value,
-        affinity: value_or(service.affinity, lb_core::model::Affinity::default()),
+        forward: forward(service)?,
+        affinity: value_or(service.affinity, Affinity::default()),
+        flows: value_or(service.flows, Flows::default()),
+        mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
         backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
     };
     Some(Draft { written, backends, spec })
+}
+
+/// The mode with what other keys say of it.
+fn forward(service: &spec::Service) -> Option<Forward> {
+    let kind = match service.forward.0.as_ref()?.value {
+        ForwardMode::L2dsr => return Some(Forward::L2dsr),
+        ForwardMode::Ipip => TunnelKind::Ipip,
+        ForwardMode::Gue => {
+            TunnelKind::Gue { port: service.gue_port.map_or(GUE_PORT, |port| port.value.0) }
+        }
+        ForwardMode::Gre => TunnelKind::Gre,
+    };
+    Some(Forward::Tunnel(Tunnel { kind, source: service.outer_source.map(|net| net.value) }))
+}
+
+/// Notes keys that belong to other modes.
+fn check_mode_keys(service: &spec::Service, report: &mut Report) {
+    let Some(mode) = &service.forward.0 else { return };
+    if let Some(source) = service.outer_source.filter(|_| mode.value == ForwardMode::L2dsr) {
+        let modes = "\"ipip\"`, `\"gue\"` or `\"gre\"";
+        report.add(source.span, Problem::KeyOfOtherMode { key: "outer_source", modes });
+    }
+    if let Some(port) = service.gue_port.filter(|_| mode.value != ForwardMode::Gue) {
+        report.add(port.span, Problem::KeyOfOtherMode { key: "gue_port", modes: "\"gue\"" });
+    }
 }
 
 /// `Some` for every sound backend: its address is there.
@@ -110,12 +138,13 @@ fn check_against_ports(
     report: &mut Report,
 ) {
     let addresses = || backends.iter().filter_map(|backend| backend.value.address.0.as_ref());
-    if service.forward.0.is_some_and(|forward| forward.value == Forward::Ipip) {
+    if service.forward.0.is_some_and(|forward| forward.value != ForwardMode::L2dsr) {
         type OfFamily = fn(&IpAddr) -> bool;
         let families: [(OfFamily, &str, &str); 2] =
             [(IpAddr::is_ipv4, "IPv4", "10.0.0.2/24"), (IpAddr::is_ipv6, "IPv6", "fd00::2/64")];
         for (is_family, family, example) in families {
-            let first = addresses().find(|address| is_family(&address.value));
+            let has_prefix = service.outer_source.is_some_and(|net| is_family(&net.value.addr()));
+            let first = addresses().find(|address| is_family(&address.value) && !has_prefix);
             if let Some(first) = first.filter(|_| !ports.addresses.keys().any(is_family)) {
                 report.add(first.span, Problem::NoTunnelSource { family, example });
             }
@@ -181,6 +210,10 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::Name => spec.name.0.as_ref().map(|name| name.span),
         Key::Address => spec.address.0.as_ref().map(|address| address.span),
         Key::Port => spec.port.0.as_ref().map(|port| port.span),
+        Key::OuterSource => spec.outer_source.as_ref().map(|net| net.span),
+        Key::GuePort => spec.gue_port.as_ref().map(|port| port.span),
+        Key::Flows => spec.flows.as_ref().map(|flows| flows.span),
+        Key::Mss => spec.mss.as_ref().map(|mss| mss.span),
         Key::Slots => spec.slots.as_ref().map(|slots| slots.span),
         Key::Backends => None,
         Key::Backend(i) => of_backend(i, |_| None),

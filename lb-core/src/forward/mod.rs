@@ -8,8 +8,12 @@ use crate::tables::HopEntry;
 use crate::tables::next_hop::PortId;
 use crate::wire::ethernet::{HEADER_BYTES, TAG_BYTES, TAGS_MAX, VLAN};
 
+pub mod gre;
+pub mod gue;
 pub mod ipip;
 pub mod l2dsr;
+pub mod mss;
+mod outer;
 
 /// An Ethernet header without its `EtherType`, which belongs to what follows: MACs and tags.
 struct L2Header {
@@ -52,7 +56,7 @@ impl L2Header {
 }
 
 /// Puts an L2 header, an `EtherType` and `room` more bytes before the packet that begins `frame`
-/// now; returns those bytes.
+/// now; returns the frame from those bytes on.
 fn push_front<'a, F: Frame>(
     frame: &'a mut F,
     l2: &L2Header,
@@ -65,7 +69,7 @@ fn push_front<'a, F: Frame>(
     let (macs, tail) = front.split_at_mut_checked(l2.len).ok_or(DropReason::NoHeadroom)?;
     macs.copy_from_slice(l2.as_bytes());
     tail.copy_from_slice(&ether_type.to_be_bytes());
-    rest.get_mut(..room).ok_or(DropReason::NoHeadroom)
+    Ok(rest)
 }
 
 #[cfg(test)]
@@ -135,7 +139,7 @@ pub(crate) mod tests {
         assert_eq!(push_front(&mut frame, &l2, IPV4, 20).unwrap_err(), DropReason::NoHeadroom);
         assert_eq!(frame.bytes(), b"packet");
         let room = push_front(&mut frame, &l2, IPV4, 19).unwrap();
-        room.fill(7);
+        room[..19].fill(7);
         assert_eq!(frame.bytes(), [&front(&[], IPV4)[..], &[7; 19], b"packet"].concat());
     }
 }

@@ -4,9 +4,10 @@ use crate::burst::Burst;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
-use crate::forward::{ipip, l2dsr};
+use crate::forward::{gre, gue, ipip, l2dsr, mss};
 use crate::frame::Frame;
-use crate::tables::{Outer, Tables};
+use crate::model::{MssClamp, TunnelKind};
+use crate::tables::{Path, Tables};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic.
@@ -26,9 +27,19 @@ pub fn forward<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Count
             .get(reduce_low(meta.hash, ways) as usize)
             .ok_or(DropReason::NextHopUnresolved)?;
         meta.out = hop.out;
-        match &backend.outer {
-            Outer::None => l2dsr::forward(frame, meta, hop, came_by)?,
-            outer => ipip::forward(frame, meta, hop, came_by, outer)?,
+        if service.mss != MssClamp::Keep {
+            let packet_max = usize::from(hop.mtu).saturating_sub(backend.path.overhead());
+            mss::clamp(frame, meta, service.mss, packet_max);
+        }
+        match &backend.path {
+            Path::Plain => l2dsr::forward(frame, meta, hop, came_by)?,
+            Path::Tunnel(TunnelKind::Ipip, ends) => {
+                ipip::forward(frame, meta, hop, came_by, ends)?;
+            }
+            Path::Tunnel(TunnelKind::Gue { port }, ends) => {
+                gue::forward(frame, meta, hop, came_by, ends, *port)?;
+            }
+            Path::Tunnel(TunnelKind::Gre, ends) => gre::forward(frame, meta, hop, came_by, ends)?,
         }
         if let Some(traffic) = counters.service(service.id) {
             traffic.frames.add(1);
@@ -55,7 +66,7 @@ mod tests {
 
     fn tunnel() -> ServiceSpec {
         // Behind two gateways, one a port.
-        ServiceSpec { forward: Forward::Ipip, ..spec("far", "10.0.0.101", &["10.2.0.1"]) }
+        ServiceSpec { forward: Forward::IPIP, ..spec("far", "10.0.0.101", &["10.2.0.1"]) }
     }
 
     fn selected(tables: &Tables, packets: impl IntoIterator<Item = Packet>) -> Burst<SimFrame> {

@@ -12,7 +12,7 @@ use crate::wire::ipv6::Ipv6;
 use crate::wire::ports::{self, Ports};
 use crate::wire::{ICMP, ICMPV6};
 
-/// Reads the headers of each frame. Writes `meta.tuple`, `meta.l3_offset`, `meta.packet_len`.
+/// Reads the headers of each frame. Writes `meta.tuple`, the offsets, `meta.packet_len`.
 ///
 /// Punts what no service can be meant by: groups, other `EtherType`s, ICMP. A fragment
 /// has `meta.is_fragment`, and zero for its ports.
@@ -70,8 +70,12 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
         return Err(DropReason::SameSource.into());
     }
     meta.packet_len = ip.total_len.get();
-    let segment =
-        packet.get(ip.header_len()..usize::from(meta.packet_len)).ok_or(DropReason::Truncated)?;
+    let l4 = ip.header_len();
+    let segment = packet.get(l4..usize::from(meta.packet_len)).ok_or(DropReason::Truncated)?;
+    #[expect(clippy::cast_possible_truncation, reason = "at most 60")]
+    {
+        meta.l4_offset = meta.l3_offset + l4 as u16;
+    }
     meta.tuple = Tuple {
         src: mapped(ip.src),
         dst: mapped(ip.dst),
@@ -99,6 +103,10 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     meta.tuple =
         Tuple { src: ip.src, dst: ip.dst, ports: [0; 4], protocol: upper.protocol, is_ipv6: true };
     let segment = packet.get(upper.offset..).ok_or(DropReason::Truncated)?;
+    #[expect(clippy::cast_possible_truncation, reason = "within a packet of at most 65,535 bytes")]
+    {
+        meta.l4_offset = meta.l3_offset.saturating_add(upper.offset as u16);
+    }
     meta.is_fragment = upper.is_fragment;
     ports(segment, meta)
 }

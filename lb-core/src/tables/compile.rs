@@ -5,14 +5,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use ipnet::IpNet;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
 use super::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
-use super::{BackendEntry, HopEntry, Outer, ServiceId, ServiceTable, SlotTable, Tables, VipIndex};
+use super::{
+    BackendEntry, Ends, HopEntry, Path, ServiceId, ServiceTable, SlotTable, Tables, VipIndex,
+};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::maglev;
-use crate::model::{Backend, DesiredState, Forward, Service, StaticHop};
+use crate::model::{Backend, DesiredState, Forward, Service, StaticHop, Tunnel};
 use crate::tuple::address_bytes;
 
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
@@ -107,6 +110,7 @@ fn service_table(
     ServiceTable {
         id,
         affinity: spec.affinity,
+        mss: spec.mss,
         slots: slot_table(identities, weights, service.slots(), old),
         without_slots: if someone_wanted {
             DropReason::NextHopUnresolved
@@ -151,8 +155,8 @@ fn entry(
     ports: &[Port],
     next_hops: &NextHops,
 ) -> BackendEntry {
-    let Ok((hops, outer)) = ways(backend, forward, ports, next_hops) else {
-        return BackendEntry { hops: ArrayVec::new(), outer: Outer::None };
+    let Ok((hops, path)) = ways(backend, forward, ports, next_hops) else {
+        return BackendEntry { hops: ArrayVec::new(), path: Path::Plain };
     };
     let hops = hops
         .iter()
@@ -162,10 +166,10 @@ fn entry(
             Some(HopEntry { macs, out: hop.port, vlan: hop.vlan, mtu: port.mtu })
         })
         .collect();
-    BackendEntry { hops, outer }
+    BackendEntry { hops, path }
 }
 
-/// The ways to a backend and the outer header on them, or why there is none.
+/// The next hops to a backend and how packets travel there, or why there is no way.
 ///
 /// # Errors
 /// [`Unresolved`], in words for the operator.
@@ -174,7 +178,7 @@ pub fn ways(
     forward: Forward,
     ports: &[Port],
     next_hops: &NextHops,
-) -> Result<(Hops, Outer), Unresolved> {
+) -> Result<(Hops, Path), Unresolved> {
     let (hops, gateway) = match (&backend.static_hop, next_hops.get(&backend.address)) {
         (Some(hop), _) => (static_way(backend.address, hop, ports).into_iter().collect(), None),
         (None, Some(Ok(Resolved { hops, gateway }))) => (hops.clone(), *gateway),
@@ -183,10 +187,10 @@ pub fn ways(
     };
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
-        (Forward::L2dsr, None) => Ok((hops, Outer::None)),
-        (Forward::Ipip, _) => {
-            let outer = tunnel(backend.address, ports, &hops).ok_or(Unresolved::NoSource)?;
-            Ok((hops, outer))
+        (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
+        (Forward::Tunnel(tunnel), _) => {
+            let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
+            Ok((hops, Path::Tunnel(tunnel.kind, ends)))
         }
     }
 }
@@ -203,22 +207,37 @@ fn static_way(address: IpAddr, hop: &StaticHop, ports: &[Port]) -> Option<NextHo
     Some(NextHop { port, mac: hop.mac, vlan: None })
 }
 
-/// The outer header from the balancer to a backend. Its source is an address of the port that it
-/// leaves by; of any other port, if that one has none of the family.
-fn tunnel(backend: IpAddr, ports: &[Port], hops: &Hops) -> Option<Outer> {
+/// The outer addresses from the balancer to a backend. The source is of the tunnel's prefix, if it has
+/// one of the family; else an address of the port that it leaves by; of any other port, if that one
+/// has none.
+fn ends(backend: IpAddr, tunnel: &Tunnel, ports: &[Port], hops: &Hops) -> Option<Ends> {
     let out = hops.first().and_then(|hop| ports.get(hop.port.index()));
     let mut candidates = out.into_iter().chain(ports);
     match backend {
-        IpAddr::V4(dst) => candidates.find_map(Port::ipv4).map(|src| Outer::Ipv4 { src, dst }),
-        IpAddr::V6(dst) => candidates.find_map(Port::ipv6).map(|src| Outer::Ipv6 { src, dst }),
+        IpAddr::V4(dst) => {
+            let (src, vary_bits) = match tunnel.source {
+                Some(IpNet::V4(net)) => (net.network(), 32 - net.prefix_len()),
+                _ => (candidates.find_map(Port::ipv4)?, 0),
+            };
+            Some(Ends::Ipv4 { src: src.octets(), dst: dst.octets(), vary_bits })
+        }
+        IpAddr::V6(dst) => {
+            let (src, vary_bits) = match tunnel.source {
+                Some(IpNet::V6(net)) => (net.network(), (128 - net.prefix_len()).min(64)),
+                _ => (candidates.find_map(Port::ipv6)?, 0),
+            };
+            Some(Ends::Ipv6 { src: src.octets(), dst: dst.octets(), vary_bits })
+        }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
     use crate::model::tests::{backend, spec};
-    use crate::model::{HashKey, ServiceSpec};
+    use crate::model::{HashKey, ServiceSpec, TunnelKind};
     use crate::wire::ethernet::MacAddr;
 
     /// Two ports; the second one's link has backends, too.
@@ -258,6 +277,13 @@ pub(crate) mod tests {
         ]
         .map(|(address, hops)| (address.parse().unwrap(), hops))
         .into()
+    }
+
+    /// IP in IPv6.
+    fn ipv6_path(src: Ipv6Addr, dst: &str) -> Path {
+        let dst: Ipv6Addr = dst.parse().unwrap();
+        let ends = Ends::Ipv6 { src: src.octets(), dst: dst.octets(), vary_bits: 0 };
+        Path::Tunnel(TunnelKind::Ipip, ends)
     }
 
     fn small(name: &str, address: &str, backends: &[&str]) -> ServiceSpec {
@@ -373,13 +399,17 @@ pub(crate) mod tests {
         let silent = Unresolved::NoNeighbour([10, 0, 0, 98].into(), "lan0".into());
         let [v4, v4_1] = [ports()[0].ipv4().unwrap(), ports()[1].ipv4().unwrap()];
         let v6 = ports()[0].ipv6().unwrap();
-        let outer4 = |src, dst: &str| Outer::Ipv4 { src, dst: dst.parse().unwrap() };
-        let outer6 = |dst: &str| Outer::Ipv6 { src: v6, dst: dst.parse().unwrap() };
+        let outer4 = |src: Ipv4Addr, dst: &str| {
+            let dst: Ipv4Addr = dst.parse().unwrap();
+            let ends = Ends::Ipv4 { src: src.octets(), dst: dst.octets(), vary_bits: 0 };
+            Path::Tunnel(TunnelKind::Ipip, ends)
+        };
+        let outer6 = |dst: &str| ipv6_path(v6, dst);
         let both = vec![hop(0, 1), hop(1, 1)];
         for (address, l2dsr, ipip) in [
             (
                 "10.0.0.11",
-                Ok((vec![hop(0, 11)], Outer::None)),
+                Ok((vec![hop(0, 11)], Path::Plain)),
                 Ok((vec![hop(0, 11)], outer4(v4, "10.0.0.11"))),
             ),
             (
@@ -401,14 +431,14 @@ pub(crate) mod tests {
             ("10.0.0.98", Err(silent.clone()), Err(silent)),
             ("10.0.0.99", Err(Unknown), Err(Unknown)),
         ] {
-            for (forward, expect) in [(Forward::L2dsr, l2dsr), (Forward::Ipip, ipip)] {
+            for (forward, expect) in [(Forward::L2dsr, l2dsr), (Forward::IPIP, ipip)] {
                 let found = ways(&backend(address), forward, &ports(), &next_hops());
                 let found = found.map(|(hops, outer)| (hops.to_vec(), outer));
                 assert_eq!(found, expect, "{address} {forward:?}");
             }
         }
         let only_v4 = &ports()[1..];
-        let found = ways(&backend("fd02::1"), Forward::Ipip, only_v4, &next_hops());
+        let found = ways(&backend("fd02::1"), Forward::IPIP, only_v4, &next_hops());
         assert_eq!(found, Err(NoSource));
     }
 
@@ -419,9 +449,35 @@ pub(crate) mod tests {
             "fd03::1".parse().unwrap(),
             Ok(Resolved { hops: [hop(1, 9)].into_iter().collect(), gateway: None }),
         )];
-        let found = ways(&backend("fd03::1"), Forward::Ipip, &ports(), &next_hops.into());
-        let src = "fd00::2".parse().unwrap();
-        assert_eq!(found.unwrap().1, Outer::Ipv6 { src, dst: "fd03::1".parse().unwrap() });
+        let found = ways(&backend("fd03::1"), Forward::IPIP, &ports(), &next_hops.into());
+        assert_eq!(found.unwrap().1, ipv6_path("fd00::2".parse().unwrap(), "fd03::1"));
+    }
+
+    #[test]
+    fn outer_sources_are_drawn_from_a_prefix_of_the_family() {
+        for (source, backend_address, expect) in [
+            ("172.16.0.0/16", "10.2.0.1", Some(([172, 16, 0, 0], 16))),
+            ("172.16.0.7/32", "10.2.0.1", Some(([172, 16, 0, 7], 0))),
+            ("fd07::/48", "10.2.0.1", Some(([10, 0, 0, 2], 0))),
+            ("fd07::/48", "fd02::1", None),
+        ] {
+            let net: IpNet = source.parse().unwrap();
+            let forward = Forward::Tunnel(Tunnel { kind: TunnelKind::Gre, source: Some(net) });
+            let found = ways(&backend(backend_address), forward, &ports(), &next_hops());
+            let Ok((_, Path::Tunnel(TunnelKind::Gre, ends))) = found else { panic!("{found:?}") };
+            match (ends, expect) {
+                (Ends::Ipv4 { src, vary_bits, .. }, Some(expect)) => {
+                    assert_eq!((src, vary_bits), expect);
+                }
+                (Ends::Ipv6 { src, vary_bits, .. }, None) => {
+                    assert_eq!(
+                        (src, vary_bits),
+                        ("fd07::".parse::<Ipv6Addr>().unwrap().octets(), 64)
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]
@@ -473,7 +529,7 @@ pub(crate) mod tests {
             ("a drain", |s| s.backends[0].drain = true, [false, true]),
             ("the slots", |s| s.slots = Some(257), [false, true]),
             ("a backend", |s| s.backends[0] = backend("10.1.0.11"), [false, false]),
-            ("the mode", |s| s.forward = Forward::Ipip, [true, false]),
+            ("the mode", |s| s.forward = Forward::IPIP, [true, false]),
             ("the VIP", |s| s.vip.address = "10.0.0.102/32".parse().unwrap(), [true, true]),
         ];
         for (name, change, expect) in cases {

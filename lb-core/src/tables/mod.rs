@@ -1,14 +1,14 @@
 //! What workers read: immutable, made by [`compile()`](compile::compile), published as a whole.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
-use crate::model::{Affinity, Service};
+use crate::model::{Affinity, MssClamp, Service, TunnelKind};
 use crate::wire::ethernet::MacAddr;
+use crate::wire::{ipv4, ipv6};
 
 pub mod compile;
 pub mod next_hop;
@@ -59,6 +59,8 @@ pub struct ServiceTable {
     pub affinity: Affinity,
     /// Slot → backend; empty if no backend takes traffic.
     pub slots: Arc<SlotTable>,
+    /// What becomes of the segment size in a SYN.
+    pub mss: MssClamp,
     /// Why packets are dropped if there are no slots.
     pub without_slots: DropReason,
     /// By the numbers in `slots`, in the order of the spec.
@@ -108,9 +110,11 @@ impl SlotTable {
 pub struct BackendEntry {
     /// The ways, chosen by flow hash; empty: not resolved yet.
     pub hops: ArrayVec<HopEntry, HOPS_MAX>,
-    /// What the packet travels in.
-    pub outer: Outer,
+    /// How packets travel on them.
+    pub path: Path,
 }
+
+const _: () = assert!(size_of::<BackendEntry>() <= 128);
 
 /// A next hop, ready to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,23 +129,71 @@ pub struct HopEntry {
     pub mtu: u16,
 }
 
-/// The outer header that carries packets to a backend.
+/// How packets travel to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outer {
-    /// None: the packet goes as it is.
-    None,
-    /// RFC 2003, RFC 4213.
+pub enum Path {
+    /// As they are.
+    Plain,
+    /// Inside another packet.
+    Tunnel(TunnelKind, Ends),
+}
+
+impl Path {
+    /// Bytes that it adds to a packet.
+    #[inline]
+    #[must_use]
+    pub fn overhead(&self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Tunnel(kind, ends) => ends.header_bytes() + kind.shim_bytes(),
+        }
+    }
+}
+
+impl TunnelKind {
+    /// Bytes between the outer header and the packet.
+    #[inline]
+    #[must_use]
+    pub fn shim_bytes(&self) -> usize {
+        match self {
+            Self::Ipip => 0,
+            Self::Gue { .. } => 8,
+            Self::Gre => 4,
+        }
+    }
+}
+
+/// The addresses of an outer header, from the balancer to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// RFC 791.
     Ipv4 {
-        /// The balancer.
-        src: Ipv4Addr,
+        /// The balancer; with `vary_bits`, the prefix of sources.
+        src: [u8; 4],
         /// The backend.
-        dst: Ipv4Addr,
+        dst: [u8; 4],
+        /// How many low bits of the source are the flow hash's; at most 32.
+        vary_bits: u8,
     },
-    /// RFC 2473.
+    /// RFC 8200.
     Ipv6 {
-        /// The balancer.
-        src: Ipv6Addr,
+        /// The balancer; with `vary_bits`, the prefix of sources.
+        src: [u8; 16],
         /// The backend.
-        dst: Ipv6Addr,
+        dst: [u8; 16],
+        /// How many low bits of the source are the flow hash's; at most 64.
+        vary_bits: u8,
     },
+}
+
+impl Ends {
+    /// Bytes of the outer header.
+    #[inline]
+    #[must_use]
+    pub fn header_bytes(&self) -> usize {
+        match self {
+            Self::Ipv4 { .. } => ipv4::HEADER_BYTES,
+            Self::Ipv6 { .. } => ipv6::HEADER_BYTES,
+        }
+    }
 }

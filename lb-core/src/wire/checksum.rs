@@ -22,6 +22,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 #[repr(C)]
 pub struct Checksum([u8; 2]);
 
+impl From<[u8; 2]> for Checksum {
+    /// As it lies on the wire.
+    fn from(bytes: [u8; 2]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Checksum {
     /// Not computed yet.
     pub const ZERO: Self = Self([0; 2]);
@@ -32,6 +39,40 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
+        Sum::default().plus(bytes).checksum()
+    }
+
+    /// The checksum after `old` was replaced by `new` in what it covers; both begin at even offsets
+    /// there, and are of even length.
+    ///
+    /// # Source
+    /// RFC 1624 §3, equation 3.
+    #[inline]
+    #[must_use]
+    pub fn replace(self, old: &[u8], new: &[u8]) -> Self {
+        let Self([a, b]) = self;
+        let without = |bytes: &[u8]| Sum::default().plus(bytes).complement();
+        Sum::default().plus(&[!a, !b]).join(without(old)).plus(new).checksum()
+    }
+
+    /// As UDP writes it: zero means that there is none (RFC 768), so a sum of zero is written as its
+    /// other form.
+    #[inline]
+    #[must_use]
+    pub fn never_zero(self) -> Self {
+        if self == Self::ZERO { Self([0xff; 2]) } else { self }
+    }
+}
+
+/// A sum on its way to a [`Checksum`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Adds `bytes`; all but the last that are added have to be of even length.
+    #[inline]
+    #[must_use]
+    pub fn plus(self, bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks::<4>();
         let mut sum: u64 = words.iter().map(|&word| u64::from(u32::from_ne_bytes(word))).sum();
         let (pairs, odd) = rest.as_chunks::<2>();
@@ -39,19 +80,38 @@ impl Checksum {
         if let [last] = odd {
             sum += u64::from(u16::from_ne_bytes([*last, 0]));
         }
-        Self::fold(sum)
+        Self(self.0 + sum)
+    }
+
+    /// Adds what an IPv4 or IPv6 pseudo-header has: addresses, upper-layer length, protocol (RFC 768,
+    /// RFC 8200 §8.1).
+    #[inline]
+    #[must_use]
+    pub fn pseudo_header(self, src: &[u8], dst: &[u8], len: u16, protocol: u8) -> Self {
+        self.plus(src).plus(dst).plus(&len.to_be_bytes()).plus(&[0, protocol])
+    }
+
+    #[inline]
+    fn join(self, other: u16) -> Self {
+        Self(self.0 + u64::from(other))
+    }
+
+    #[inline]
+    fn complement(self) -> u16 {
+        u16::from_ne_bytes(self.checksum().0)
     }
 
     /// Folds the carries in and complements (RFC 1071 §4.1).
     #[inline]
+    #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "after three folds 16 bits are left")]
-    fn fold(sum: u64) -> Self {
+    pub fn checksum(self) -> Checksum {
+        let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
         let sum = (sum >> 32) + (sum & 0xffff_ffff);
-        let sum = (sum >> 32) + (sum & 0xffff_ffff);
         let sum = (sum >> 16) + (sum & 0xffff);
         let sum = (sum >> 16) + (sum & 0xffff);
         let sum = (sum >> 16) + (sum & 0xffff);
-        Self((!(sum as u16)).to_ne_bytes())
+        Checksum((!(sum as u16)).to_ne_bytes())
     }
 }
 
@@ -70,6 +130,13 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_example_of_rfc_1624() {
+        // §4: 0xdd2f after 0x5555 became 0x3285 is 0x0000.
+        let old = Checksum([0xdd, 0x2f]);
+        assert_eq!(old.replace(&[0x55, 0x55], &[0x32, 0x85]), Checksum([0x00, 0x00]));
+    }
+
     proptest! {
         /// The definition, word by word in the order of the wire.
         #[test]
@@ -83,6 +150,32 @@ mod tests {
             }
             let folded = u16::try_from(sum).unwrap();
             prop_assert_eq!(Checksum::of(&bytes), Checksum((!folded).to_be_bytes()));
+        }
+
+        /// What is added in parts is what is added at once.
+        #[test]
+        fn sums_join(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0_usize..100) {
+            let (front, back) = bytes.split_at((at * 2).min(bytes.len() & !1));
+            prop_assert_eq!(Sum::default().plus(front).plus(back).checksum(), Checksum::of(&bytes));
+        }
+
+        /// A packet that is changed and whose checksum is repaired is as true as it was: sums over
+        /// it, checksum included, are zero again.
+        #[test]
+        fn replacing_keeps_it_true(
+            mut bytes in proptest::collection::vec(any::<u8>(), 8..60),
+            new: [u8; 4],
+            at in 1_usize..10,
+        ) {
+            bytes[..2].fill(0);
+            let sum = Checksum::of(&bytes);
+            bytes[..2].copy_from_slice(sum.as_bytes());
+            let at = (at * 2).min((bytes.len() - 4) & !1);
+            let repaired = sum.replace(&bytes[at..at + 4], &new);
+            bytes[at..at + 4].copy_from_slice(&new);
+            bytes[..2].copy_from_slice(repaired.as_bytes());
+            // All bytes zero is the one case where the two forms of zero differ (RFC 1624 §3).
+            prop_assert!(Checksum::of(&bytes) == Checksum::ZERO || bytes[2..].iter().all(|b| *b == 0));
         }
     }
 }

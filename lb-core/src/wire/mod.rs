@@ -6,6 +6,8 @@ pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
 pub mod ports;
+pub mod tcp;
+pub mod udp;
 
 /// IANA's protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -13,6 +15,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IANA's protocol number of SCTP.
 pub const SCTP: u8 = 132;
+/// IANA's protocol number of GRE.
+pub const GRE: u8 = 47;
 /// IANA's protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// IANA's protocol number of `ICMPv6`.

@@ -9,7 +9,7 @@ use etherparse::err::ipv4::{HeaderError, HeaderSliceError};
 use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel,
     Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
-    SingleVlanHeaderSlice, ip_number,
+    SingleVlanHeaderSlice, UdpHeader, ip_number,
 };
 use lb_core::drop_reason::DropReason::{
     self, BadChecksum, BadHeaderLength, BadSource, BadVersion, Fragment, MultiSegment,
@@ -17,7 +17,9 @@ use lb_core::drop_reason::DropReason::{
     Truncated,
 };
 use lb_core::frame::Checked;
-use lb_core::model::{Affinity, Backend, Forward, PortRange, Protocol, Service};
+use lb_core::model::{
+    Affinity, Backend, Forward, MssClamp, PortRange, Protocol, Service, Tunnel, TunnelKind,
+};
 use lb_core::tables::next_hop::{NextHop, Port, PortId};
 use lb_core::tuple::Tuple;
 
@@ -66,8 +68,10 @@ fn decide(world: &World, arrival: &Arrival) -> Result<Verdict, Verdict> {
     let (place, service) = service_of(world, &ip, ports)?;
     let choice = choose(world, place, service, &ip, ports)?;
     let sent = match service.spec().forward {
-        Forward::L2dsr => l2dsr(world, arrival, &l2, &ip, &choice)?,
-        Forward::Ipip => ipip(world, arrival, &l2, &ip, &choice)?,
+        Forward::L2dsr => l2dsr(world, arrival, &l2, &ip, (&choice, service.spec().mss))?,
+        Forward::Tunnel(Tunnel { kind, .. }) => {
+            tunnel(world, arrival, &l2, &ip, (&choice, kind, service.spec().mss))?
+        }
     };
     Ok(Verdict::Send(choice.way.port, sent))
 }
@@ -292,7 +296,16 @@ fn choose<'w>(
     let ways = ways(world, spec.forward, backend);
     assert!(!ways.is_empty(), "a slot is on {backend:?}, which nobody knows the way to");
     let way = ways[low_half_reduced(hash, ways.len())];
-    Ok(Choice { backend, hash, way, source: outer_source(world, backend, &ways) })
+    Ok(Choice {
+        backend,
+        hash,
+        way,
+        source: match spec.forward {
+            Forward::L2dsr => None,
+            Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways)
+                .map(|source| vary(source, &tunnel, hash)),
+        },
+    })
 }
 
 fn low_half_reduced(hash: u64, n: usize) -> usize {
@@ -319,20 +332,40 @@ fn ways(world: &World, forward: Forward, backend: &Backend) -> Vec<NextHop> {
     };
     let reachable = match forward {
         Forward::L2dsr => gateway.is_none(),
-        Forward::Ipip => outer_source(world, backend, &ways).is_some(),
+        Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways).is_some(),
     };
     if reachable { ways } else { Vec::new() }
 }
 
-/// An address of the backend's family: of the first way's port, else of any.
-fn outer_source(world: &World, backend: &Backend, ways: &[NextHop]) -> Option<IpAddr> {
+/// The tunnel's prefix, if it is of the backend's family; else an address of that family: of the
+/// first way's port, else of any.
+fn outer_source(
+    world: &World,
+    tunnel: &Tunnel,
+    backend: &Backend,
+    ways: &[NextHop],
+) -> Option<IpAddr> {
     let first = ways.first().map(|way| &world.ports[way.port.index()]);
-    first
+    let addresses = first.into_iter().chain(&*world.ports).flat_map(|port| &port.addresses);
+    tunnel
+        .source
+        .map(|net| net.network())
         .into_iter()
-        .chain(&*world.ports)
-        .flat_map(|port| &port.addresses)
-        .map(ipnet::IpNet::addr)
+        .chain(addresses.map(ipnet::IpNet::addr))
         .find(|address| address.is_ipv4() == backend.address.is_ipv4())
+}
+
+/// The bits that a prefix leaves open are the flow hash's, at most 64.
+fn vary(source: IpAddr, tunnel: &Tunnel, hash: u64) -> IpAddr {
+    let Some(net) = tunnel.source.filter(|net| net.network() == source) else { return source };
+    let open = u32::from(net.max_prefix_len() - net.prefix_len()).min(64);
+    let bits = u128::from(hash) % (1 << open);
+    match source {
+        IpAddr::V4(source) => {
+            (source.to_bits() + u32::try_from(bits).unwrap()).to_be_bytes().into()
+        }
+        IpAddr::V6(source) => (source.to_bits() + bits).to_be_bytes().into(),
+    }
 }
 
 /// MACs and tags of what leaves: the hop's VLAN; else, out of the port that it came by, the tags
@@ -352,40 +385,112 @@ fn l2dsr(
     arrival: &Arrival,
     l2: &L2,
     ip: &Ip,
-    choice: &Choice,
+    (choice, clamp): (&Choice, MssClamp),
 ) -> Result<Vec<u8>, Verdict> {
-    if ip.packet.len() > world.ports[choice.way.port.index()].mtu.into() {
+    let mtu = world.ports[choice.way.port.index()].mtu;
+    if ip.packet.len() > mtu.into() {
         return Err(TooBig.into());
     }
     let front = l2_front(world, arrival.port, l2, &choice.way);
     let front = [&front[..], &l2.ether_type.0.to_be_bytes()].concat();
-    fit(arrival, l2, &front, l2.payload) // padding and all
+    let mut payload = clamped(ip, clamp, mtu.into());
+    payload.extend(&l2.payload[ip.packet.len()..]); // padding and all
+    fit(arrival, l2, &front, &payload)
 }
 
-fn ipip(
+fn tunnel(
     world: &World,
     arrival: &Arrival,
     l2: &L2,
     ip: &Ip,
-    choice: &Choice,
+    (choice, kind, clamp): (&Choice, TunnelKind, MssClamp),
 ) -> Result<Vec<u8>, Verdict> {
-    let (ether_type, outer) = outer_header(ip, choice)?;
-    if outer.len() + ip.packet.len() > world.ports[choice.way.port.index()].mtu.into() {
+    let inner = if ip.dst.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+    let (protocol, mut shim) = match kind {
+        TunnelKind::Ipip if ip.dst.is_ipv4() => (IpNumber::IPV4, Vec::new()),
+        TunnelKind::Ipip => (IpNumber::IPV6, Vec::new()),
+        TunnelKind::Gre => (IpNumber::GRE, [[0; 2], inner.0.to_be_bytes()].concat()),
+        TunnelKind::Gue { port } => {
+            let source = u16::try_from(choice.hash % (1 << 14)).unwrap() + 49_152;
+            let len = u16::try_from(8 + ip.packet.len()).map_err(|_| TooBig)?;
+            let words = [source, port, len, 0].map(u16::to_be_bytes);
+            (IpNumber::UDP, words.concat())
+        }
+    };
+    let (ether_type, outer) =
+        outer_header(ip.traffic_class, protocol, shim.len() + ip.packet.len(), choice)?;
+    let mtu = usize::from(world.ports[choice.way.port.index()].mtu);
+    let overhead = outer.len() + shim.len();
+    if overhead + ip.packet.len() > mtu {
         return Err(TooBig.into());
     }
+    let packet = clamped(ip, clamp, mtu - overhead);
+    if protocol == IpNumber::UDP
+        && let (Some(IpAddr::V6(src)), IpAddr::V6(dst)) = (choice.source, choice.backend.address)
+    {
+        let (udp, _) = UdpHeader::from_slice(&shim).unwrap();
+        let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &packet).unwrap();
+        shim[6..].copy_from_slice(&sum.to_be_bytes());
+    }
     let front = l2_front(world, arrival.port, l2, &choice.way);
-    let front = [&front[..], &ether_type.0.to_be_bytes(), &outer].concat();
-    fit(arrival, l2, &front, ip.packet)
+    let front = [&front[..], &ether_type.0.to_be_bytes(), &outer, &shim].concat();
+    fit(arrival, l2, &front, &packet)
 }
 
-fn outer_header(ip: &Ip, choice: &Choice) -> Result<(EtherType, Vec<u8>), Verdict> {
-    let protocol = if ip.dst.is_ipv4() { IpNumber::IPV4 } else { IpNumber::IPV6 };
+/// The packet; if it is a SYN that announces larger segments than wanted, with smaller ones.
+fn clamped(ip: &Ip, clamp: MssClamp, packet_max: usize) -> Vec<u8> {
+    let mut packet = ip.packet.to_vec();
+    let headers = if ip.dst.is_ipv4() { 40 } else { 60 };
+    let max = match clamp {
+        MssClamp::Keep => return packet,
+        MssClamp::AtMost(max) => max,
+        MssClamp::Auto => u16::try_from(packet_max - headers).unwrap(),
+    };
+    let start = packet.len() - ip.segment.len();
+    if ip.protocol != IpNumber::TCP || ip.is_fragment || ip.segment[13] & 2 == 0 {
+        return packet;
+    }
+    let header_len = usize::from(ip.segment[12] / 16) * 4;
+    if header_len < 20 || header_len > ip.segment.len() {
+        return packet;
+    }
+    let (mut options, mut at) = (&ip.segment[20..header_len], 20);
+    loop {
+        let len = match *options {
+            [1, ..] => 1,
+            [2, 4, high, low, ..] => {
+                let old = u16::from_be_bytes([high, low]);
+                if old > max {
+                    let place = start + at + 2;
+                    packet[place..place + 2].copy_from_slice(&max.to_be_bytes());
+                    let shift = |mss: u16| if at % 2 == 0 { mss } else { mss.swap_bytes() };
+                    let sum = u16::from_be_bytes([packet[start + 16], packet[start + 17]]);
+                    let sum = [!sum, !shift(old), shift(max)].map(u16::to_be_bytes).concat();
+                    let sum = !u16::try_from(internet_sum(&sum)).unwrap();
+                    packet[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+                }
+                return packet;
+            }
+            [kind, len, ..] if kind > 1 && len >= 2 && usize::from(len) <= options.len() => len,
+            _ => return packet,
+        };
+        options = &options[len.into()..];
+        at += usize::from(len);
+    }
+}
+
+fn outer_header(
+    traffic_class: u8,
+    protocol: IpNumber,
+    payload_len: usize,
+    choice: &Choice,
+) -> Result<(EtherType, Vec<u8>), Verdict> {
     let mut bytes = Vec::new();
     match (choice.source.unwrap(), choice.backend.address) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut header = Ipv4Header {
-                dscp: (ip.traffic_class >> 2).try_into().unwrap(),
-                ecn: (ip.traffic_class & 3).try_into().unwrap(),
+                dscp: (traffic_class >> 2).try_into().unwrap(),
+                ecn: (traffic_class & 3).try_into().unwrap(),
                 identification: 0,
                 dont_fragment: true,
                 time_to_live: 64,
@@ -394,16 +499,16 @@ fn outer_header(ip: &Ip, choice: &Choice) -> Result<(EtherType, Vec<u8>), Verdic
                 destination: destination.octets(),
                 ..Ipv4Header::default()
             };
-            header.set_payload_len(ip.packet.len()).map_err(|_| TooBig)?;
+            header.set_payload_len(payload_len).map_err(|_| TooBig)?;
             header.write(&mut bytes).unwrap();
             Ok((EtherType::IPV4, bytes))
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let flow_label = u32::try_from(choice.hash % (1 << 20)).unwrap();
             let header = Ipv6Header {
-                traffic_class: ip.traffic_class,
+                traffic_class,
                 flow_label: Ipv6FlowLabel::try_new(flow_label).unwrap(),
-                payload_length: ip.packet.len().try_into().unwrap(),
+                payload_length: payload_len.try_into().map_err(|_| TooBig)?,
                 next_header: protocol,
                 hop_limit: 64,
                 source: source.octets(),

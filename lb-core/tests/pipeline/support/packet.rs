@@ -37,6 +37,8 @@ pub(crate) struct Packet {
     /// Offset in 8 bytes, and whether more follow. IPv6: a fragment header, behind `extensions`.
     pub(crate) fragment: Option<(u16, bool)>,
     pub(crate) payload: Vec<u8>,
+    /// `payload` is the whole segment: no header is put before it.
+    pub(crate) raw_segment: bool,
     /// Zero bytes behind the packet.
     pub(crate) padding: usize,
 }
@@ -55,6 +57,7 @@ impl Packet {
             extensions: Vec::new(),
             fragment: None,
             payload: b"a payload of 27 bytes here.".to_vec(),
+            raw_segment: false,
             padding: 0,
         }
     }
@@ -180,6 +183,9 @@ impl Packet {
     fn segment(&self) -> Vec<u8> {
         let (src_port, dst_port) = (self.src.port(), self.dst.port());
         let mut bytes = Vec::new();
+        if self.raw_segment {
+            return self.payload.clone();
+        }
         if self.protocol == IpNumber::TCP {
             TcpHeader::new(src_port, dst_port, 1, 1024).write(&mut bytes).unwrap();
         } else if self.protocol == IpNumber::UDP {

@@ -1,11 +1,13 @@
 //! What decisions depend on, besides the packet.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use lb_core::model::{
-    Affinity, Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec,
-    StaticHop, Vip,
+    Affinity, Backend, DesiredState, Forward, HashKey, MssClamp, PortRange, Protocol, Service,
+    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip,
 };
 use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
@@ -62,7 +64,12 @@ fn fixed_services() -> Vec<ServiceSpec> {
     let narrow = Backend { static_hop: Some(narrow), ..backend("10.9.0.1") };
     let plain = |addresses: &[&str]| addresses.iter().map(|a| backend(a)).collect::<Vec<_>>();
     let l2dsr = |name, vip, backends: &[Backend]| service(name, vip, Forward::L2dsr, backends);
-    let ipip = |name, vip, addresses: &[&str]| service(name, vip, Forward::Ipip, &plain(addresses));
+    let ipip = |name, vip, addresses: &[&str]| service(name, vip, Forward::IPIP, &plain(addresses));
+    let gue = TunnelKind::Gue { port: 6080 };
+    let tunnel = |name, vip, kind, source: Option<&str>, addresses: &[&str]| {
+        let source = source.map(|net| net.parse().unwrap());
+        service(name, vip, Forward::Tunnel(Tunnel { kind, source }), &plain(addresses))
+    };
     vec![
         l2dsr("web", "tcp 10.0.0.100:80", &web),
         l2dsr("web6", "tcp [fd00::100]:80", &plain(&["fd00::11", "fd00::12"])),
@@ -74,6 +81,32 @@ fn fixed_services() -> Vec<ServiceSpec> {
             affinity: Affinity::Client,
             ..ipip("dns", "udp 10.0.0.101:53", &["10.2.0.1", "10.2.0.2", "fd02::1"])
         },
+        tunnel("gue", "tcp 10.0.0.105:80", gue, None, &["10.2.0.1", "fd02::1"]),
+        ServiceSpec {
+            mss: MssClamp::Auto,
+            ..tunnel(
+                "gue6",
+                "tcp [fd00::105]:80",
+                gue,
+                Some("172.16.0.0/16"),
+                &["10.2.0.1", "fd02::2"],
+            )
+        },
+        ServiceSpec {
+            mss: MssClamp::AtMost(1000),
+            ..tunnel(
+                "gre",
+                "tcp 10.0.0.106:80",
+                TunnelKind::Gre,
+                Some("fd07::/56"),
+                &["10.2.0.2", "fd02::1"],
+            )
+        },
+        tunnel("gre6", "udp [fd00::106]:53", TunnelKind::Gre, None, &["10.2.0.1", "fd02::1"]),
+        many(l2dsr("sctp", "sctp 10.0.0.107:80", &web[..2]), None, 8000..=8099),
+        many(l2dsr("all", "tcp 10.0.0.107:80", &web[..2]), Some(Protocol::Any), 0..=65_535),
+        many(ipip("prefix", "tcp 10.9.0.0/24:1", &["10.2.0.2"]), None, 0..=65_535),
+        ipip("one-of-it", "tcp 10.9.0.7:80", &["10.2.0.2"]),
         l2dsr("vlan", "udp 10.0.0.102:53", &plain(&["10.3.0.1"])),
         l2dsr("narrow", "udp [fd00::102]:53", &[narrow]),
         l2dsr("empty", "tcp 10.0.0.103:80", &[]),
@@ -115,7 +148,18 @@ pub(crate) fn backend(address: &str) -> Backend {
     Backend { address, port: None, weight: 1, drain: false, static_hop: None }
 }
 
-/// `vip` as it is shown: `tcp 10.0.0.100:80`.
+/// The service with other ports, and another protocol.
+fn many(
+    mut service: ServiceSpec,
+    protocol: Option<Protocol>,
+    ports: RangeInclusive<u16>,
+) -> ServiceSpec {
+    service.vip.ports = PortRange::new(*ports.start(), *ports.end()).unwrap();
+    service.vip.protocol = protocol.unwrap_or(service.vip.protocol);
+    service
+}
+
+/// `vip` as it is shown: `tcp 10.0.0.100:80`, or with a prefix: `tcp 10.0.0.0/24:80`.
 pub(crate) fn service(
     name: &str,
     vip: &str,
@@ -123,14 +167,21 @@ pub(crate) fn service(
     backends: &[Backend],
 ) -> ServiceSpec {
     let (protocol, socket) = vip.split_once(' ').unwrap();
-    let socket: std::net::SocketAddr = socket.parse().unwrap();
-    let protocol = if protocol == "tcp" { Protocol::Tcp } else { Protocol::Udp };
+    let (address, port) = socket.rsplit_once(':').unwrap();
+    let address = address.trim_matches(['[', ']']);
+    let address = match address.parse::<IpNet>() {
+        Ok(net) => net,
+        Err(_) => address.parse::<IpAddr>().unwrap().into(),
+    };
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => Protocol::Sctp,
+    };
+    let vip = Vip { address, ports: PortRange::one(port.parse().unwrap()), protocol };
     ServiceSpec {
-        name: name.into(),
-        vip: Vip { address: socket.ip().into(), ports: PortRange::one(socket.port()), protocol },
-        forward,
-        affinity: Affinity::Flow,
         slots: Some(251),
         backends: backends.to_vec(),
+        ..ServiceSpec::new(name, vip, forward)
     }
 }

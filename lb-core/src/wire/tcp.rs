@@ -1,0 +1,83 @@
+//! TCP (RFC 9293).
+
+use std::ops::Range;
+
+/// Where the flags lie in the header.
+pub const FLAGS: usize = 13;
+/// The flag that opens a connection.
+pub const SYN: u8 = 0x02;
+/// Where the checksum lies in the header.
+pub const CHECKSUM: Range<usize> = 16..18;
+
+/// Kinds of options (RFC 9293 §3.2): these two have no length.
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+/// Maximum segment size: kind, length 4, and the size.
+const MSS: u8 = 2;
+
+/// Bytes of the header with its options; `None`, if the segment has fewer, or the header claims
+/// fewer than it has.
+#[must_use]
+pub fn header_bytes(segment: &[u8]) -> Option<usize> {
+    let words = usize::from(segment.get(12)? >> 4);
+    (words >= 5 && words * 4 <= segment.len()).then_some(words * 4)
+}
+
+/// Where the maximum segment size lies in the segment, if its options have one; `None` as well if
+/// they cannot be read up to there.
+#[must_use]
+pub fn mss(segment: &[u8]) -> Option<Range<usize>> {
+    let end = header_bytes(segment)?;
+    let mut at = 20;
+    while at < end {
+        let kind = *segment.get(at)?;
+        let len = match kind {
+            END_OF_OPTIONS => return None,
+            NO_OPERATION => 1,
+            _ => usize::from(*segment.get(at + 1)?),
+        };
+        if at + len > end || (len < 2 && kind != NO_OPERATION) {
+            return None;
+        }
+        if kind == MSS && len == 4 {
+            return Some(at + 2..at + 4);
+        }
+        at += len;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(options: &[u8]) -> Vec<u8> {
+        let words = 5 + u8::try_from(options.len() / 4).unwrap();
+        [&[0; 12][..], &[words << 4, SYN], &[0; 6], options].concat()
+    }
+
+    #[test]
+    fn options_are_walked_up_to_the_segment_size() {
+        for (options, expect) in [
+            (&[][..], None),
+            (&[2, 4, 5, 180][..], Some(22..24)),
+            (&[1, 1, 1, 1, 2, 4, 5, 180][..], Some(26..28)),
+            (&[4, 2, 1, 1, 2, 4, 5, 180][..], Some(26..28)),
+            (&[3, 3, 7, 2, 4, 5, 180, 0][..], Some(25..27)),
+            (&[0, 1, 1, 1, 2, 4, 5, 180][..], None), // behind the end
+            (&[3, 0, 0, 0][..], None),
+            (&[3, 1, 2, 4][..], None),
+            (&[2, 3, 5, 1][..], None),
+            (&[1, 1, 2, 4][..], None), // cut off
+            (&[1, 1, 1, 2][..], None),
+            (&[8, 255, 0, 0][..], None),
+        ] {
+            assert_eq!(mss(&segment(options)), expect, "{options:?}");
+        }
+        let mut cut = segment(&[2, 4, 5, 180]);
+        cut.pop();
+        assert_eq!(mss(&cut), None);
+        cut[12] = 0x40;
+        assert_eq!(header_bytes(&cut), None);
+    }
+}
