@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
-use lb_core::burst::Burst;
+use lb_core::burst::{Burst, WorkerId};
 use lb_core::counters::Counters;
 use lb_core::flow_hash::reduce;
 use lb_core::frame::{BURST_MAX, Frames};
@@ -26,6 +26,7 @@ use lb_core::model::{
     Tunnel, TunnelKind, Vip,
 };
 use lb_core::pipeline::process;
+use lb_core::state::{Settings, State};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
@@ -204,6 +205,8 @@ fn tables(forward: Forward, vip: IpAddr, backends: IpAddr) -> Result<Tables, Fai
 fn run(case: &Case, frames_wanted: u64, clock: &Clock) -> f64 {
     let len = if case.kind.is_ipv6 { 74 } else { 60 };
     let counters = Counters::new(16);
+    let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: 1000 };
+    let mut state = State::new(settings);
     let mut burst = Burst::default();
     let mut frames: Frames<BenchFrame> = (0..case.burst.min(BURST_MAX))
         .map(|_| BenchFrame::new(case.kind, MAC, case.vip, len))
@@ -218,10 +221,10 @@ fn run(case: &Case, frames_wanted: u64, clock: &Clock) -> f64 {
         }
         burst.refill(PortId(0), |into| into.extend(frames.drain(..)));
         let start = clock.raw();
-        process(&mut burst, &case.tables, &counters);
+        process(&mut burst, &case.tables, &counters, &mut state);
         cycles += clock.raw() - start;
         assert_eq!(burst.live_and_punted().0 as usize, case.burst, "all are forwarded");
-        burst.take(|frame, _| frames.push(frame));
+        burst.take(|_, frame, _, _| frames.push(frame));
         done += case.burst as u64;
         // What reading the counter twice costs.
         let start = clock.raw();

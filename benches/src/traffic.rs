@@ -51,6 +51,12 @@ impl Frame for BenchFrame {
         self.end = self.end.min(self.start + len);
     }
 
+    fn sibling(&self, front: &[u8], back: &[u8]) -> Option<Self> {
+        let bytes = [&[0; HEADROOM], front, back].concat();
+        let end = bytes.len();
+        Some(Self { buffer: bytes.into(), start: HEADROOM, end })
+    }
+
     #[inline]
     fn prefetch(&self) {}
 }

@@ -154,6 +154,15 @@ impl Mbuf {
         true
     }
 
+    /// An empty frame from the same pool, with headroom. `None`, if the pool has none left.
+    #[must_use]
+    pub fn sibling(&self) -> Option<Self> {
+        // SAFETY: the buffer's pool is never freed.
+        let raw = unsafe { sys::shim_mbuf_alloc(self.header().pool) };
+        // SAFETY: the allocator's only reference, if there is one, is ours now.
+        NonNull::new(raw).map(|raw| unsafe { Self::from_raw(raw) })
+    }
+
     /// How many bytes [`Mbuf::prepend`] could give.
     #[inline]
     #[must_use]

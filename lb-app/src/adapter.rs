@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 use dpdk::{IpChecksum, Mbuf, RxQueue, TxQueue};
+use lb_core::burst::WorkerId;
 use lb_core::frame::{BURST_MAX, Checked, Frame, Frames, Io};
 use lb_core::tables::next_hop::PortId;
 
@@ -46,6 +47,13 @@ impl Frame for DpdkFrame {
         debug_assert!(truncated, "no longer than the frame");
     }
 
+    fn sibling(&self, front: &[u8], back: &[u8]) -> Option<Self> {
+        let mut frame = self.0.sibling()?;
+        frame.append(length(front.len()))?.copy_from_slice(front);
+        frame.append(length(back.len()))?.copy_from_slice(back);
+        Some(Self(frame))
+    }
+
     #[inline]
     fn is_contiguous(&self) -> bool {
         self.0.segments() == 1
@@ -69,6 +77,9 @@ impl Frame for DpdkFrame {
 /// Frames on their way between a worker and the kernel, for one port. Bounded; never waits.
 pub(crate) type KernelQueue = Arc<ArrayQueue<Mbuf>>;
 
+/// Frames that came in by one port on their way from one worker to another. Bounded; never waits.
+pub(crate) type HandOverQueue = Arc<ArrayQueue<Mbuf>>;
+
 /// A worker's queues at one port.
 #[derive(Debug)]
 pub(crate) struct PortQueues {
@@ -78,19 +89,36 @@ pub(crate) struct PortQueues {
     pub(crate) to_kernel: Option<KernelQueue>,
     /// Absent: another worker sends what the kernel wants sent.
     pub(crate) from_kernel: Option<KernelQueue>,
+    /// By worker: what is given to it; this worker's own is where it takes from.
+    pub(crate) hand_over: Arc<[HandOverQueue]>,
 }
 
 /// A worker's queues, by port.
 #[derive(Debug)]
 pub(crate) struct DpdkIo {
+    worker: WorkerId,
     ports: Box<[PortQueues]>,
     /// Frames as DPDK's queues take them; empty between calls.
     staging: ArrayVec<Mbuf, BURST_MAX>,
 }
 
 impl DpdkIo {
-    pub(crate) fn new(ports: Vec<PortQueues>) -> Self {
-        Self { ports: ports.into(), staging: ArrayVec::new() }
+    pub(crate) fn new(worker: WorkerId, ports: Vec<PortQueues>) -> Self {
+        Self { worker, ports: ports.into(), staging: ArrayVec::new() }
+    }
+
+    fn hand_over_queue(&self, port: PortId, worker: WorkerId) -> Option<&HandOverQueue> {
+        self.ports.get(port.index())?.hand_over.get(usize::from(worker.0))
+    }
+}
+
+/// Appends frames of `queue`, as many as fit.
+#[inline]
+fn pop(queue: &ArrayQueue<Mbuf>, frames: &mut Frames<DpdkFrame>) {
+    while !frames.is_full()
+        && let Some(frame) = queue.pop()
+    {
+        frames.push(DpdkFrame(frame));
     }
 }
 
@@ -123,13 +151,27 @@ impl Io for DpdkIo {
 
     #[inline]
     fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<DpdkFrame>) {
-        let Some(queue) = self.ports.get(port.index()).and_then(|q| q.from_kernel.as_ref()) else {
-            return;
-        };
-        while !frames.is_full()
-            && let Some(frame) = queue.pop()
-        {
-            frames.push(DpdkFrame(frame));
+        if let Some(queue) = self.ports.get(port.index()).and_then(|q| q.from_kernel.as_ref()) {
+            pop(queue, frames);
+        }
+    }
+
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        port: PortId,
+        frame: DpdkFrame,
+    ) -> Result<(), DpdkFrame> {
+        match self.hand_over_queue(port, worker) {
+            Some(queue) => queue.push(frame.0).map_err(DpdkFrame),
+            None => Err(frame),
+        }
+    }
+
+    #[inline]
+    fn take_over(&mut self, port: PortId, frames: &mut Frames<DpdkFrame>) {
+        if let Some(queue) = self.hand_over_queue(port, self.worker) {
+            pop(queue, frames);
         }
     }
 

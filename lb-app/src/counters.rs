@@ -63,8 +63,14 @@ pub(crate) fn table(
     line("version", tables.version);
     line("received", sum(|counters| &counters.received));
     line("injected", sum(|counters| &counters.injected));
+    line("created", sum(|counters| &counters.created));
+    line("taken_over", sum(|counters| &counters.taken_over));
+    line("released", sum(|counters| &counters.released));
     line("sent", sum(|counters| &counters.sent));
     line("punted", sum(|counters| &counters.punted));
+    line("handed_over", sum(|counters| &counters.handed_over));
+    line("held", sum(|counters| &counters.held));
+    line("answered", sum(|counters| &counters.answered));
     for reason in DropReason::ALL {
         let dropped: u64 =
             workers.iter().map(|counters| counters.drops[reason as usize].get()).sum();

@@ -1,5 +1,7 @@
 //! From the configuration to started ports: EAL, memory, devices.
 
+use std::sync::Arc;
+
 use dpdk::{
     Eal, EalConfig, HEADROOM_BYTES, LogLevel, MbufPool, Memory, PoolConfig, Port, PortConfig,
     Started, StartedPort, Unsupported,
@@ -10,7 +12,7 @@ use lb_core::wire::ethernet::{HEADER_BYTES, MacAddr, TAG_BYTES, TAGS_MAX};
 use tracing::{info, warn};
 
 use crate::adapter::{KernelQueue, PortQueues};
-use crate::workers::{available_cpus, kernel_queue};
+use crate::workers::{available_cpus, hand_over_queues, kernel_queue};
 
 /// Frames in a receive or transmit queue.
 const DESCRIPTORS: u16 = 1024;
@@ -130,6 +132,7 @@ impl Dataplane {
         let kernel = port
             .kernel
             .then(|| KernelQueues { to_kernel: kernel_queue(), from_kernel: kernel_queue() });
+        let hand_over = hand_over_queues(self.cpus.len());
         for ((rx, tx), (worker, of_worker)) in
             queues.into_iter().zip(self.queues.iter_mut().enumerate())
         {
@@ -141,6 +144,7 @@ impl Dataplane {
                 to_kernel: queue(|kernel| &kernel.to_kernel),
                 // One worker sends all of it, so that it stays in order.
                 from_kernel: queue(|kernel| &kernel.from_kernel).filter(|_| worker == 0),
+                hand_over: Arc::clone(&hand_over),
             });
         }
         self.kernel.push(kernel);

@@ -10,15 +10,18 @@ use core_affinity::CoreId;
 use crossbeam_queue::ArrayQueue;
 use dpdk::{Eal, Mbuf};
 use lb_config::Idle;
+use lb_core::burst::WorkerId;
 use lb_core::counters::Counters;
 use lb_core::model::SERVICES_MAX;
 use lb_core::publish::Subscriber;
+use lb_core::rate::Tick;
+use lb_core::state;
 use lb_core::tables::Tables;
-use lb_core::worker::{Tick, Worker};
+use lb_core::worker::Worker;
 use quanta::Clock;
 use tracing::error;
 
-use crate::adapter::{DpdkIo, PortQueues};
+use crate::adapter::{DpdkIo, HandOverQueue, PortQueues};
 
 /// Empty turns in a row before an adaptive worker sleeps: some tens of microseconds of polling.
 const EMPTY_TURNS_MAX: u32 = 1000;
@@ -61,19 +64,20 @@ impl Workers {
         settings: Settings,
     ) -> Result<Self, WorkerError> {
         let mut workers = Self { stop: Arc::default(), threads: Vec::new(), counters: Vec::new() };
-        let count = u32::try_from(cpus.len()).unwrap_or(u32::MAX).max(1);
+        let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX).max(1);
         let clock = Clock::new();
-        for ((&cpu, queues), tables) in cpus.iter().zip(queues).zip(subscribers) {
+        let ids = (0..=u8::MAX).map(WorkerId);
+        for (((&cpu, queues), tables), id) in cpus.iter().zip(queues).zip(subscribers).zip(ids) {
             // An id may be as high as twice the services: those of this version and of the last.
             let counters = Arc::new(Counters::new(2 * SERVICES_MAX));
             let ports = queues.len();
-            let worker = Worker::new(
-                DpdkIo::new(queues),
-                ports,
-                tables,
-                Arc::clone(&counters),
-                settings.punts_per_second.div_ceil(count),
-            );
+            let settings_of_one = state::Settings {
+                worker: id,
+                workers: count,
+                punts_per_second: settings.punts_per_second.div_ceil(count.into()),
+            };
+            let io = DpdkIo::new(id, queues);
+            let worker = Worker::new(io, ports, tables, Arc::clone(&counters), settings_of_one);
             let (stop, clock) = (Arc::clone(&workers.stop), clock.clone());
             let started = Arc::new(ArrayQueue::new(1));
             let report = Arc::clone(&started);
@@ -158,6 +162,13 @@ fn run(mut worker: Worker<DpdkIo>, stop: &AtomicBool, clock: &Clock, idle: Idle)
         }
     }
     worker.leave();
+}
+
+/// A queue from all workers to each of them, for what came in by one port.
+pub(crate) fn hand_over_queues(workers: usize) -> Arc<[HandOverQueue]> {
+    /// Frames that may wait: some bursts.
+    const FRAMES_MAX: usize = 512;
+    (0..workers).map(|_| Arc::new(ArrayQueue::new(FRAMES_MAX))).collect()
 }
 
 /// A queue between a port's workers and the kernel's side.

@@ -28,6 +28,26 @@ pub struct Meta {
     pub backend: u16,
     /// Where the frame leaves; by `forward`.
     pub out: PortId,
+    /// Why it is the service's; by `parse` and those who know better.
+    pub rule: Rule,
+    /// How the frame left the pipeline, if it is not live any more.
+    exit: Exit,
+}
+
+/// By which rule a frame is a service's, or what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rule {
+    /// None: it is no packet that a service could have.
+    #[default]
+    None,
+    /// Its addresses, ports and protocol say so.
+    Flow,
+    /// The first fragment of its datagram did.
+    Fragment,
+    /// It is an ICMP error about a packet of a flow.
+    IcmpError,
+    /// It was one of those, and is now an answer to its sender.
+    Answer,
 }
 
 /// How a frame leaves the pipeline early.
@@ -37,7 +57,21 @@ pub enum Exit {
     Drop(DropReason),
     /// It is the kernel's.
     Punt,
+    /// It waits for the first fragment of its datagram.
+    Hold,
+    /// It is another worker's.
+    HandOver(WorkerId),
 }
+
+impl Default for Exit {
+    fn default() -> Self {
+        Self::Drop(DropReason::NotOurs)
+    }
+}
+
+/// The place of a worker among all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerId(pub u8);
 
 impl From<DropReason> for Exit {
     #[inline]
@@ -54,14 +88,12 @@ pub struct Burst<F> {
     port: PortId,
     /// Does the kernel take what is punted?
     has_kernel: bool,
+    /// Is a frame among them a part of a packet?
+    has_fragments: bool,
     frames: Frames<F>,
     meta: [Meta; BURST_MAX],
     /// Bit `i`: frame `i` is on its way through the pipeline.
     live: u64,
-    /// Bit `i`: frame `i` goes to the kernel. No frame is in both masks.
-    punted: u64,
-    /// Why the others are in neither.
-    drops: [u16; DropReason::COUNT],
 }
 
 impl<F> Default for Burst<F> {
@@ -69,11 +101,10 @@ impl<F> Default for Burst<F> {
         Self {
             port: PortId::default(),
             has_kernel: true,
+            has_fragments: false,
             frames: Frames::new(),
             meta: [Meta::default(); BURST_MAX],
             live: 0,
-            punted: 0,
-            drops: [0; DropReason::COUNT],
         }
     }
 }
@@ -87,13 +118,23 @@ impl<F: Frame> Burst<F> {
         fill(&mut self.frames);
         let n = self.frames.len();
         self.live = if n == 0 { 0 } else { u64::MAX >> (BURST_MAX - n) };
-        self.punted = 0;
-        self.drops = [0; DropReason::COUNT];
     }
 
     /// Says whether the port has a kernel side; without, frames for the kernel are nobody's.
     pub fn set_kernel(&mut self, has_kernel: bool) {
         self.has_kernel = has_kernel;
+    }
+
+    /// Says whether there may be fragments among the frames.
+    pub fn set_fragments(&mut self, has_fragments: bool) {
+        self.has_fragments = has_fragments;
+    }
+
+    /// May there be fragments among the frames?
+    #[inline]
+    #[must_use]
+    pub fn has_fragments(&self) -> bool {
+        self.has_fragments
     }
 
     /// The port that the frames came in by.
@@ -114,12 +155,21 @@ impl<F: Frame> Burst<F> {
     /// pipeline, and there is no other way out. Costs nothing for frames that are already out.
     #[inline(always)]
     pub fn for_each_live(&mut self, mut step: impl FnMut(&mut F, &mut Meta) -> Result<(), Exit>) {
+        self.for_each_numbered(|_, frame, meta| step(frame, meta));
+    }
+
+    /// As [`Burst::for_each_live`], with the frame's place in the burst.
+    #[inline(always)]
+    pub fn for_each_numbered(
+        &mut self,
+        mut step: impl FnMut(usize, &mut F, &mut Meta) -> Result<(), Exit>,
+    ) {
         let mut todo = self.live;
         while todo != 0 {
             let i = todo.trailing_zeros() as usize;
             todo &= todo - 1;
             let Some(frame) = self.frames.get_mut(i) else { break };
-            if let Err(exit) = step(frame, &mut self.meta[i]) {
+            if let Err(exit) = step(i, frame, &mut self.meta[i]) {
                 self.leave(i, exit);
             }
         }
@@ -128,36 +178,38 @@ impl<F: Frame> Burst<F> {
     #[cold]
     fn leave(&mut self, i: usize, exit: Exit) {
         self.live &= !(1 << i);
-        match exit {
-            Exit::Punt if self.has_kernel => self.punted |= 1 << i,
-            Exit::Punt => self.drops[DropReason::NotOurs as usize] += 1,
-            Exit::Drop(reason) => self.drops[reason as usize] += 1,
-        }
+        self.meta[i].exit = match exit {
+            Exit::Punt if !self.has_kernel => DropReason::NotOurs.into(),
+            exit => exit,
+        };
     }
 
     /// How many frames are dropped so far, by reason.
     #[must_use]
-    pub fn drops(&self) -> &[u16; DropReason::COUNT] {
-        &self.drops
+    pub fn drops(&self) -> [u16; DropReason::COUNT] {
+        let mut drops = [0; DropReason::COUNT];
+        for i in 0..self.frames.len() {
+            if let Fate::Exit(Exit::Drop(reason)) = self.fate(i) {
+                drops[reason as usize] += 1;
+            }
+        }
+        drops
     }
 
     /// How many frames are live, and how many are the kernel's.
     #[must_use]
     pub fn live_and_punted(&self) -> (u32, u32) {
-        (self.live.count_ones(), self.punted.count_ones())
+        let is_punted = |i: &usize| self.fate(*i) == Fate::Exit(Exit::Punt);
+        let punted = (0..self.frames.len()).filter(is_punted).count();
+        (self.live.count_ones(), u32::try_from(punted).unwrap_or(u32::MAX))
     }
 
-    /// What became of frame `i`: the port that it leaves by, or how it left the pipeline (why it was
-    /// dropped is not kept for each frame, but counted).
+    /// What became of frame `i`.
+    #[inline]
     #[must_use]
     pub fn fate(&self, i: usize) -> Fate {
-        if self.live >> i & 1 != 0 {
-            Fate::Send(self.meta[i].out)
-        } else if self.punted >> i & 1 != 0 {
-            Fate::Punt
-        } else {
-            Fate::Drop
-        }
+        let meta = &self.meta[i];
+        if self.live >> i & 1 != 0 { Fate::Send(meta.out) } else { Fate::Exit(meta.exit) }
     }
 
     /// What the stages wrote down about frame `i`.
@@ -166,19 +218,15 @@ impl<F: Frame> Burst<F> {
         &self.meta[i]
     }
 
-    /// Takes all frames away, each with its fate, in the order of arrival.
+    /// Takes all frames away, each with what is known of it and its fate, in the order of arrival.
     #[inline]
-    pub fn take(&mut self, mut taker: impl FnMut(F, Fate)) {
-        let (live, punted) = (self.live, self.punted);
+    pub fn take(&mut self, mut taker: impl FnMut(usize, F, &Meta, Fate)) {
+        let live = self.live;
         for (i, frame) in self.frames.drain(..).enumerate() {
-            let fate = if live >> i & 1 != 0 {
-                Fate::Send(self.meta[i].out)
-            } else if punted >> i & 1 != 0 {
-                Fate::Punt
-            } else {
-                Fate::Drop
-            };
-            taker(frame, fate);
+            let meta = &self.meta[i];
+            let is_live = live >> i & 1 != 0;
+            let fate = if is_live { Fate::Send(meta.out) } else { Fate::Exit(meta.exit) };
+            taker(i, frame, meta, fate);
         }
     }
 }
@@ -188,10 +236,8 @@ impl<F: Frame> Burst<F> {
 pub enum Fate {
     /// It leaves by this port.
     Send(PortId),
-    /// It goes to the kernel.
-    Punt,
-    /// It is dropped, and counted.
-    Drop,
+    /// It left the pipeline early.
+    Exit(Exit),
 }
 
 #[cfg(test)]
@@ -254,11 +300,14 @@ pub(crate) mod tests {
         assert_eq!(drops[DropReason::Truncated as usize], 16);
         assert_eq!(drops[DropReason::TooBig as usize], 1);
         let fates: Vec<Fate> = (0..BURST_MAX).map(|i| burst.fate(i)).collect();
-        let expect = [Fate::Drop, Fate::Punt, Fate::Send(PortId(3)), Fate::Send(PortId(3))];
+        let drop = |reason| Fate::Exit(Exit::Drop(reason));
+        let send = Fate::Send(PortId(3));
+        let expect = [drop(DropReason::Truncated), Fate::Exit(Exit::Punt), send, send];
         assert_eq!(fates[..4], expect);
-        assert_eq!(fates[63], Fate::Drop);
+        assert_eq!(fates[63], drop(DropReason::TooBig));
         let mut taken = Vec::new();
-        burst.take(|frame, fate| {
+        burst.take(|i, frame, _, fate| {
+            assert_eq!(i, frame.number);
             assert_eq!(fate, fates[frame.number]);
             taken.push(frame.number);
         });
@@ -272,7 +321,7 @@ pub(crate) mod tests {
         burst.for_each_live(|frame, _| {
             Err(if frame.number == 0 { Exit::Punt } else { DropReason::NotOurs.into() })
         });
-        burst.take(|_, _| ());
+        burst.take(|_, _, _, _| ());
         burst.refill(PortId(1), |frames| frames.extend(numbered(3)));
         assert_eq!(burst.port(), PortId(1));
         assert_eq!(live(&mut burst), [0, 1, 2]);
@@ -285,7 +334,7 @@ pub(crate) mod tests {
         let mut burst = burst_of(numbered(1));
         burst.set_kernel(false);
         burst.for_each_live(|_, _| Err(Exit::Punt));
-        assert_eq!(burst.fate(0), Fate::Drop);
+        assert_eq!(burst.fate(0), Fate::Exit(DropReason::NotOurs.into()));
         assert_eq!(burst.drops()[DropReason::NotOurs as usize], 1);
     }
 }

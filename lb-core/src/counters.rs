@@ -37,13 +37,26 @@ pub struct Traffic {
     pub bytes: Counter,
 }
 
-/// The counters of one worker. `received + injected == sent + punted + drops`, after every turn.
+/// The counters of one worker. After every turn `received + injected + created + taken_over +
+/// released == sent + punted + drops + handed_over + held`.
 #[derive(Debug)]
 pub struct Counters {
     /// Frames from ports.
     pub received: Counter,
     /// Frames from the kernel, to be sent.
     pub injected: Counter,
+    /// Frames that the worker made: the later pieces of packets that had to be split.
+    pub created: Counter,
+    /// Frames that came from other workers, and that went to them.
+    pub taken_over: Counter,
+    /// See `taken_over`.
+    pub handed_over: Counter,
+    /// Fragments that had to wait for their first one, and that have waited.
+    pub held: Counter,
+    /// See `held`.
+    pub released: Counter,
+    /// Of the frames sent: those that became an answer to their sender.
+    pub answered: Counter,
     /// Frames sent.
     pub sent: Counter,
     /// Frames given to the kernel.
@@ -63,6 +76,12 @@ impl Counters {
         Self {
             received: Counter::default(),
             injected: Counter::default(),
+            created: Counter::default(),
+            taken_over: Counter::default(),
+            handed_over: Counter::default(),
+            held: Counter::default(),
+            released: Counter::default(),
+            answered: Counter::default(),
             sent: Counter::default(),
             punted: Counter::default(),
             drops: Default::default(),
@@ -87,8 +106,12 @@ impl Counters {
     /// Frames that came in, and frames that are accounted for; equal between turns.
     #[must_use]
     pub fn balance(&self) -> (u64, u64) {
+        let sum = |counters: &[&Counter]| counters.iter().map(|counter| counter.get()).sum::<u64>();
+        let came =
+            [&self.received, &self.injected, &self.created, &self.taken_over, &self.released];
+        let left = [&self.sent, &self.punted, &self.handed_over, &self.held];
         let drops: u64 = self.drops.iter().map(Counter::get).sum();
-        (self.received.get() + self.injected.get(), self.sent.get() + self.punted.get() + drops)
+        (sum(&came), sum(&left) + drops)
     }
 }
 
@@ -109,6 +132,12 @@ mod tests {
         counters.drop(DropReason::TxFull);
         counters.drop(DropReason::TxFull);
         assert_eq!(counters.balance(), (12, 12));
+        for counter in [&counters.created, &counters.taken_over, &counters.released] {
+            counter.add(1);
+        }
+        counters.handed_over.add(2);
+        counters.held.add(2);
+        assert_eq!(counters.balance(), (15, 16));
         assert_eq!(counters.drops[DropReason::TxFull as usize].get(), 2);
     }
 

@@ -30,9 +30,23 @@ pub enum DropReason {
     /// More IPv6 extension headers than are walked.
     #[error("too_many_extensions")]
     TooManyExtensions,
-    /// A fragment for a service's address.
-    #[error("fragment")]
-    Fragment,
+    /// A first fragment without all of the transport header (RFC 1858 §3, RFC 7112 §5), or of the
+    /// same datagram.
+    #[error("fragment_tiny")]
+    FragmentTiny,
+    /// A fragment with bytes that another of its datagram had already (RFC 1858 §4, RFC 5722), or
+    /// of a datagram where there was one that had.
+    #[error("fragment_overlap")]
+    FragmentOverlap,
+    /// No room to remember another datagram, fragment, or gap between fragments.
+    #[error("fragment_full")]
+    FragmentFull,
+    /// The first fragment of the datagram did not come in time.
+    #[error("fragment_timeout")]
+    FragmentTimeout,
+    /// The queue to the worker that has the flow is full.
+    #[error("hand_over_full")]
+    HandOverFull,
     /// Sent to another station's MAC, or to nobody here and there is no kernel side.
     #[error("not_ours")]
     NotOurs,
@@ -51,6 +65,9 @@ pub enum DropReason {
     /// With its outer header the packet exceeds the MTU of the port that it leaves by.
     #[error("too_big")]
     TooBig,
+    /// No buffer for the rest of a packet that has to leave in pieces.
+    #[error("no_buffer")]
+    NoBuffer,
     /// The transmit queue is full.
     #[error("tx_full")]
     TxFull,
@@ -58,7 +75,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -67,13 +84,18 @@ impl DropReason {
         Self::BadSource,
         Self::SameSource,
         Self::TooManyExtensions,
-        Self::Fragment,
+        Self::FragmentTiny,
+        Self::FragmentOverlap,
+        Self::FragmentFull,
+        Self::FragmentTimeout,
+        Self::HandOverFull,
         Self::NotOurs,
         Self::PuntLimit,
         Self::NoBackend,
         Self::NextHopUnresolved,
         Self::NoHeadroom,
         Self::TooBig,
+        Self::NoBuffer,
         Self::TxFull,
     ];
     /// How many there are.

@@ -5,6 +5,7 @@
 
 use arrayvec::ArrayVec;
 
+use crate::burst::{Fate, Meta, WorkerId};
 use crate::tables::next_hop::PortId;
 
 /// Frames of a burst, at most: one bit each in a `u64`.
@@ -43,6 +44,12 @@ pub trait Frame {
     /// Cuts the end off behind `len` bytes; nothing, if there are not as many.
     fn truncate(&mut self, len: usize);
 
+    /// Another frame from the same memory: `front`, then `back`. `None` if there is no buffer left,
+    /// or none that is as large.
+    fn sibling(&self, front: &[u8], back: &[u8]) -> Option<Self>
+    where
+        Self: Sized;
+
     /// Does the frame lie in one piece?
     fn is_contiguous(&self) -> bool {
         true
@@ -76,6 +83,25 @@ pub trait Io {
 
     /// Appends the frames that the kernel wants sent out of `port`, as many as fit.
     fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<Self::Frame>);
+
+    /// Gives a frame that came in by `port` to another worker.
+    ///
+    /// # Errors
+    /// The frame, if the worker's queue is full.
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        port: PortId,
+        frame: Self::Frame,
+    ) -> Result<(), Self::Frame>;
+
+    /// Appends the frames that came in by `port` and that other workers gave to this one, as many as
+    /// fit.
+    fn take_over(&mut self, port: PortId, frames: &mut Frames<Self::Frame>);
+
+    /// Is told what became of each frame that a burst brought in. For those who explain.
+    #[inline]
+    fn decided(&mut self, _frame: &Self::Frame, _meta: &Meta, _fate: Fate) {}
 
     /// Lets frames go, all at once.
     fn discard(&mut self, frames: &mut Frames<Self::Frame>) {

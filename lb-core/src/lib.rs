@@ -9,7 +9,8 @@
 //!    the ways to reach a backend, [`wire`] the headers.
 //! 2. [`burst`]: the frames that go through it together; [`frame`]: what a frame is, and where it
 //!    comes from and goes to; [`drop_reason`]: why one goes nowhere.
-//! 3. [`worker`]: one turn of the loop around it; [`counters`].
+//! 3. [`worker`]: one turn of the loop around it; [`state`]: what it remembers, [`fragments`] above
+//!    all; [`counters`]; [`rate`].
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
 //! 5. [`publish`]: how a new version of the tables reaches the workers.
@@ -20,14 +21,18 @@ pub mod counters;
 pub mod drop_reason;
 pub mod flow_hash;
 pub mod forward;
+pub mod fragments;
 pub mod frame;
 pub mod maglev;
 pub mod model;
 pub mod pipeline;
 mod prefetch;
 pub mod publish;
+mod quote;
+pub mod rate;
 pub mod sim;
 pub mod stage;
+pub mod state;
 pub mod tables;
 pub mod tuple;
 pub mod wire;

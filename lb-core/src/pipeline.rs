@@ -4,13 +4,24 @@ use crate::burst::Burst;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
-use crate::stage::{classify::classify, forward::forward, parse::parse, select::select};
+use crate::stage::classify::classify;
+use crate::stage::forward::forward;
+use crate::stage::fragment::fragment;
+use crate::stage::parse::parse;
+use crate::stage::select::select;
+use crate::state::State;
 use crate::tables::Tables;
 
 /// Takes a burst from bytes to decisions. Afterwards each frame is live and rewritten, to be sent;
-/// or the kernel's; or dropped, with a reason.
+/// or the kernel's, another worker's, or waiting; or dropped, with a reason. `state` has further
+/// frames, where packets leave in pieces.
 #[inline]
-pub fn process<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters) {
+pub fn process<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    counters: &Counters,
+    state: &mut State<F>,
+) {
     let Some(port) = tables.ports.get(burst.port().index()) else {
         return burst.for_each_live(|_, _| Err(DropReason::NotOurs.into()));
     };
@@ -19,7 +30,8 @@ pub fn process<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Count
         frame.prefetch();
     }
     parse(burst, port);
+    fragment(burst, tables, state);
     classify(burst, tables);
     select(burst, tables);
-    forward(burst, tables, counters);
+    forward(burst, tables, port, counters, state);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::burst::WorkerId;
 use crate::frame::{Checked, Frame, Frames, Io};
 use crate::tables::next_hop::PortId;
 
@@ -19,6 +20,8 @@ pub struct SimFrame {
     pub is_split: bool,
     /// What the NIC would say.
     pub ipv4_checked: Checked,
+    /// As if there were no buffers left for others.
+    pub out_of_memory: bool,
 }
 
 impl SimFrame {
@@ -33,7 +36,14 @@ impl SimFrame {
     pub fn with_headroom(bytes: &[u8], headroom: usize) -> Self {
         let mut buffer = vec![0; headroom + bytes.len()];
         buffer[headroom..].copy_from_slice(bytes);
-        Self { buffer, start: headroom, number: 0, is_split: false, ipv4_checked: Checked::Unknown }
+        Self {
+            buffer,
+            start: headroom,
+            number: 0,
+            is_split: false,
+            ipv4_checked: Checked::Unknown,
+            out_of_memory: false,
+        }
     }
 }
 
@@ -59,6 +69,11 @@ impl Frame for SimFrame {
         self.buffer.truncate(self.start + len);
     }
 
+    fn sibling(&self, front: &[u8], back: &[u8]) -> Option<Self> {
+        (!self.out_of_memory)
+            .then(|| Self { number: self.number, ..Self::new(&[front, back].concat()) })
+    }
+
     fn is_contiguous(&self) -> bool {
         !self.is_split
     }
@@ -81,6 +96,12 @@ pub struct SimIo {
     pub punted: Vec<Vec<SimFrame>>,
     /// What the kernel wants sent.
     pub from_kernel: Vec<VecDeque<SimFrame>>,
+    /// What was given to other workers, and by which port it had come.
+    pub handed_over: Vec<(WorkerId, PortId, SimFrame)>,
+    /// By port: what other workers gave.
+    pub taking_over: Vec<VecDeque<SimFrame>>,
+    /// Frames that `handed_over` takes before it is full.
+    pub hand_over_max: usize,
     /// Frames that `sent` takes before it is full, for each port.
     pub send_max: usize,
     /// Frames that `punted` takes before it is full, for each port.
@@ -96,6 +117,9 @@ impl SimIo {
             sent: vec![Vec::new(); ports],
             punted: vec![Vec::new(); ports],
             from_kernel: vec![VecDeque::new(); ports],
+            handed_over: Vec::new(),
+            taking_over: vec![VecDeque::new(); ports],
+            hand_over_max: usize::MAX,
             send_max: usize::MAX,
             punt_max: usize::MAX,
         }
@@ -124,6 +148,25 @@ impl Io for SimIo {
         }
         punted.push(frame);
         Ok(())
+    }
+
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        port: PortId,
+        frame: SimFrame,
+    ) -> Result<(), SimFrame> {
+        if self.handed_over.len() >= self.hand_over_max {
+            return Err(frame);
+        }
+        self.handed_over.push((worker, port, frame));
+        Ok(())
+    }
+
+    fn take_over(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        let queue = &mut self.taking_over[port.index()];
+        let n = queue.len().min(frames.remaining_capacity());
+        frames.extend(queue.drain(..n));
     }
 
     fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {

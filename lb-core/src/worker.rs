@@ -2,56 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::burst::{Burst, Fate};
+use crate::burst::{Burst, Exit, Fate};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
-use crate::frame::{Frame, Frames, Io};
+use crate::frame::{Frames, Io};
 use crate::pipeline::process;
 use crate::publish::Subscriber;
+use crate::rate::{RateLimit, Tick};
+use crate::stage::fragment::datagram;
+use crate::state::{Settings, State};
 use crate::tables::Tables;
 use crate::tables::next_hop::PortId;
-
-/// Coarse monotonic time: milliseconds since the process began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tick(pub u64);
-
-/// A bounded rate: so many a second, and no more than a tenth of that at once.
-#[derive(Clone, Copy, Debug)]
-pub struct RateLimit {
-    per_second: u64,
-    /// In thousandths, so that no millisecond's part is lost.
-    tokens: u64,
-    last: Tick,
-}
-
-impl RateLimit {
-    /// At least one at once.
-    #[must_use]
-    pub fn new(per_second: u32) -> Self {
-        let mut limit = Self { per_second: per_second.into(), tokens: 0, last: Tick(0) };
-        limit.tokens = limit.tokens_max();
-        limit
-    }
-
-    fn tokens_max(&self) -> u64 {
-        (self.per_second * 100).max(1000)
-    }
-
-    /// May one more pass?
-    pub fn allow(&mut self, now: Tick) -> bool {
-        let elapsed_ms = now.0.saturating_sub(self.last.0).min(1000);
-        self.last = self.last.max(now);
-        self.tokens = (self.tokens + elapsed_ms * self.per_second).min(self.tokens_max());
-        let allowed = self.tokens >= 1000;
-        self.tokens -= if allowed { 1000 } else { 0 };
-        allowed
-    }
-
-    /// Takes an [`allow`](Self::allow) back: nothing passed after all.
-    pub fn give_back(&mut self) {
-        self.tokens = (self.tokens + 1000).min(self.tokens_max());
-    }
-}
 
 /// All that one worker owns.
 #[derive(Debug)]
@@ -59,6 +20,7 @@ pub struct Worker<I: Io> {
     io: I,
     tables: Subscriber<Tables>,
     counters: Arc<Counters>,
+    state: State<I::Frame>,
     burst: Burst<I::Frame>,
     /// By port: what it is to send.
     outgoing: Box<[Frames<I::Frame>]>,
@@ -68,36 +30,41 @@ pub struct Worker<I: Io> {
 }
 
 impl<I: Io> Worker<I> {
-    /// `punts_per_second` bounds what this worker gives to the kernel, for each port.
+    /// A worker at `ports` ports that has remembered nothing yet.
     #[must_use]
     pub fn new(
         io: I,
         ports: usize,
         tables: Subscriber<Tables>,
         counters: Arc<Counters>,
-        punts_per_second: u32,
+        settings: Settings,
     ) -> Self {
+        let limit = RateLimit::new(settings.punts_per_second);
         Self {
             io,
             tables,
             counters,
+            state: State::new(settings),
             burst: Burst::default(),
             outgoing: (0..ports).map(|_| Frames::new()).collect(),
-            punts: (0..ports).map(|_| RateLimit::new(punts_per_second)).collect(),
+            punts: vec![limit; ports].into(),
             dropped: Frames::new(),
         }
     }
 
-    /// Takes one burst of every port through the pipeline, and what the kernel sends to the ports.
-    /// Returns how many frames came in.
+    /// Takes one burst of every port through the pipeline, what other workers hand over, and what
+    /// the kernel sends to the ports. Returns how many frames came in.
     pub fn turn(&mut self, now: Tick) -> usize {
+        self.state.now = now;
         let mut came = 0;
         for place in 0..self.outgoing.len() {
             #[expect(clippy::cast_possible_truncation, reason = "at most PORTS_MAX ports")]
             let port = PortId(place as u8);
-            came += self.turn_port(port, now);
+            came += self.receive(port);
+            came += self.take_over(port);
             came += self.inject(port);
         }
+        self.give_up_late_fragments();
         // Also without traffic: a version is in force only when every worker says so.
         self.tables.newest();
         self.counters.turns.add(1);
@@ -115,37 +82,85 @@ impl<I: Io> Worker<I> {
         &mut self.io
     }
 
-    fn turn_port(&mut self, port: PortId, now: Tick) -> usize {
+    /// What waits at `port`.
+    fn receive(&mut self, port: PortId) -> usize {
         self.burst.refill(port, |frames| self.io.receive(port, frames));
         let came = self.burst.frames().len();
-        if came == 0 {
-            return 0;
+        if came > 0 {
+            self.counters.received.add(came as u64);
+            self.run();
         }
-        self.counters.received.add(came as u64);
-        process(&mut self.burst, self.tables.newest(), &self.counters);
-        for (counter, &n) in self.counters.drops.iter().zip(self.burst.drops()) {
-            if n != 0 {
-                counter.add(n.into());
-            }
+        came
+    }
+
+    /// What other workers hand over that came in by `port`.
+    fn take_over(&mut self, port: PortId) -> usize {
+        self.burst.refill(port, |frames| self.io.take_over(port, frames));
+        let came = self.burst.frames().len();
+        if came > 0 {
+            self.counters.taken_over.add(came as u64);
+            self.run();
         }
-        let Self { io, burst, outgoing, punts, dropped, counters, .. } = self;
-        burst.take(|frame, fate| match fate {
-            Fate::Send(out) => match outgoing.get_mut(out.index()) {
-                Some(frames) => frames.push(frame),
-                None => refuse(frame, DropReason::NextHopUnresolved, dropped, counters),
-            },
-            Fate::Punt => {
-                let allowed = punts.get_mut(port.index()).is_some_and(|punts| punts.allow(now));
-                match if allowed { io.punt(port, frame) } else { Err(frame) } {
-                    Ok(()) => counters.punted.add(1),
-                    Err(frame) => refuse(frame, DropReason::PuntLimit, dropped, counters),
+        came
+    }
+
+    /// The burst through the pipeline, and then the fragments that were waiting for what was in it.
+    fn run(&mut self) {
+        self.run_once();
+        loop {
+            let mut frames = Frames::new();
+            let Some(port) = self.state.fragments.take_ready(&mut frames) else { break };
+            self.counters.released.add(frames.len() as u64);
+            self.burst.refill(port, |into| into.extend(frames));
+            self.run_once();
+        }
+    }
+
+    fn run_once(&mut self) {
+        let port = self.burst.port();
+        let Self { io, tables, counters, state, burst, outgoing, punts, dropped } = self;
+        let tables = tables.newest();
+        process(burst, tables, counters, state);
+        burst.take(|place, frame, meta, fate| {
+            io.decided(&frame, meta, fate);
+            let refused = match fate {
+                Fate::Send(out) => {
+                    let refused = push(io, outgoing, counters, out, frame);
+                    while let Some((out, piece)) = state.take_created(place) {
+                        if let Err((piece, reason)) = push(io, outgoing, counters, out, piece) {
+                            refuse(piece, reason, dropped, counters, io);
+                        }
+                    }
+                    refused
                 }
+                Fate::Exit(Exit::Punt) => {
+                    let allowed =
+                        punts.get_mut(port.index()).is_some_and(|punts| punts.allow(state.now));
+                    let punted = if allowed { io.punt(port, frame) } else { Err(frame) };
+                    punted
+                        .map(|()| counters.punted.add(1))
+                        .map_err(|frame| (frame, DropReason::PuntLimit))
+                }
+                Fate::Exit(Exit::Hold) => match datagram(&frame, meta, tables) {
+                    Some(name) => state
+                        .fragments
+                        .hold(name, port, frame, state.now)
+                        .map(|()| counters.held.add(1))
+                        .map_err(|frame| (frame, DropReason::FragmentFull)),
+                    None => Err((frame, DropReason::Truncated)),
+                },
+                Fate::Exit(Exit::HandOver(worker)) => io
+                    .hand_over(worker, port, frame)
+                    .map(|()| counters.handed_over.add(1))
+                    .map_err(|frame| (frame, DropReason::HandOverFull)),
+                Fate::Exit(Exit::Drop(reason)) => Err((frame, reason)),
+            };
+            if let Err((frame, reason)) = refused {
+                refuse(frame, reason, dropped, counters, io);
             }
-            Fate::Drop => dropped.push(frame),
         });
         self.io.discard(&mut self.dropped);
         self.flush();
-        came
     }
 
     /// Sends what the kernel has for `port`.
@@ -162,33 +177,75 @@ impl<I: Io> Worker<I> {
         came
     }
 
-    /// Sends all that waits; what a queue refuses is dropped. One burst comes from one port, so each
-    /// queue of frames has room for all of it.
+    fn give_up_late_fragments(&mut self) {
+        let Self { io, counters, state, dropped, .. } = self;
+        state.fragments.expire(state.now, |frame| {
+            counters.released.add(1);
+            refuse(frame, DropReason::FragmentTimeout, dropped, counters, io);
+        });
+        self.io.discard(&mut self.dropped);
+    }
+
+    /// Sends all that waits; what a queue refuses is dropped.
     fn flush(&mut self) {
         for (frames, port) in self.outgoing.iter_mut().zip((0..).map(PortId)) {
-            let waiting = frames.len();
-            if waiting == 0 {
-                continue;
-            }
-            self.io.send(port, frames);
-            self.counters.sent.add((waiting - frames.len()) as u64);
-            if !frames.is_empty() {
-                self.counters.drops[DropReason::TxFull as usize].add(frames.len() as u64);
-                self.io.discard(frames);
-            }
+            send(&mut self.io, port, frames, &self.counters);
         }
     }
 }
 
-#[cold]
-fn refuse<F: Frame>(frame: F, reason: DropReason, dropped: &mut Frames<F>, counters: &Counters) {
+/// Sends `frames`; what the queue refuses is dropped.
+fn send<I: Io>(io: &mut I, port: PortId, frames: &mut Frames<I::Frame>, counters: &Counters) {
+    let waiting = frames.len();
+    if waiting == 0 {
+        return;
+    }
+    io.send(port, frames);
+    counters.sent.add((waiting - frames.len()) as u64);
+    if !frames.is_empty() {
+        counters.drops[DropReason::TxFull as usize].add(frames.len() as u64);
+        io.discard(frames);
+    }
+}
+
+/// Adds a frame to what is to be sent by `out`; sends what is there first, if that is a burst. One
+/// burst comes from one port, so only packets in pieces fill a queue.
+#[inline]
+fn push<I: Io>(
+    io: &mut I,
+    outgoing: &mut [Frames<I::Frame>],
+    counters: &Counters,
+    out: PortId,
+    frame: I::Frame,
+) -> Result<(), (I::Frame, DropReason)> {
+    let Some(frames) = outgoing.get_mut(out.index()) else {
+        return Err((frame, DropReason::NextHopUnresolved));
+    };
+    if frames.is_full() {
+        send(io, out, frames, counters);
+    }
+    frames.push(frame);
+    Ok(())
+}
+
+fn refuse<I: Io>(
+    frame: I::Frame,
+    reason: DropReason,
+    dropped: &mut Frames<I::Frame>,
+    counters: &Counters,
+    io: &mut I,
+) {
     counters.drop(reason);
+    if dropped.is_full() {
+        io.discard(dropped);
+    }
     dropped.push(frame);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::burst::WorkerId;
     use crate::counters::Counter;
     use crate::model::tests::spec;
     use crate::publish::{Publisher, publication};
@@ -205,7 +262,8 @@ mod tests {
         let (publisher, mut subscribers) = publication(&tables, 1);
         let counters = Arc::new(Counters::new(1));
         let subscriber = subscribers.pop().unwrap();
-        (Worker::new(SimIo::new(ports), ports, subscriber, counters, punts_per_second), publisher)
+        let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second };
+        (Worker::new(SimIo::new(ports), ports, subscriber, counters, settings), publisher)
     }
 
     fn for_service() -> SimFrame {
@@ -218,34 +276,6 @@ mod tests {
 
     fn drops(worker: &Worker<SimIo>, reason: DropReason) -> u64 {
         worker.counters.drops[reason as usize].get()
-    }
-
-    #[test]
-    fn rates_are_bounded_and_the_bound_is_used() {
-        // How many pass of one a millisecond, for so long?
-        for (per_second, milliseconds, expect) in [
-            (0, 10_000, 1),
-            (1, 10_000, 1 + 9),
-            (10, 10_000, 1 + 99),
-            (100, 10_000, 10 + 999),
-            (1000, 10_000, 10_000),
-            (1_000_000, 10_000, 10_000),
-        ] {
-            let mut limit = RateLimit::new(per_second);
-            let passed = (0..milliseconds).filter(|&ms| limit.allow(Tick(ms))).count();
-            assert_eq!(passed, expect, "{per_second} a second");
-        }
-        // And at once, after a long silence?
-        for (per_second, expect) in [(1, 1), (10, 1), (1000, 100), (5000, 500)] {
-            let mut limit = RateLimit::new(per_second);
-            let at_once =
-                |limit: &mut RateLimit, now| (0..10_000).filter(|_| limit.allow(Tick(now))).count();
-            assert_eq!(at_once(&mut limit, 0), expect);
-            assert_eq!(at_once(&mut limit, 3_600_000), expect);
-            assert_eq!(at_once(&mut limit, 0), 0, "time does not run backwards");
-            limit.give_back();
-            assert_eq!(at_once(&mut limit, 3_600_000), 1);
-        }
     }
 
     #[test]

@@ -1,24 +1,30 @@
 //! `weir replay`: a capture through the pipeline, offline.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+use std::mem;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lb_config::Config;
-use lb_core::burst::{Burst, Fate};
+use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
-use lb_core::frame::Frame as _;
+use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::SERVICES_MAX;
-use lb_core::pipeline::process;
-use lb_core::sim::SimFrame;
+use lb_core::publish::{Publisher, publication};
+use lb_core::rate::Tick;
+use lb_core::sim::{SimFrame, SimIo};
+use lb_core::state::Settings;
 use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
 use lb_core::wire::ethernet::{self, MacAddr};
+use lb_core::worker::Worker;
 use serde::Serialize;
 
 use super::Failure;
@@ -48,25 +54,33 @@ pub(crate) struct Args {
     at: Vec<String>,
 }
 
+const SEND: &str = "send";
+const PUNT: &str = "punt";
+const DROP: &str = "drop";
+const ANSWER: &str = "answer";
+
 /// What became of one frame.
-#[derive(Debug, Serialize)]
-struct Decision<'a> {
+#[derive(Clone, Debug, Serialize)]
+struct Decision {
     /// From 1, as captures are counted.
-    frame: u64,
+    frame: usize,
     /// Seconds since the first frame.
     time: f64,
-    /// `send`, `punt` or `drop`.
+    /// `send`, `punt`, `drop` or `answer`.
     verdict: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    service: Option<&'a str>,
+    service: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     slot: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backend: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<&'a str>,
+    port: Option<String>,
+    /// Why it is the service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'static str>,
 }
 
 /// A configuration, and when it comes.
@@ -85,39 +99,65 @@ pub(crate) fn replay(args: &Args) -> Result<(), Failure> {
         changes.push(load(after, Path::new(&pair[1]))?);
     }
     changes.sort_by_key(|change| change.after);
-    let mut verdicts = args.verdicts.as_deref().map(create).transpose()?;
+    let verdicts = args.verdicts.as_deref().map(create).transpose()?;
     let mut output = Writer::create(&args.output)?;
     let mut input = Reader::open(&args.input)?;
     let mut replay = Replay::new(&changes[0].config, first_station(&args.input)?);
     let mut changes = changes.into_iter().peekable();
     let mut start = None;
-    let mut totals = [0_u64; 3];
+    let mut report = Report { verdicts, totals: BTreeMap::new() };
     while let Some(captured) = input.next()? {
         let elapsed = captured.time.saturating_sub(*start.get_or_insert(captured.time));
         while let Some(change) = changes.next_if(|change| change.after <= elapsed) {
             replay.apply(&change.config);
         }
-        let (sent, verdict) = replay.frame(&captured, elapsed);
-        totals[["send", "punt", "drop"].iter().position(|v| *v == verdict.verdict).unwrap_or(2)] +=
-            1;
-        if let Some(file) = &mut verdicts {
-            serde_json::to_writer(&mut *file, &verdict)?;
-            file.write_all(b"\n")?;
-        }
-        if let Some(frame) = sent {
+        for frame in replay.frame(&captured, elapsed) {
             output.write(captured.time, frame.bytes())?;
         }
+        report.write(replay.decided())?;
     }
+    replay.end();
+    report.write(replay.decided())?;
     output.finish()?;
-    if let Some(mut file) = verdicts {
-        file.flush()?;
+    report.finish()
+}
+
+/// What is told of the decisions.
+struct Report {
+    verdicts: Option<Box<dyn std::io::Write>>,
+    totals: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    fn write(&mut self, decisions: impl Iterator<Item = Decision>) -> Result<(), Failure> {
+        for decision in decisions {
+            *self.totals.entry(decision.verdict).or_default() += 1;
+            if let Some(file) = &mut self.verdicts {
+                serde_json::to_writer(&mut *file, &decision)?;
+                file.write_all(b"\n")?;
+            }
+        }
+        Ok(())
     }
-    let [sent, punted, dropped] = totals;
-    eprintln!(
-        "frames {}: sent {sent}, for the kernel {punted}, dropped {dropped}",
-        sent + punted + dropped
-    );
-    Ok(())
+
+    fn finish(self) -> Result<(), Failure> {
+        if let Some(mut file) = self.verdicts {
+            file.flush()?;
+        }
+        let count = |verdict| self.totals.get(verdict).copied().unwrap_or_default();
+        let mut line = format!(
+            "frames {}: sent {}, for the kernel {}, dropped {}",
+            self.totals.values().sum::<u64>(),
+            count(SEND),
+            count(PUNT),
+            count(DROP),
+        );
+        if count(ANSWER) > 0 {
+            write!(line, ", answered {}", count(ANSWER))?;
+        }
+        eprintln!("{line}");
+        Ok(())
+    }
 }
 
 fn load(after: Duration, file: &Path) -> Result<Change, Failure> {
@@ -148,9 +188,14 @@ fn first_station(capture: &Path) -> Result<Option<MacAddr>, CaptureError> {
 
 struct Replay {
     ports: Arc<[Port]>,
-    tables: Tables,
-    counters: Counters,
-    frames: u64,
+    tables: Arc<Tables>,
+    publisher: Publisher<Tables>,
+    worker: Worker<Observed>,
+    /// The time of every frame; frames are numbered from 0.
+    times: Vec<Duration>,
+    /// Decisions are told in the order of the frames: those that wait for an earlier one.
+    early: BTreeMap<usize, Decision>,
+    told: usize,
 }
 
 impl Replay {
@@ -171,54 +216,151 @@ impl Replay {
             })
             .collect();
         let tables = compile(&config.desired, &ports, &next_hops(config, &ports), None);
-        Self { ports, tables, counters: Counters::new(2 * SERVICES_MAX), frames: 0 }
+        let tables = Arc::new(tables);
+        let (publisher, mut subscribers) = publication(&tables, 1);
+        let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
+        let io = Observed { io: SimIo::new(ports.len()), decided: Vec::new() };
+        let counters = Arc::new(Counters::new(2 * SERVICES_MAX));
+        let worker = Worker::new(io, ports.len(), subscribers.remove(0), counters, settings);
+        let (times, early) = (Vec::new(), BTreeMap::new());
+        Self { ports, tables, publisher, worker, times, early, told: 0 }
     }
 
     fn apply(&mut self, config: &Config) {
         let next_hops = next_hops(config, &self.ports);
-        self.tables = compile(&config.desired, &self.ports, &next_hops, Some(&self.tables));
+        let tables = compile(&config.desired, &self.ports, &next_hops, Some(&self.tables));
+        self.tables = Arc::new(tables);
+        self.publisher.publish(&self.tables);
+        self.turn(self.times.last().copied().unwrap_or_default()); // in force before the next frame
     }
 
-    /// Takes one frame through the pipeline; the frame, if it is sent, and what became of it.
-    fn frame(
-        &mut self,
-        captured: &Captured,
-        elapsed: Duration,
-    ) -> (Option<SimFrame>, Decision<'_>) {
-        self.frames += 1;
-        let mut burst = Burst::default();
-        burst.refill(PortId(0), |frames| frames.push(SimFrame::new(&captured.bytes)));
-        process(&mut burst, &self.tables, &self.counters);
-        let fate = burst.fate(0);
-        let reason = burst.drops().iter().position(|&n| n > 0).map(|i| DropReason::ALL[i]);
-        let meta = *burst.meta(0);
-        let place = self.tables.vips.lookup(&meta.tuple).map(|place| place as usize);
-        let service = place.and_then(|place| self.tables.services.get(place));
+    /// Takes one frame through the pipeline; the frames that are sent.
+    fn frame(&mut self, captured: &Captured, elapsed: Duration) -> Vec<SimFrame> {
+        let mut frame = SimFrame::new(&captured.bytes);
+        frame.number = self.times.len();
+        self.times.push(elapsed);
+        if let Some(port) = self.worker.io().io.arriving.first_mut() {
+            port.push_back(frame);
+        }
+        self.turn(elapsed)
+    }
+
+    fn turn(&mut self, elapsed: Duration) -> Vec<SimFrame> {
+        self.worker.turn(Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)));
+        let decided = mem::take(&mut self.worker.io().decided);
+        for (number, meta, fate) in decided {
+            if let Some(decision) = self.decision(number, &meta, fate) {
+                self.early.insert(number, decision);
+            }
+        }
+        let io = &mut self.worker.io().io;
+        io.punted.iter_mut().for_each(Vec::clear);
+        io.sent.iter_mut().flat_map(mem::take).collect()
+    }
+
+    /// What was decided, in the order of the frames, as far as nothing before it is undecided.
+    fn decided(&mut self) -> impl Iterator<Item = Decision> {
+        std::iter::from_fn(|| {
+            let decision = self.early.remove(&self.told)?;
+            self.told += 1;
+            Some(decision)
+        })
+    }
+
+    /// Nothing comes any more: what waits has waited in vain.
+    fn end(&mut self) {
+        for number in self.told..self.times.len() {
+            let late = Fate::Exit(DropReason::FragmentTimeout.into());
+            if !self.early.contains_key(&number)
+                && let Some(decision) = self.decision(number, &Meta::default(), late)
+            {
+                self.early.insert(number, decision);
+            }
+        }
+    }
+
+    /// `None`: it is not decided yet.
+    fn decision(&self, number: usize, meta: &Meta, fate: Fate) -> Option<Decision> {
+        let is_read = meta.rule != Rule::None;
+        let service = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
+        let service = service.and_then(|place| self.tables.services.get(place as usize));
         let spec = service.map(|service| service.source.spec());
-        let mut verdict = Decision {
-            frame: self.frames,
-            time: elapsed.as_secs_f64(),
-            verdict: "drop",
-            reason: reason.map(|reason| reason.to_string()),
-            service: spec.map(|spec| spec.name.as_str()),
+        let mut decision = Decision {
+            frame: number + 1,
+            time: self.times.get(number)?.as_secs_f64(),
+            verdict: DROP,
+            reason: None,
+            service: spec.map(|spec| spec.name.clone()),
             slot: None,
             backend: None,
             port: None,
+            rule: None,
         };
-        let mut sent = None;
         match fate {
             Fate::Send(out) => {
-                verdict.verdict = "send";
-                verdict.slot = Some(meta.slot);
                 let backend = spec.and_then(|spec| spec.backends.get(usize::from(meta.backend)));
-                verdict.backend = backend.map(|backend| backend.address);
-                verdict.port = self.ports.get(out.index()).map(|port| port.name.as_str());
-                burst.take(|frame, _| sent = Some(frame));
+                decision.backend = backend.map(|backend| backend.address);
+                decision.slot = Some(meta.slot);
+                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
+                (decision.verdict, decision.rule) = match meta.rule {
+                    Rule::None => (SEND, None),
+                    Rule::Flow => (SEND, Some("flow")),
+                    Rule::Fragment => (SEND, Some("fragment")),
+                    Rule::IcmpError => (SEND, Some("icmp_error")),
+                    Rule::Answer => (ANSWER, Some("flow")),
+                };
+                if meta.rule == Rule::Answer {
+                    decision.reason = Some(DropReason::TooBig.to_string());
+                }
             }
-            Fate::Punt => verdict.verdict = "punt",
-            Fate::Drop => {}
+            Fate::Exit(Exit::Punt) => decision.verdict = PUNT,
+            Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),
+            Fate::Exit(Exit::Hold | Exit::HandOver(_)) => return None,
         }
-        (sent, verdict)
+        Some(decision)
+    }
+}
+
+/// Queues in memory that note what was decided.
+struct Observed {
+    io: SimIo,
+    decided: Vec<(usize, Meta, Fate)>,
+}
+
+impl Io for Observed {
+    type Frame = SimFrame;
+
+    fn receive(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        self.io.receive(port, frames);
+    }
+
+    fn send(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        self.io.send(port, frames);
+    }
+
+    fn punt(&mut self, port: PortId, frame: SimFrame) -> Result<(), SimFrame> {
+        self.io.punt(port, frame)
+    }
+
+    fn receive_from_kernel(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        self.io.receive_from_kernel(port, frames);
+    }
+
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        port: PortId,
+        frame: SimFrame,
+    ) -> Result<(), SimFrame> {
+        self.io.hand_over(worker, port, frame)
+    }
+
+    fn take_over(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
+        self.io.take_over(port, frames);
+    }
+
+    fn decided(&mut self, frame: &SimFrame, meta: &Meta, fate: Fate) {
+        self.decided.push((frame.number, *meta, fate));
     }
 }
 

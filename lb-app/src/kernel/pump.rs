@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use dpdk::MbufPool;
-use lb_core::worker::{RateLimit, Tick};
+use lb_core::rate::{RateLimit, Tick};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tracing::{error, warn};

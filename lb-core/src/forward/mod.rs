@@ -2,18 +2,42 @@
 
 use zerocopy::IntoBytes;
 
+use crate::burst::Meta;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
-use crate::tables::HopEntry;
+use crate::model::TunnelKind;
 use crate::tables::next_hop::PortId;
+use crate::tables::{Ends, HopEntry};
 use crate::wire::ethernet::{HEADER_BYTES, TAG_BYTES, TAGS_MAX, VLAN};
 
+mod answer;
 pub mod gre;
 pub mod gue;
 pub mod ipip;
 pub mod l2dsr;
 pub mod mss;
 mod outer;
+mod split;
+pub mod too_big;
+
+/// Puts the packet into a tunnel's outer one and sends it to the hop.
+///
+/// # Errors
+/// [`DropReason::TooBig`], [`DropReason::NoHeadroom`].
+#[inline(always)]
+pub fn tunnel<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (kind, ends): (TunnelKind, &Ends),
+) -> Result<(), DropReason> {
+    match kind {
+        TunnelKind::Ipip => ipip::forward(frame, meta, hop, came_by, ends),
+        TunnelKind::Gue { port } => gue::forward(frame, meta, hop, came_by, ends, port),
+        TunnelKind::Gre => gre::forward(frame, meta, hop, came_by, ends),
+    }
+}
 
 /// An Ethernet header without its `EtherType`, which belongs to what follows: MACs and tags.
 struct L2Header {

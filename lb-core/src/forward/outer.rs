@@ -214,7 +214,8 @@ mod tests {
         hash: u64,
     ) -> Vec<u8> {
         let frame = packet.frame();
-        let meta = Meta { hash, ..parsed(&frame) };
+        let mut meta = parsed(&frame);
+        meta.hash = hash;
         let mut sim = SimFrame::new(&frame);
         forward(&mut sim, &meta, hop, kind, &ends).unwrap();
         sim.bytes().to_vec()

@@ -1,26 +1,21 @@
 //! Destination → service.
 
-use crate::burst::{Burst, Exit, Meta};
-use crate::drop_reason::DropReason;
+use crate::burst::{Burst, Exit};
 use crate::flow_hash::reduce;
 use crate::frame::Frame;
 use crate::model::Affinity;
 use crate::prefetch::prefetch;
-use crate::tables::{ByAddress, Tables};
+use crate::tables::Tables;
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
 /// `meta.service`, `meta.hash`, `meta.slot`.
 ///
 /// Punts what no service has.
 ///
-/// Drops: [`DropReason::Fragment`] for a service's address, and the service's
-/// [`without_slots`](crate::tables::ServiceTable::without_slots).
+/// Drops: the service's [`without_slots`](crate::tables::ServiceTable::without_slots).
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     burst.for_each_live(|_, meta| {
-        if meta.is_fragment {
-            return Err(fragment(meta, tables));
-        }
         let place = tables.vips.lookup(&meta.tuple).ok_or(Exit::Punt)?;
         let Some(service) = tables.services.get(place as usize) else {
             return Err(Exit::Punt);
@@ -36,16 +31,6 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     });
 }
 
-/// A fragment has no port to be looked up by: its address says whether the kernel may have it.
-#[cold]
-fn fragment(meta: &Meta, tables: &Tables) -> Exit {
-    if meta.is_fragment && tables.vips.by_address(&meta.tuple) != ByAddress::None {
-        DropReason::Fragment.into()
-    } else {
-        Exit::Punt
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeSet;
@@ -53,6 +38,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::burst::tests::burst_of;
     use crate::burst::{Burst, Fate};
+    use crate::drop_reason::DropReason;
     use crate::model::tests::{backend, spec};
     use crate::model::{Backend, DesiredState, HashKey, PortRange, Protocol, Service, ServiceSpec};
     use crate::sim::SimFrame;
@@ -103,7 +89,6 @@ pub(crate) mod tests {
         let src = "198.51.100.7:40000";
         let src6 = "[2001:db8::7]:40000";
         let tcp = |dst| Packet::tcp(src, dst);
-        let part = |packet: Packet, fragment| packet.with(|p| p.fragment = Some(fragment));
         let drop = |reason| Err(Exit::Drop(reason));
         for (name, packet, expect) in [
             ("web", tcp("10.0.0.100:80"), Ok(0)),
@@ -118,28 +103,11 @@ pub(crate) mod tests {
             ("no backend", tcp("10.0.0.102:80"), drop(DropReason::NoBackend)),
             ("drained", tcp("10.0.0.103:80"), drop(DropReason::NoBackend)),
             ("unresolved", tcp("10.0.0.104:80"), drop(DropReason::NextHopUnresolved)),
-            ("first part", part(tcp("10.0.0.100:80"), (0, true)), drop(DropReason::Fragment)),
-            ("last part", part(tcp("10.0.0.101:80"), (185, false)), drop(DropReason::Fragment)),
-            (
-                "last part, IPv6",
-                part(Packet::tcp(src6, "[fd00::100]:80"), (185, false)),
-                drop(DropReason::Fragment),
-            ),
-            ("a part for nobody", part(tcp("10.0.0.1:80"), (185, false)), Err(Exit::Punt)),
-            (
-                "a part of no service's protocol",
-                part(Packet::udp(src, "10.0.0.101:80"), (0, true)),
-                Err(Exit::Punt),
-            ),
         ] {
             let burst = classified(&tables, [packet]);
             let found = match burst.fate(0) {
                 Fate::Send(_) => Ok(burst.meta(0).service),
-                Fate::Punt => Err(Exit::Punt),
-                Fate::Drop => {
-                    let place = burst.drops().iter().position(|&count| count == 1).unwrap();
-                    drop(DropReason::ALL[place])
-                }
+                Fate::Exit(exit) => Err(exit),
             };
             assert_eq!(found, expect, "{name}");
         }

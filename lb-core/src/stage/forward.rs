@@ -1,22 +1,31 @@
 //! Backend → the frame that leaves.
 
-use crate::burst::Burst;
+use crate::burst::{Burst, Rule};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
-use crate::forward::{gre, gue, ipip, l2dsr, mss};
+use crate::forward::{l2dsr, mss, too_big, tunnel};
 use crate::frame::Frame;
-use crate::model::{MssClamp, TunnelKind};
+use crate::model::MssClamp;
+use crate::state::State;
+use crate::tables::next_hop::Port;
 use crate::tables::{Path, Tables};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
-/// the service's traffic.
+/// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
 ///
-/// Drops: [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::NoHeadroom`].
+/// Drops: [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::NoHeadroom`],
+/// [`DropReason::NoBuffer`].
 #[inline(always)]
-pub fn forward<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters) {
+pub fn forward<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    port: &Port,
+    counters: &Counters,
+    state: &mut State<F>,
+) {
     let came_by = burst.port();
-    burst.for_each_live(|frame, meta| {
+    burst.for_each_numbered(|place, frame, meta| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let backend =
             service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
@@ -27,23 +36,30 @@ pub fn forward<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Count
             .get(reduce_low(meta.hash, ways) as usize)
             .ok_or(DropReason::NextHopUnresolved)?;
         meta.out = hop.out;
+        let packet_len = u64::from(meta.packet_len);
         if service.mss != MssClamp::Keep {
             let packet_max = usize::from(hop.mtu).saturating_sub(backend.path.overhead());
             mss::clamp(frame, meta, service.mss, packet_max);
         }
-        match &backend.path {
-            Path::Plain => l2dsr::forward(frame, meta, hop, came_by)?,
-            Path::Tunnel(TunnelKind::Ipip, ends) => {
-                ipip::forward(frame, meta, hop, came_by, ends)?;
+        let forwarded = match &backend.path {
+            Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
+            Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
+        };
+        match forwarded {
+            Ok(()) => {}
+            Err(DropReason::TooBig) => {
+                let way = (hop, &backend.path);
+                let came = (place, came_by, port);
+                too_big::handle(frame, meta, way, came, (&mut *state, counters))?;
+                if meta.rule == Rule::Answer {
+                    return Ok(());
+                }
             }
-            Path::Tunnel(TunnelKind::Gue { port }, ends) => {
-                gue::forward(frame, meta, hop, came_by, ends, *port)?;
-            }
-            Path::Tunnel(TunnelKind::Gre, ends) => gre::forward(frame, meta, hop, came_by, ends)?,
+            Err(other) => return Err(other.into()),
         }
         if let Some(traffic) = counters.service(service.id) {
             traffic.frames.add(1);
-            traffic.bytes.add(u64::from(meta.packet_len));
+            traffic.bytes.add(packet_len);
         }
         Ok(())
     });
@@ -54,19 +70,26 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::burst::{Burst, Fate};
+    use crate::burst::{Burst, Fate, WorkerId};
     use crate::model::tests::spec;
     use crate::model::{Forward, ServiceSpec};
     use crate::sim::SimFrame;
     use crate::sim::packet::Packet;
     use crate::stage::classify::tests::{classified, tables};
     use crate::stage::select::select;
+    use crate::state::Settings;
     use crate::tables::ServiceId;
     use crate::tables::next_hop::PortId;
 
     fn tunnel() -> ServiceSpec {
         // Behind two gateways, one a port.
         ServiceSpec { forward: Forward::IPIP, ..spec("far", "10.0.0.101", &["10.2.0.1"]) }
+    }
+
+    fn run(burst: &mut Burst<SimFrame>, tables: &Tables, counters: &Counters) {
+        let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: 1000 };
+        let mut state = State::new(settings);
+        forward(burst, tables, &tables.ports[0], counters, &mut state);
     }
 
     fn selected(tables: &Tables, packets: impl IntoIterator<Item = Packet>) -> Burst<SimFrame> {
@@ -81,11 +104,12 @@ mod tests {
         let client = "198.51.100.7:40000";
         let near = Packet::tcp(client, "10.0.0.100:80");
         let far = Packet::tcp(client, "10.0.0.101:80").with(|p| p.padding = 3);
-        let big = near.clone().with(|p| p.payload = vec![0; 1461]);
+        let big =
+            near.clone().with(|p| (p.payload, p.fragment) = (vec![0; 1461], Some((0, false))));
         let counters = Counters::new(2);
         let given = [near.clone(), far.clone(), near.clone(), big];
         let mut burst = selected(&tables, given);
-        forward(&mut burst, &tables, &counters);
+        run(&mut burst, &tables, &counters);
 
         assert_eq!(burst.drops()[DropReason::TooBig as usize], 1);
         let lengths: Vec<_> = burst.frames().iter().map(|frame| frame.bytes().len()).collect();
@@ -111,7 +135,7 @@ mod tests {
                     Packet::tcp(&client, "10.0.0.101:80")
                 };
                 let mut burst = selected(&tables, (0..64).map(packet));
-                forward(&mut burst, &tables, &counters);
+                run(&mut burst, &tables, &counters);
                 for i in 0..64 {
                     let Fate::Send(out) = burst.fate(i) else { panic!("{i}") };
                     let before = ways.insert((round, i), out);
@@ -147,7 +171,7 @@ mod tests {
                 (meta.service, meta.backend) = (service, backend);
                 Ok(())
             });
-            forward(&mut burst, &tables, &counters);
+            run(&mut burst, &tables, &counters);
             assert_eq!(burst.drops()[expect as usize], 1, "{service} {backend}");
         }
         assert_eq!(counters.service(ServiceId(0)).unwrap().frames.get(), 0);

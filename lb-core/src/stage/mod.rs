@@ -3,5 +3,6 @@
 
 pub mod classify;
 pub mod forward;
+pub mod fragment;
 pub mod parse;
 pub mod select;

@@ -1,8 +1,9 @@
 //! Bytes → what the other stages need to know.
 
-use crate::burst::{Burst, Exit, Meta};
+use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::{Checked, Frame};
+use crate::quote;
 use crate::tables::next_hop::Port;
 use crate::tuple::{Tuple, mapped};
 use crate::wire::checksum::Checksum;
@@ -10,18 +11,20 @@ use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::ports::{self, Ports};
-use crate::wire::{ICMP, ICMPV6};
+use crate::wire::{ICMP, ICMPV6, icmp};
 
 /// Reads the headers of each frame. Writes `meta.tuple`, the offsets, `meta.packet_len`.
 ///
-/// Punts what no service can be meant by: groups, other `EtherType`s, ICMP. A fragment
-/// has `meta.is_fragment`, and zero for its ports.
+/// Punts what no service can be meant by: groups, other `EtherType`s, ICMP but for errors about
+/// flows, whose tuple is that of the flow. A fragment has `meta.is_fragment`, and zero for its ports.
 ///
 /// Drops: [`DropReason::MultiSegment`], [`DropReason::NotOurs`] (another station's MAC), and what is
 /// not a good header.
 #[inline(always)]
 pub fn parse<F: Frame>(burst: &mut Burst<F>, port: &Port) {
+    let mut any_fragment = false;
     burst.for_each_live(|frame, meta| {
+        meta.rule = Rule::None;
         if !frame.is_contiguous() {
             return Err(DropReason::MultiSegment.into());
         }
@@ -37,11 +40,14 @@ pub fn parse<F: Frame>(burst: &mut Burst<F>, port: &Port) {
             meta.l3_offset = payload.offset as u16;
         }
         match payload.ether_type {
-            ethernet::IPV4 => ipv4(packet, checked, meta),
-            ethernet::IPV6 => ipv6(packet, meta),
-            _ => Err(Exit::Punt),
+            ethernet::IPV4 => ipv4(packet, checked, meta)?,
+            ethernet::IPV6 => ipv6(packet, meta)?,
+            _ => return Err(Exit::Punt),
         }
+        any_fragment |= meta.is_fragment;
+        Ok(())
     });
+    burst.set_fragments(any_fragment);
 }
 
 /// The kernel decides about groups; what is for another station should not be here.
@@ -83,7 +89,7 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
         protocol: ip.protocol,
         is_ipv6: false,
     };
-    meta.is_fragment = ip.is_fragment();
+    (meta.is_fragment, meta.rule) = (ip.is_fragment(), Rule::Flow);
     ports(segment, meta)
 }
 
@@ -107,7 +113,7 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     {
         meta.l4_offset = meta.l3_offset.saturating_add(upper.offset as u16);
     }
-    meta.is_fragment = upper.is_fragment;
+    (meta.is_fragment, meta.rule) = (upper.is_fragment, Rule::Flow);
     ports(segment, meta)
 }
 
@@ -116,7 +122,7 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
 fn ports(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let tuple = &mut meta.tuple;
     let Some(header_bytes) = ports::header_bytes(tuple.protocol) else {
-        return portless(tuple.protocol);
+        return portless(segment, meta);
     };
     if !meta.is_fragment {
         let ports = Ports::parse(header_bytes, segment)?;
@@ -126,10 +132,25 @@ fn ports(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     Ok(())
 }
 
-/// A service may have other protocols, by address alone; but pings are the kernel's.
+/// A service may have other protocols, by address alone; but ICMP is the kernel's, unless it is an
+/// error about a flow, addressed to who sent the packet: then it goes the way of that flow.
 #[cold]
-fn portless(protocol: u8) -> Result<(), Exit> {
-    if protocol == ICMP || protocol == ICMPV6 { Err(Exit::Punt) } else { Ok(()) }
+fn portless(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
+    let Tuple { protocol, is_ipv6, .. } = meta.tuple;
+    if protocol != ICMP && protocol != ICMPV6 {
+        return Ok(());
+    }
+    if meta.is_fragment || protocol != if is_ipv6 { ICMPV6 } else { ICMP } {
+        return Err(Exit::Punt);
+    }
+    let flow = icmp::quote(segment, is_ipv6).and_then(|quote| quote::flow(quote, is_ipv6));
+    match flow.filter(|flow| flow.dst == meta.tuple.dst) {
+        Some(flow) => {
+            (meta.tuple, meta.rule) = (flow, Rule::IcmpError);
+            Ok(())
+        }
+        None => Err(Exit::Punt),
+    }
 }
 
 #[cfg(test)]
@@ -160,11 +181,7 @@ pub(crate) mod tests {
         parse(&mut burst, &port);
         match burst.fate(0) {
             Fate::Send(_) => Ok(*burst.meta(0)),
-            Fate::Punt => Err(Exit::Punt),
-            Fate::Drop => {
-                let place = burst.drops().iter().position(|&count| count == 1).unwrap();
-                Err(DropReason::ALL[place].into())
-            }
+            Fate::Exit(exit) => Err(exit),
         }
     }
 

@@ -10,6 +10,10 @@ use crate::drop_reason::DropReason;
 pub const HEADER_BYTES: usize = 20;
 /// Don't fragment (RFC 791 §3.1).
 pub const DONT_FRAGMENT: u16 = 0x4000;
+/// More fragments follow this one.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// Where a fragment begins, in 8 bytes.
+pub const OFFSET_MASK: u16 = 0x1fff;
 /// More fragments, and the fragment offset: both zero in a whole packet.
 const FRAGMENT_MASK: u16 = 0x3fff;
 
@@ -18,7 +22,7 @@ const FRAGMENT_MASK: u16 = 0x3fff;
 /// Having an `&Ipv4` from [`Ipv4::parse`] tells you: version is 4, IHL is 5 or more, and that many
 /// words were there; `total_len` covers the header and at most the bytes that were there.
 /// It does **not** tell you that the checksum is true.
-#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Ipv4 {
     /// Version (4 bits) and header length in words (4).

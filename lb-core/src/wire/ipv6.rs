@@ -12,13 +12,16 @@ pub const EXTENSIONS_MAX: usize = 8;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// The fragment header's number among next headers.
+pub const FRAGMENT: u8 = 44;
+/// Bytes of a fragment header.
+pub const FRAGMENT_BYTES: usize = 8;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// The fixed IPv6 header, as it lies on the wire (RFC 8200 §3).
 ///
 /// Having an `&Ipv6` from [`Ipv6::parse`] tells you: version is 6, and header and payload were there.
-#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Ipv6 {
     /// Version (4 bits), traffic class (8), flow label (20).
@@ -98,8 +101,33 @@ fn is_extension(next_header: u8) -> bool {
 }
 
 #[cold]
-fn walk(packet: &[u8], mut here: UpperLayer) -> Result<UpperLayer, DropReason> {
-    for _ in 0..EXTENSIONS_MAX {
+fn walk(packet: &[u8], here: UpperLayer) -> Result<UpperLayer, DropReason> {
+    walk_while(packet, here, |here| !here.is_fragment) // behind a fragment header may be anything
+}
+
+/// As [`Ipv6::upper_layer`], of a packet that may be a first fragment: the headers behind its
+/// fragment header are walked, too.
+///
+/// # Errors
+/// [`DropReason::Truncated`], [`DropReason::TooManyExtensions`].
+pub fn upper_layer_of_first(packet: &[u8]) -> Result<UpperLayer, DropReason> {
+    let &protocol = packet.get(NEXT_HEADER).ok_or(DropReason::Truncated)?;
+    walk_while(packet, UpperLayer { protocol, offset: HEADER_BYTES, is_fragment: false }, |_| true)
+}
+
+/// Walks extension headers as long as `goes_on` says so.
+fn walk_while(
+    packet: &[u8],
+    mut here: UpperLayer,
+    goes_on: impl Fn(&UpperLayer) -> bool,
+) -> Result<UpperLayer, DropReason> {
+    for walked in 0..=EXTENSIONS_MAX {
+        if !is_extension(here.protocol) || !goes_on(&here) {
+            return Ok(here);
+        }
+        if walked == EXTENSIONS_MAX {
+            break;
+        }
         let header = packet.get(here.offset..).ok_or(DropReason::Truncated)?;
         // RFC 8200 §4: next header, then the length in 8 bytes without the first 8 (but for the
         // fragment header, which is 8 bytes: offset and M flag in bytes 2 and 3).
@@ -118,11 +146,49 @@ fn walk(packet: &[u8], mut here: UpperLayer) -> Result<UpperLayer, DropReason> {
         if here.offset > packet.len() {
             return Err(DropReason::Truncated);
         }
-        if here.is_fragment || !is_extension(next_header) {
-            return Ok(here); // behind a fragment header may be anything
-        }
     }
     Err(DropReason::TooManyExtensions)
+}
+
+/// Where the first `next_header` lies in a packet.
+const NEXT_HEADER: usize = 6;
+
+/// A fragment header (RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentHeader {
+    /// The protocol of what is in pieces: its first header.
+    pub next_header: u8,
+    /// The offset in 8 bytes (13 bits), reserved (2), M flag (1).
+    pub offset_and_more: u16,
+    /// Groups fragments.
+    pub id: u32,
+    /// Bytes of the packet up to the end of this header.
+    pub end: usize,
+}
+
+/// Finds the fragment header of `packet`.
+#[must_use]
+pub fn fragment_header(packet: &[u8]) -> Option<FragmentHeader> {
+    let mut protocol = *packet.get(NEXT_HEADER)?;
+    let mut offset = HEADER_BYTES;
+    for _ in 0..EXTENSIONS_MAX {
+        let &[next_header, len, a, b, c, d, e, f] = packet.get(offset..)?.first_chunk()?;
+        match protocol {
+            FRAGMENT => {
+                return Some(FragmentHeader {
+                    next_header,
+                    offset_and_more: u16::from_be_bytes([a, b]),
+                    id: u32::from_be_bytes([c, d, e, f]),
+                    end: offset + 8,
+                });
+            }
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                (protocol, offset) = (next_header, offset + 8 + usize::from(len) * 8);
+            }
+            _ => return None,
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -1,0 +1,110 @@
+//! ICMP errors that the balancer sends in a VIP's name: a frame becomes the answer to its sender.
+
+use zerocopy::IntoBytes;
+use zerocopy::byteorder::network_endian::{U16, U32};
+
+use super::{L2Header, push_front};
+use crate::burst::Meta;
+use crate::drop_reason::DropReason;
+use crate::frame::Frame;
+use crate::tables::HopEntry;
+use crate::tables::next_hop::{Port, PortId};
+use crate::wire::checksum::{Checksum, Sum};
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::{ICMP, ICMPV6, icmp};
+
+/// Bytes of an IPv4 error, at most (RFC 1812 §4.3.2.3).
+const IPV4_BYTES_MAX: usize = 576;
+/// Bytes of an IPv6 error, at most: what every link carries (RFC 4443 §2.4 c).
+const IPV6_BYTES_MAX: usize = 1280;
+/// Precedence of errors: internetwork control (RFC 1812 §4.3.2.5).
+const IPV4_TOS: u8 = 0xc0;
+const HOPS: u8 = 64;
+
+/// The packet is too big for the way; `mtu` is what would fit.
+///
+/// # Errors
+/// [`DropReason::TooBig`], if its sender is not one station; [`DropReason::NoHeadroom`].
+pub(super) fn too_big<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    came_by: (PortId, &Port),
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let [high, low] = mtu.to_be_bytes();
+    let head = if meta.tuple.is_ipv6 {
+        [icmp::V6_TOO_BIG, 0, 0, 0, 0, 0, high, low]
+    } else {
+        [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low]
+    };
+    answer(frame, meta, came_by, head)
+}
+
+/// Turns the frame into an error of type, code and parameters `head`, back the way that it came.
+fn answer<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    (port_id, port): (PortId, &Port),
+    head: [u8; icmp::HEADER_BYTES],
+) -> Result<(), DropReason> {
+    let is_ipv6 = meta.tuple.is_ipv6;
+    let (ip_bytes, bytes_max, ether_type) = if is_ipv6 {
+        (ipv6::HEADER_BYTES, IPV6_BYTES_MAX, ethernet::IPV6)
+    } else {
+        (ipv4::HEADER_BYTES, IPV4_BYTES_MAX, ethernet::IPV4)
+    };
+    let l3_offset = usize::from(meta.l3_offset);
+    let (l2_bytes, _) = frame.bytes().split_at_checked(l3_offset).ok_or(DropReason::Truncated)?;
+    let (ethernet, _) = ethernet::parse(frame.bytes())?;
+    let &Ethernet { src: sender, .. } = ethernet;
+    if !sender.is_station() {
+        return Err(DropReason::TooBig);
+    }
+    let back = HopEntry { macs: [sender, port.mac], out: port_id, vlan: None, mtu: port.mtu };
+    let l2 = L2Header::new(&back, port_id, l2_bytes);
+    let quote_max = bytes_max - ip_bytes - icmp::HEADER_BYTES;
+    frame.truncate(l3_offset + usize::from(meta.packet_len).min(quote_max));
+    frame.trim_front(l3_offset);
+    let packet = push_front(frame, &l2, ether_type, ip_bytes + icmp::HEADER_BYTES)?;
+    let (ip, message) = packet.split_at_mut_checked(ip_bytes).ok_or(DropReason::NoHeadroom)?;
+    message.get_mut(..icmp::HEADER_BYTES).ok_or(DropReason::NoHeadroom)?.copy_from_slice(&head);
+    let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
+    let sum = if is_ipv6 {
+        let (src, dst) = (meta.tuple.dst, meta.tuple.src);
+        let header = Ipv6 {
+            version_class_flow: U32::new(6 << 28),
+            payload_len: U16::new(len),
+            next_header: ICMPV6,
+            hop_limit: HOPS,
+            src,
+            dst,
+        };
+        ip.copy_from_slice(header.as_bytes());
+        Sum::default().pseudo_header(&src, &dst, len, ICMPV6)
+    } else {
+        let [src, dst] =
+            [meta.tuple.dst, meta.tuple.src].map(|it| [it[12], it[13], it[14], it[15]]);
+        let mut header = Ipv4 {
+            version_ihl: 0x45,
+            tos: IPV4_TOS,
+            total_len: U16::new(len + ip.len() as u16),
+            id: U16::ZERO,
+            fragment: U16::new(ipv4::DONT_FRAGMENT),
+            ttl: HOPS,
+            protocol: ICMP,
+            checksum: Checksum::ZERO,
+            src,
+            dst,
+        };
+        header.checksum = Checksum::of(header.as_bytes());
+        ip.copy_from_slice(header.as_bytes());
+        Sum::default()
+    };
+    let checksum = sum.plus(message).checksum();
+    if let Some(place) = message.get_mut(icmp::CHECKSUM) {
+        place.copy_from_slice(checksum.as_bytes());
+    }
+    Ok(())
+}

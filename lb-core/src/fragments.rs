@@ -1,0 +1,435 @@
+//! Datagrams that come in pieces: all pieces follow the first, which alone has the ports.
+//!
+//! A worker remembers each datagram of which it has seen a fragment, for [`LIFETIME_MS`], in a table
+//! of fixed size; what a new one finds no room among is the oldest of its bucket. Later fragments
+//! that come before the first wait in a store of fixed size. All fragments of a datagram are handled
+//! by one worker, whichever queue they came in by, so nothing here is shared.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use arrayvec::ArrayVec;
+
+use crate::frame::Frames;
+use crate::rate::Tick;
+use crate::tables::next_hop::PortId;
+
+/// Datagrams that one worker remembers.
+pub const DATAGRAMS_MAX: usize = 4096;
+/// Fragments that wait at one worker for their first one.
+pub const WAITING_MAX: usize = 1024;
+/// Separate stretches of one datagram that have come. Sixteen is enough for 64 kB in pieces of 1,500
+/// bytes in any order, but for the most unlucky ones.
+pub const STRETCHES_MAX: usize = 16;
+/// How long a datagram is remembered, in milliseconds.
+pub const LIFETIME_MS: u64 = 2000;
+/// Datagrams in one bucket.
+const WAYS: usize = 4;
+/// Places of the store that are looked at for expiry in one turn.
+const EXPIRE_STEP: usize = 16;
+
+/// Names a datagram (RFC 791 §3.2, RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Identification.
+    pub id: u32,
+    /// As the fragment's header tells it.
+    pub protocol: u8,
+    /// Did it come as IPv6?
+    pub is_ipv6: bool,
+}
+
+/// What the first fragment told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// Source port, destination port.
+    pub ports: [u8; 4],
+    /// The protocol behind all headers.
+    pub protocol: u8,
+}
+
+/// A datagram of which there was a fragment.
+#[derive(Debug)]
+struct Datagram {
+    key: Key,
+    since: Tick,
+    first: Option<First>,
+    /// Fragments overlapped: nothing more of it passes.
+    is_bad: bool,
+    /// There are later fragments in the store.
+    is_waited_for: bool,
+    /// The bytes that have passed, as sorted, disjoint stretches.
+    passed: ArrayVec<(u32, u32), STRETCHES_MAX>,
+}
+
+/// Why a stretch is not let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Others had some of its bytes.
+    Overlap,
+    /// It would be one stretch too many.
+    Full,
+}
+
+/// A fragment that waits.
+#[derive(Debug)]
+struct Waiting<F> {
+    key: Key,
+    since: Tick,
+    port: PortId,
+    frame: F,
+}
+
+/// The memory of one worker for datagrams in pieces.
+#[derive(Debug)]
+pub struct Fragments<F> {
+    buckets: Box<[[Option<Datagram>; WAYS]]>,
+    /// In the order of arrival, with gaps.
+    waiting: Vec<Option<Waiting<F>>>,
+    /// For each place in `waiting` the hash of its key, so that a search stays in few cache lines.
+    tags: Vec<u64>,
+    waiting_count: usize,
+    /// Where the search for what has waited too long goes on.
+    cursor: usize,
+    /// Those whose first fragment came; in the order of arrival.
+    ready: VecDeque<(PortId, F)>,
+}
+
+impl<F> Default for Fragments<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where a datagram is remembered. Good until the next call of [`Fragments::find`].
+#[derive(Clone, Copy, Debug)]
+pub struct Place(usize, usize);
+
+impl<F> Fragments<F> {
+    /// Nothing remembered; all memory is taken now.
+    #[must_use]
+    pub fn new() -> Self {
+        let buckets = (0..DATAGRAMS_MAX / WAYS).map(|_| [const { None }; WAYS]).collect();
+        Self {
+            buckets,
+            waiting: Vec::with_capacity(WAITING_MAX),
+            tags: Vec::with_capacity(WAITING_MAX),
+            waiting_count: 0,
+            cursor: 0,
+            ready: VecDeque::with_capacity(WAITING_MAX),
+        }
+    }
+
+    /// Remembers a datagram, if it is not known yet. `hash` is of the key, and keyed itself.
+    pub fn find(&mut self, key: &Key, hash: u64, now: Tick) -> Place {
+        let bucket = usize::try_from(hash).unwrap_or(0) % self.buckets.len();
+        let ways = &mut self.buckets[bucket];
+        let known = |way: &Option<Datagram>| way.as_ref().is_some_and(|it| it.key == *key);
+        let is_alive = |it: &Datagram| now.0 < it.since.0 + LIFETIME_MS;
+        if let Some(way) = ways.iter().position(known) {
+            if ways[way].as_ref().is_some_and(is_alive) {
+                return Place(bucket, way);
+            }
+            ways[way] = None;
+        }
+        let age = |way: &Option<Datagram>| way.as_ref().map_or(0, |it| it.since.0 + 1);
+        let oldest = (0..WAYS).min_by_key(|&way| age(&ways[way])).unwrap_or(0);
+        let passed = ArrayVec::new();
+        ways[oldest] = Some(Datagram {
+            key: *key,
+            since: now,
+            first: None,
+            is_bad: false,
+            is_waited_for: false,
+            passed,
+        });
+        Place(bucket, oldest)
+    }
+
+    fn datagram(&mut self, Place(bucket, way): Place) -> Option<&mut Datagram> {
+        self.buckets[bucket][way].as_mut()
+    }
+
+    /// What the first fragment told, if it came.
+    pub fn first(&mut self, place: Place) -> Option<First> {
+        self.datagram(place)?.first
+    }
+
+    /// Lets nothing more of the datagram pass.
+    pub fn condemn(&mut self, place: Place) {
+        if let Some(datagram) = self.datagram(place) {
+            datagram.is_bad = true;
+        }
+    }
+
+    /// Is nothing more of the datagram to pass?
+    pub fn is_condemned(&mut self, place: Place) -> bool {
+        self.datagram(place).is_some_and(|datagram| datagram.is_bad)
+    }
+
+    /// Notes that the bytes from `start` to `end` of the datagram pass.
+    ///
+    /// # Errors
+    /// [`Refused`]; if they were not all there already, the datagram is condemned (RFC 5722 §4).
+    pub fn pass(&mut self, place: Place, start: u32, end: u32) -> Result<(), Refused> {
+        let Some(datagram) = self.datagram(place) else { return Err(Refused::Full) };
+        let passed = &mut datagram.passed;
+        let at = passed.partition_point(|&(_, before)| before < start);
+        // What is at `at` ends at or behind the start: it touches, overlaps, or is behind.
+        match passed.get(at).copied() {
+            Some((s, e)) if s < end && start < e => {
+                if !(s <= start && end <= e) {
+                    datagram.is_bad = true;
+                }
+                return Err(Refused::Overlap);
+            }
+            Some((s, e)) if e == start => {
+                // Behind it, and perhaps right before the next.
+                match passed.get(at + 1).copied() {
+                    Some((next, _)) if next < end => {
+                        datagram.is_bad = true;
+                        return Err(Refused::Overlap);
+                    }
+                    Some((next, next_end)) if next == end => {
+                        passed[at] = (s, next_end);
+                        passed.remove(at + 1);
+                    }
+                    _ => passed[at] = (s, end),
+                }
+            }
+            Some((s, e)) if s == end => passed[at] = (start, e),
+            _ if passed.is_full() => return Err(Refused::Full),
+            _ => passed.insert(at, (start, end)),
+        }
+        Ok(())
+    }
+
+    /// Notes what the first fragment told. Those that waited for it are ready now.
+    pub fn set_first(&mut self, place: Place, hash: u64, first: First) {
+        let Some(datagram) = self.datagram(place) else { return };
+        let key = datagram.key;
+        let was_known = datagram.first.replace(first).is_some();
+        if was_known || !mem::take(&mut datagram.is_waited_for) {
+            return;
+        }
+        for (slot, tag) in self.waiting.iter_mut().zip(&self.tags) {
+            if *tag == hash
+                && let Some(waiting) = slot.take_if(|waiting| waiting.key == key)
+            {
+                self.waiting_count -= 1;
+                self.ready.push_back((waiting.port, waiting.frame));
+            }
+        }
+        self.forget_gaps();
+    }
+
+    /// Keeps a fragment until the first one of its datagram comes, or its time is over.
+    ///
+    /// # Errors
+    /// The frame, if the store is full.
+    pub fn hold(
+        &mut self,
+        (key, hash): (Key, u64),
+        port: PortId,
+        frame: F,
+        now: Tick,
+    ) -> Result<(), F> {
+        if self.waiting() >= WAITING_MAX {
+            return Err(frame);
+        }
+        let place = self.find(&key, hash, now);
+        let Some(datagram) = self.datagram(place) else { return Err(frame) };
+        if datagram.first.is_some() {
+            self.ready.push_back((port, frame)); // it came in the same burst, behind this one
+            return Ok(());
+        }
+        datagram.is_waited_for = true;
+        if self.waiting.len() == WAITING_MAX {
+            let mut is_used = self.waiting.iter().map(Option::is_some);
+            self.tags.retain(|_| is_used.next().unwrap_or(false));
+            self.waiting.retain(Option::is_some);
+        }
+        self.waiting.push(Some(Waiting { key, since: now, port, frame }));
+        self.tags.push(hash);
+        self.waiting_count += 1;
+        Ok(())
+    }
+
+    /// Appends fragments that are ready, as many as fit: of one port, which is returned, in the order
+    /// of arrival.
+    pub fn take_ready(&mut self, frames: &mut Frames<F>) -> Option<PortId> {
+        let port = self.ready.front()?.0;
+        while !frames.is_full()
+            && let Some((_, frame)) = self.ready.pop_front_if(|(of, _)| *of == port)
+        {
+            frames.push(frame);
+        }
+        Some(port)
+    }
+
+    /// Gives up some fragments that have waited for too long, if there are any.
+    pub fn expire(&mut self, now: Tick, mut give_up: impl FnMut(F)) {
+        for _ in 0..EXPIRE_STEP.min(self.waiting.len()) {
+            self.cursor = (self.cursor + 1) % self.waiting.len();
+            let is_late = |it: &mut Waiting<F>| now.0 >= it.since.0 + LIFETIME_MS;
+            if let Some(waiting) = self.waiting[self.cursor].take_if(is_late) {
+                self.waiting_count -= 1;
+                give_up(waiting.frame);
+            }
+        }
+        self.forget_gaps();
+    }
+
+    /// How many are held.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting_count + self.ready.len()
+    }
+
+    fn forget_gaps(&mut self) {
+        if self.waiting_count == 0 {
+            self.waiting.clear();
+            self.tags.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(id: u32) -> Key {
+        Key { src: [1; 16], dst: [2; 16], id, protocol: 17, is_ipv6: false }
+    }
+
+    fn hash(id: u32) -> u64 {
+        u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    const FIRST: First = First { ports: [0, 1, 0, 2], protocol: 17 };
+
+    proptest! {
+        /// A set of bytes says the same.
+        #[test]
+        fn stretches_are_a_set_of_bytes(parts in proptest::collection::vec((0_u32..60, 1_u32..12), 1..40)) {
+            let mut fragments = Fragments::<()>::new();
+            let place = fragments.find(&key(1), hash(1), Tick(0));
+            let mut passed = std::collections::BTreeSet::new();
+            for (start, len) in parts {
+                let new: std::collections::BTreeSet<u32> = (start..start + len).collect();
+                let common = passed.intersection(&new).count();
+                let was_bad = fragments.is_condemned(place);
+                let result = fragments.pass(place, start, start + len);
+                match result {
+                    Ok(()) => {
+                        prop_assert_eq!(common, 0);
+                        passed.extend(&new);
+                    }
+                    Err(Refused::Overlap) => {
+                        prop_assert!(common > 0);
+                        let whole = common == new.len();
+                        prop_assert_eq!(fragments.is_condemned(place), was_bad || !whole);
+                    }
+                    Err(Refused::Full) => prop_assert_eq!(common, 0),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_is_ready_when_the_first_comes_and_keeps_its_order() {
+        let mut fragments = Fragments::new();
+        for (n, id) in [(0, 7), (1, 8), (2, 7), (3, 7)] {
+            let port = PortId(u8::from(n == 3));
+            assert!(fragments.hold((key(id), hash(id)), port, n, Tick(0)).is_ok());
+        }
+        assert_eq!(fragments.waiting(), 4);
+        let place = fragments.find(&key(7), hash(7), Tick(1));
+        fragments.set_first(place, hash(7), FIRST);
+        let mut frames = Frames::new();
+        assert_eq!(fragments.take_ready(&mut frames), Some(PortId(0)));
+        assert_eq!(frames[..], [0, 2]);
+        frames.clear();
+        assert_eq!(fragments.take_ready(&mut frames), Some(PortId(1)));
+        assert_eq!(frames[..], [3]);
+        assert_eq!(fragments.take_ready(&mut frames), None);
+        assert_eq!(fragments.waiting(), 1, "another datagram's");
+        // One more comes late: it need not wait.
+        frames.clear();
+        assert!(fragments.hold((key(7), hash(7)), PortId(0), 9, Tick(2)).is_ok());
+        assert_eq!(fragments.take_ready(&mut frames), Some(PortId(0)));
+    }
+
+    #[test]
+    fn the_store_is_bounded_and_its_gaps_are_used() {
+        let mut fragments = Fragments::new();
+        let n = u32::try_from(WAITING_MAX).unwrap();
+        for id in 0..n {
+            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, Tick(0)).is_ok());
+        }
+        assert_eq!(fragments.hold((key(n), hash(n)), PortId(0), n, Tick(0)), Err(n));
+        let capacities = |it: &Fragments<u32>| (it.waiting.capacity(), it.tags.capacity());
+        let before = capacities(&fragments);
+        for id in 0..n / 2 {
+            let place = fragments.find(&key(id), hash(id), Tick(1));
+            fragments.set_first(place, hash(id), FIRST);
+            let mut frames = Frames::new();
+            while fragments.take_ready(&mut frames).is_some() {
+                frames.clear();
+            }
+        }
+        let left = fragments.waiting();
+        for id in n..2 * n - u32::try_from(left).unwrap() {
+            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, Tick(1)).is_ok());
+        }
+        assert_eq!(fragments.waiting(), WAITING_MAX);
+        assert_eq!(capacities(&fragments), before, "no memory is taken later");
+    }
+
+    #[test]
+    fn who_waits_too_long_is_given_up() {
+        let mut fragments = Fragments::new();
+        for id in 0..40 {
+            let since = Tick(u64::from(id) * 100);
+            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, since).is_ok());
+        }
+        let mut given_up = Vec::new();
+        for _ in 0..10 {
+            fragments.expire(Tick(LIFETIME_MS + 950), |id| given_up.push(id));
+        }
+        given_up.sort_unstable();
+        assert_eq!(given_up, (0..10).collect::<Vec<_>>());
+        assert_eq!(fragments.waiting(), 30);
+    }
+
+    #[test]
+    fn a_datagram_is_remembered_for_its_time() {
+        let mut fragments = Fragments::<()>::new();
+        let place = fragments.find(&key(1), hash(1), Tick(0));
+        fragments.set_first(place, hash(1), FIRST);
+        fragments.condemn(place);
+        let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS - 1));
+        assert_eq!((fragments.first(place), fragments.is_condemned(place)), (Some(FIRST), true));
+        let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS));
+        assert_eq!((fragments.first(place), fragments.is_condemned(place)), (None, false));
+    }
+
+    #[test]
+    fn a_full_bucket_forgets_its_oldest() {
+        let mut fragments = Fragments::<()>::new();
+        for id in 0..5 {
+            let place = fragments.find(&key(id), 0, Tick(u64::from(id)));
+            fragments.set_first(place, 0, FIRST);
+        }
+        for (id, is_known) in [(4, true), (3, true), (2, true), (1, true), (0, false)] {
+            let place = fragments.find(&key(id), 0, Tick(5));
+            assert_eq!(fragments.first(place).is_some(), is_known, "{id}");
+        }
+    }
+}

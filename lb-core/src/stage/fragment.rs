@@ -1,0 +1,168 @@
+//! Fragment → the ports of its datagram.
+
+use zerocopy::FromBytes;
+
+use crate::burst::{Burst, Exit, Meta, Rule, WorkerId};
+use crate::drop_reason::DropReason;
+use crate::flow_hash::reduce;
+use crate::fragments::{First, Key, Refused};
+use crate::frame::Frame;
+use crate::model::Affinity;
+use crate::state::State;
+use crate::tables::{ByAddress, Tables};
+use crate::tuple::Tuple;
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6;
+use crate::wire::ports::{self, Ports};
+
+/// Gives fragments the ports of their datagram, which only the first one has. Reads `meta`; writes
+/// `meta.tuple`, `meta.rule`. Costs a glance where there are no fragments.
+///
+/// Punts fragments for addresses that no service has. Hands over those of other workers; holds
+/// those that come before their first one.
+///
+/// Drops: [`DropReason::FragmentTiny`], [`DropReason::FragmentOverlap`],
+/// [`DropReason::FragmentFull`], and what is not a good fragment.
+#[inline(always)]
+pub fn fragment<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut State<F>) {
+    if burst.has_fragments() {
+        fragments(burst, tables, state);
+    }
+}
+
+#[cold]
+fn fragments<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut State<F>) {
+    burst.for_each_live(|frame, meta| {
+        if meta.is_fragment { one(frame.bytes(), meta, tables, state) } else { Ok(()) }
+    });
+}
+
+fn one<F>(
+    frame: &[u8],
+    meta: &mut Meta,
+    tables: &Tables,
+    state: &mut State<F>,
+) -> Result<(), Exit> {
+    let piece = Piece::read(frame, meta)?;
+    match tables.vips.by_address(&meta.tuple) {
+        ByAddress::None => return Err(Exit::Punt),
+        ByAddress::Service(place) if needs_no_ports(place, meta, tables) => {
+            meta.rule = if piece.start == 0 { Rule::Flow } else { Rule::Fragment };
+            return Ok(());
+        }
+        ByAddress::Service(_) | ByAddress::NeedsPorts => {}
+    }
+    let (key, hash) = name(&piece, meta, tables);
+    let owner = reduce(hash, state.workers.into());
+    if owner != u32::from(state.worker.0) {
+        return Err(Exit::HandOver(WorkerId(u8::try_from(owner).unwrap_or(0))));
+    }
+    let place = state.fragments.find(&key, hash, state.now);
+    if state.fragments.is_condemned(place) {
+        return Err(DropReason::FragmentOverlap.into());
+    }
+    let first = if piece.start == 0 {
+        let Some(first) = piece.first(frame, meta) else {
+            state.fragments.condemn(place);
+            return Err(DropReason::FragmentTiny.into());
+        };
+        Some(first)
+    } else {
+        state.fragments.first(place)
+    };
+    let first = first.ok_or(Exit::Hold)?;
+    match state.fragments.pass(place, piece.start, piece.end) {
+        Ok(()) => {}
+        Err(Refused::Overlap) => return Err(DropReason::FragmentOverlap.into()),
+        Err(Refused::Full) => return Err(DropReason::FragmentFull.into()),
+    }
+    if piece.start == 0 {
+        state.fragments.set_first(place, hash, first);
+    } else {
+        meta.rule = Rule::Fragment;
+    }
+    (meta.tuple.ports, meta.tuple.protocol) = (first.ports, first.protocol);
+    Ok(())
+}
+
+/// Is its backend found without ports?
+fn needs_no_ports(service: u32, meta: &Meta, tables: &Tables) -> bool {
+    let has_ports = ports::header_bytes(meta.tuple.protocol).is_some();
+    let service = tables.services.get(service as usize);
+    !has_ports || service.is_some_and(|service| service.affinity == Affinity::Client)
+}
+
+/// The datagram that a fragment belongs to, and its hash; `None`, if the frame is no good fragment.
+pub fn datagram<F: Frame>(frame: &F, meta: &Meta, tables: &Tables) -> Option<(Key, u64)> {
+    let piece = Piece::read(frame.bytes(), meta).ok()?;
+    Some(name(&piece, meta, tables))
+}
+
+fn name(piece: &Piece, meta: &Meta, tables: &Tables) -> (Key, u64) {
+    let Tuple { src, dst, is_ipv6, .. } = meta.tuple;
+    let key = Key { src, dst, id: piece.id, protocol: piece.protocol, is_ipv6 };
+    let tuple =
+        Tuple { src, dst, ports: piece.id.to_be_bytes(), protocol: piece.protocol, is_ipv6 };
+    (key, tables.hasher.hash(&tuple, true))
+}
+
+/// What a fragment says of itself.
+struct Piece {
+    id: u32,
+    /// The protocol of what is in pieces.
+    protocol: u8,
+    /// The bytes of the datagram that it has.
+    start: u32,
+    end: u32,
+}
+
+impl Piece {
+    fn read(frame: &[u8], meta: &Meta) -> Result<Self, DropReason> {
+        let l3 = usize::from(meta.l3_offset);
+        let packet_end = l3 + usize::from(meta.packet_len);
+        let packet = frame.get(l3..packet_end).ok_or(DropReason::Truncated)?;
+        let (id, protocol, offset_and_more, header_bytes) = if meta.tuple.is_ipv6 {
+            let header = ipv6::fragment_header(packet).ok_or(DropReason::Truncated)?;
+            let field = header.offset_and_more;
+            (header.id, header.next_header, (field >> 3, field & 1 != 0), header.end)
+        } else {
+            let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            let offset_and_more = {
+                let field = ip.fragment.get();
+                (field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0)
+            };
+            (ip.id.get().into(), ip.protocol, offset_and_more, ip.header_len())
+        };
+        let (offset, has_more) = offset_and_more;
+        let len = packet.len().saturating_sub(header_bytes);
+        // RFC 791 §3.2, RFC 8200 §4.5: all but the last are of whole eights.
+        if len == 0 || (has_more && !len.is_multiple_of(8)) {
+            return Err(DropReason::Truncated);
+        }
+        let start = u32::from(offset) * 8;
+        let end = start + u32::try_from(len).unwrap_or(u32::MAX);
+        if end > u32::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+        Ok(Self { id, protocol, start, end })
+    }
+
+    /// What the first fragment tells; `None`, if its headers are not whole.
+    fn first(&self, frame: &[u8], meta: &mut Meta) -> Option<First> {
+        let packet_end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
+        let mut protocol = self.protocol;
+        if meta.tuple.is_ipv6 {
+            let packet = frame.get(meta.l3_offset.into()..packet_end)?;
+            let upper = ipv6::upper_layer_of_first(packet).ok()?;
+            protocol = upper.protocol;
+            meta.l4_offset = meta.l3_offset + u16::try_from(upper.offset).ok()?;
+        }
+        let Some(header_bytes) = ports::header_bytes(protocol) else {
+            return Some(First { ports: [0; 4], protocol });
+        };
+        let segment = frame.get(meta.l4_offset.into()..packet_end)?;
+        let ports = Ports::parse(header_bytes, segment).ok()?;
+        let ([a, b], [c, d]) = (ports.src.to_bytes(), ports.dst.to_bytes());
+        Some(First { ports: [a, b, c, d], protocol })
+    }
+}

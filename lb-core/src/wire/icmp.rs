@@ -1,0 +1,38 @@
+//! ICMP (RFC 792) and `ICMPv6` (RFC 4443): the errors.
+
+use std::ops::Range;
+
+/// Bytes before what an error quotes: type, code, checksum, and four that depend on the type.
+pub const HEADER_BYTES: usize = 8;
+/// Where the checksum lies.
+pub const CHECKSUM: Range<usize> = 2..4;
+/// Where the MTU lies: `ICMPv6` has all four bytes (RFC 4443 §3.2), ICMP the last two (RFC 1191 §4).
+pub const MTU: Range<usize> = 4..8;
+
+/// ICMP: destination unreachable.
+pub const UNREACHABLE: u8 = 3;
+/// ICMP, unreachable: fragmentation needed and DF set.
+pub const FRAGMENTATION_NEEDED: u8 = 4;
+/// ICMP: time exceeded.
+pub const TIME_EXCEEDED: u8 = 11;
+/// ICMP: parameter problem.
+pub const PARAMETER_PROBLEM: u8 = 12;
+/// `ICMPv6`: packet too big.
+pub const V6_TOO_BIG: u8 = 2;
+
+/// Is this type of message an error about a packet that it quotes?
+#[must_use]
+pub fn is_error(message_type: u8, is_ipv6: bool) -> bool {
+    if is_ipv6 {
+        (1..=4).contains(&message_type) // RFC 4443 §3.1 to §3.4
+    } else {
+        matches!(message_type, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    }
+}
+
+/// What an error quotes; `None`, if `message` is no error.
+#[must_use]
+pub fn quote(message: &[u8], is_ipv6: bool) -> Option<&[u8]> {
+    let &message_type = message.first()?;
+    if is_error(message_type, is_ipv6) { message.get(HEADER_BYTES..) } else { None }
+}
