@@ -20,7 +20,9 @@ pub(crate) fn flow(quote: &[u8], is_ipv6: bool) -> Option<Tuple> {
         if ip.version_class_flow.get() >> 28 != 6 {
             return None;
         }
-        if ipv6::fragment_header(quote).is_some_and(|header| header.offset_and_more >> 3 != 0) {
+        if ipv6::fragment_header(quote)
+            .is_some_and(|(header, _)| header.offset_and_more.get() >> 3 != 0)
+        {
             return None;
         }
         let upper = ipv6::upper_layer_of_first(quote).ok()?;

@@ -71,6 +71,7 @@ fn answer<F: Frame>(
     let (ip, message) = packet.split_at_mut_checked(ip_bytes).ok_or(DropReason::NoHeadroom)?;
     message.get_mut(..icmp::HEADER_BYTES).ok_or(DropReason::NoHeadroom)?.copy_from_slice(&head);
     let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
+    let total_len = u16::try_from(ip.len() + message.len()).map_err(|_| DropReason::TooBig)?;
     let sum = if is_ipv6 {
         let (src, dst) = (meta.tuple.dst, meta.tuple.src);
         let header = Ipv6 {
@@ -89,7 +90,7 @@ fn answer<F: Frame>(
         let mut header = Ipv4 {
             version_ihl: 0x45,
             tos: IPV4_TOS,
-            total_len: U16::new(len + ip.len() as u16),
+            total_len: U16::new(total_len),
             id: U16::ZERO,
             fragment: U16::new(ipv4::DONT_FRAGMENT),
             ttl: HOPS,

@@ -113,7 +113,7 @@ impl Whole {
             let mut header = Ipv4 {
                 total_len: U16::new(u16::try_from(len + ipv4::HEADER_BYTES).ok()?),
                 id: U16::from_bytes([high, low]),
-                fragment: U16::new(flags | offset / 8),
+                fragment: U16::new(flags | (offset / 8)),
                 checksum: Checksum::ZERO,
                 ..*ip
             };

@@ -122,9 +122,10 @@ impl Piece {
         let packet_end = l3 + usize::from(meta.packet_len);
         let packet = frame.get(l3..packet_end).ok_or(DropReason::Truncated)?;
         let (id, protocol, offset_and_more, header_bytes) = if meta.tuple.is_ipv6 {
-            let header = ipv6::fragment_header(packet).ok_or(DropReason::Truncated)?;
-            let field = header.offset_and_more;
-            (header.id, header.next_header, (field >> 3, field & 1 != 0), header.end)
+            let (header, at) = ipv6::fragment_header(packet).ok_or(DropReason::Truncated)?;
+            let field = header.offset_and_more.get();
+            let end = at + ipv6::FRAGMENT_BYTES;
+            (header.id.get(), header.next_header, (field >> 3, field & 1 != 0), end)
         } else {
             let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
             let offset_and_more = {

@@ -153,36 +153,34 @@ fn walk_while(
 /// Where the first `next_header` lies in a packet.
 const NEXT_HEADER: usize = 6;
 
-/// A fragment header (RFC 8200 §4.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A fragment header, as it lies on the wire (RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
 pub struct FragmentHeader {
     /// The protocol of what is in pieces: its first header.
     pub next_header: u8,
+    /// Zero.
+    pub reserved: u8,
     /// The offset in 8 bytes (13 bits), reserved (2), M flag (1).
-    pub offset_and_more: u16,
+    pub offset_and_more: U16,
     /// Groups fragments.
-    pub id: u32,
-    /// Bytes of the packet up to the end of this header.
-    pub end: usize,
+    pub id: U32,
 }
 
-/// Finds the fragment header of `packet`.
+/// Finds the fragment header of `packet`, and where it begins.
 #[must_use]
-pub fn fragment_header(packet: &[u8]) -> Option<FragmentHeader> {
+pub fn fragment_header(packet: &[u8]) -> Option<(&FragmentHeader, usize)> {
     let mut protocol = *packet.get(NEXT_HEADER)?;
     let mut offset = HEADER_BYTES;
     for _ in 0..EXTENSIONS_MAX {
-        let &[next_header, len, a, b, c, d, e, f] = packet.get(offset..)?.first_chunk()?;
+        let header = packet.get(offset..)?;
         match protocol {
             FRAGMENT => {
-                return Some(FragmentHeader {
-                    next_header,
-                    offset_and_more: u16::from_be_bytes([a, b]),
-                    id: u32::from_be_bytes([c, d, e, f]),
-                    end: offset + 8,
-                });
+                let (header, _) = FragmentHeader::ref_from_prefix(header).ok()?;
+                return Some((header, offset));
             }
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                let &[next_header, len, ..] = header else { return None };
                 (protocol, offset) = (next_header, offset + 8 + usize::from(len) * 8);
             }
             _ => return None,
