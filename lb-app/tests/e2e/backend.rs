@@ -16,7 +16,7 @@ use crate::netns::{Netns, Servers};
 use crate::pattern::{self, Checksum};
 
 /// Where every backend serves HTTP.
-pub(crate) const HTTP_PORTS: [u16; 2] = [80, 8080];
+pub(crate) const HTTP_PORTS: [u16; 6] = [80, 8080, 8081, 8082, 8083, 8084];
 
 /// Where every backend echoes datagrams (RFC 862).
 pub(crate) const ECHO_PORT: u16 = 7;
@@ -47,7 +47,7 @@ impl Backend {
                 for vip in vips {
                     echo(&name, vip).await;
                 }
-                decap::start(&decapsulated);
+                decap::start(&decapsulated).await;
             })
         };
         Self { name: name.to_owned(), v4, v6, decapsulated, _servers: servers, netns }
@@ -92,7 +92,7 @@ async fn echo(name: &str, vip: IpAddr) {
     let socket = UdpSocket::bind(SocketAddr::new(vip, ECHO_PORT)).await.expect("the port is free");
     let name = name.to_owned();
     tokio::spawn(async move {
-        let mut datagram = [0; 2048];
+        let mut datagram = vec![0; 1 << 16];
         // An error is an ICMP error that came back for an answer: no reason to stop.
         loop {
             if let Ok((bytes, from)) = socket.recv_from(&mut datagram).await {

@@ -117,7 +117,7 @@ pub(crate) async fn echo(to: SocketAddr, datagram: &str) -> io::Result<String> {
     let socket = UdpSocket::bind(SocketAddr::new(unspecified(to), 0)).await?;
     socket.connect(to).await?;
     socket.send(datagram.as_bytes()).await?;
-    let mut answer = [0; 2048];
+    let mut answer = vec![0; 1 << 16];
     let bytes = timeout(SHORT, socket.recv(&mut answer)).await??;
     Ok(String::from_utf8_lossy(&answer[..bytes]).into_owned())
 }

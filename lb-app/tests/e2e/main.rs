@@ -14,8 +14,10 @@ mod backend;
 mod client;
 mod config;
 mod decap;
+mod fragments;
 mod netns;
 mod pattern;
+mod pmtu;
 mod refusals;
 mod routed;
 mod scenarios;
@@ -77,6 +79,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
             let trial = Trial::test(format!("{setup}: {name}"), run);
             trials.push(trial.with_ignored_flag(too_few_cpus));
         }
+        let name = format!("{setup}: path MTU discovery, both ways, in every mode");
+        let pmtu = trial(name, move || pmtu::both_ways(setup));
+        trials.push(pmtu.with_ignored_flag(too_few_cpus));
         let name = format!("{setup}: two ports, and backends behind a gateway");
         let trial = trial(name, move || routed::through_a_gateway(setup));
         trials.push(trial.with_ignored_flag(too_few_cpus));

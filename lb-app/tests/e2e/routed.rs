@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use crate::backend::Backend;
 use crate::client::{self, assert_fair, ping};
 use crate::config::{Config, Service, Spec};
-use crate::decap::Family;
+use crate::decap::{Family, Kind};
 use crate::netns::Netns;
 use crate::topology::{CLIENT, Segment, Setup, VIP_IPIP, WEIR, at, backend_netns, v4, v6, vips};
 use crate::weir::Weir;
@@ -111,7 +111,8 @@ pub(crate) fn through_a_gateway(setup: Setup) {
         assert_fair(&spread.expect("all connect"), &[("b1", 1), ("b2", 1)]);
     }
     for family in [Family::V4, Family::V6] {
-        let packets = routed.backends.iter().map(|one| one.decapsulated.packets(family, family));
+        let packets =
+            routed.backends.iter().map(|one| one.decapsulated.packets(Kind::Ipip, family, family));
         assert!(packets.sum::<u64>() >= 200 * 3, "{family:?} came through tunnels");
     }
     weir.leave();

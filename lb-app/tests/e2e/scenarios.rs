@@ -1,7 +1,7 @@
 //! What is to work on one switch, over every driver and number of workers.
 
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 
 use crate::client::{self, Http, Outcome, assert_fair, ping};
 use crate::config::{Service, Spec};
-use crate::decap::Family;
+use crate::decap::{Family, Kind};
+use crate::fragments;
 use crate::pattern::{CHUNK_BYTES, Checksum};
 use crate::stage::{Stage, WEIGHTS};
 use crate::topology::{CLIENT, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
@@ -23,8 +24,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("the port and the VIPs answer pings", pings),
     ("the kernel refuses a port that no service has", closed_ports),
     ("HTTP in l2dsr, IPv4 and IPv6", http_l2dsr),
-    ("HTTP in ipip, all four combinations", http_ipip),
+    ("HTTP in ipip, gue and gre, all four combinations", http_tunnels),
     ("UDP echo, IPv4 and IPv6", udp_echo),
+    ("UDP echo of 30,000 bytes, in fragments and shuffled", fragmented_echo),
     ("1000 concurrent connections spread by weight", spread),
     ("a client port stays with its backend", same_port_same_backend),
     ("reloads break no transfer", reloads_in_mid_transfer),
@@ -65,24 +67,88 @@ fn http_l2dsr(stage: &mut Stage) {
     }
 }
 
-fn http_ipip(stage: &mut Stage) {
-    for (vip, inner, outer) in [
-        (at(v4(0, VIP_IPIP), 80), Family::V4, Family::V4),
-        (at(v4(0, VIP_IPIP), 8080), Family::V4, Family::V6),
-        (at(v6(0, VIP_IPIP), 8080), Family::V6, Family::V4),
-        (at(v6(0, VIP_IPIP), 80), Family::V6, Family::V6),
-    ] {
-        let before = stage.decapsulated(inner, outer);
-        stage.wait_for_backends(vip, &["b1", "b2", "b3"]);
-        let packets = stage.decapsulated(inner, outer) - before;
-        assert!(packets >= 40 * 3, "{inner:?} in {outer:?}: {packets} packets for 40 connections");
-        // Full segments, with the outer header, just fit.
-        let sum = stage
-            .lan
-            .client
-            .block_on(|| async { Http::connect(vip).await?.upload(160, Duration::ZERO).await });
-        let sum = sum.unwrap_or_else(|error| panic!("{inner:?} in {outer:?}: {error}"));
-        assert_eq!(sum, Checksum::of_chunks(160), "{inner:?} in {outer:?}");
+fn http_tunnels(stage: &mut Stage) {
+    for (kind, ports) in
+        [(Kind::Ipip, None), (Kind::Gue, Some([8081, 8082])), (Kind::Gre, Some([8083, 8084]))]
+    {
+        for (inner, outer) in [
+            (Family::V4, Family::V4),
+            (Family::V4, Family::V6),
+            (Family::V6, Family::V4),
+            (Family::V6, Family::V6),
+        ] {
+            let port = match ports {
+                None => {
+                    if inner == outer {
+                        80
+                    } else {
+                        8080
+                    }
+                }
+                Some([over_v4, over_v6]) => {
+                    if outer == Family::V4 {
+                        over_v4
+                    } else {
+                        over_v6
+                    }
+                }
+            };
+            let vip = match inner {
+                Family::V4 => at(v4(0, VIP_IPIP), port),
+                Family::V6 => at(v6(0, VIP_IPIP), port),
+            };
+            http_tunnel(stage, vip, (kind, inner, outer));
+        }
+    }
+}
+
+fn http_tunnel(stage: &Stage, vip: SocketAddr, tunnel: (Kind, Family, Family)) {
+    let (kind, inner, outer) = tunnel;
+    let before = stage.decapsulated(kind, inner, outer);
+    stage.wait_for_backends(vip, &["b1", "b2", "b3"]);
+    let packets = stage.decapsulated(kind, inner, outer) - before;
+    assert!(packets >= 40 * 3, "{tunnel:?}: {packets} packets for 40 connections");
+    // Full segments, with the outer header, just fit.
+    let upload = || async { Http::connect(vip).await?.upload(160, Duration::ZERO).await };
+    let sum = stage.lan.client.block_on(upload);
+    let sum = sum.unwrap_or_else(|error| panic!("{tunnel:?}: {error}"));
+    assert_eq!(sum, Checksum::of_chunks(160), "{tunnel:?}");
+}
+
+/// Datagrams that come in pieces: by the kernel's hand, and out of order by ours.
+fn fragmented_echo(stage: &mut Stage) {
+    let long = "0123456789abcdef".repeat(30_000 / 16);
+    let vips = [VIP_L2DSR, VIP_IPIP].map(|host| [IpAddr::from(v4(0, host)), v6(0, host).into()]);
+    let before = stage.weir().counters();
+    for vip in vips.into_iter().flatten() {
+        let to = at(vip, 7);
+        let answers = stage.lan.client.block_on(|| async {
+            let mut answers = Vec::new();
+            for _ in 0..10 {
+                answers.push(client::echo(to, &long).await);
+            }
+            for seed in 0..10 {
+                answers.push(fragments::echo_shuffled(to, &long, seed).await);
+            }
+            answers
+        });
+        for (number, answer) in answers.into_iter().enumerate() {
+            let answer = answer.unwrap_or_else(|error| panic!("{to}, datagram {number}: {error}"));
+            let backend = answer.strip_suffix(&format!(" {long}"));
+            assert!(
+                backend.is_some_and(|name| name.len() == 2),
+                "{to}, datagram {number}: {answer:.40}"
+            );
+        }
+    }
+    let after = stage.weir().counters();
+    let grown = |name: &str| after.get(name) - before.get(name);
+    assert!(
+        grown("held") > 0 && grown("held") == grown("released"),
+        "some came before their first"
+    );
+    if stage.setup.workers > 1 {
+        assert!(grown("handed_over") > 0, "some came to another worker's queue");
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::client::{self, Spread};
 use crate::config::{Config, Service, Spec};
-use crate::decap::Family;
+use crate::decap::{Family, Kind};
 use crate::topology::{Lan, Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
 use crate::traces::Traces;
 use crate::weir::{Counters, Weir};
@@ -115,8 +115,9 @@ impl Stage {
     }
 
     /// Packets that the backends took out of tunnels of this kind.
-    pub(crate) fn decapsulated(&self, inner: Family, outer: Family) -> u64 {
-        self.lan.backends.iter().map(|backend| backend.decapsulated.packets(inner, outer)).sum()
+    pub(crate) fn decapsulated(&self, kind: Kind, inner: Family, outer: Family) -> u64 {
+        let backends = self.lan.backends.iter();
+        backends.map(|backend| backend.decapsulated.packets(kind, inner, outer)).sum()
     }
 
     /// A backend as it is written in a configuration.
@@ -163,6 +164,16 @@ fn base_config(lan: &Lan) -> Config {
             service("4in6", ipip4, 8080, "tcp", "ipip", Family::V6),
             service("6in4", ipip6, 8080, "tcp", "ipip", Family::V4),
             service("6in6", ipip6, 80, "tcp", "ipip", Family::V6),
+            service("gue-4in4", ipip4, 8081, "tcp", "gue", Family::V4),
+            service("gue-4in6", ipip4, 8082, "tcp", "gue", Family::V6),
+            service("gue-6in4", ipip6, 8081, "tcp", "gue", Family::V4),
+            service("gue-6in6", ipip6, 8082, "tcp", "gue", Family::V6),
+            service("gre-4in4", ipip4, 8083, "tcp", "gre", Family::V4),
+            service("gre-4in6", ipip4, 8084, "tcp", "gre", Family::V6),
+            service("gre-6in4", ipip6, 8083, "tcp", "gre", Family::V4),
+            service("gre-6in6", ipip6, 8084, "tcp", "gre", Family::V6),
+            service("echo4-gue", ipip4, 7, "udp", "gue", Family::V4),
+            service("echo6-gre", ipip6, 7, "udp", "gre", Family::V4),
         ],
     }
 }

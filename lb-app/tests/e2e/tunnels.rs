@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::backend::{Backend, ECHO_PORT};
 use crate::client::{Outcome, SHORT};
-use crate::decap::Family;
+use crate::decap::{Family, Kind};
 use crate::topology::{CLIENT, Driver, Lan, Setup, VIP_IPIP, v4, v6};
 
 /// Datagrams in hand-made tunnel packets reach the echo server, whose answers come back directly.
@@ -25,7 +25,11 @@ pub(crate) fn all_combinations() {
         let answer = lan.client.block_on(|| echo_through_tunnel(backend, inner, outer));
         let answer = answer.unwrap_or_else(|error| panic!("{inner:?} in {outer:?}: {error}"));
         assert_eq!(answer, "b1 hello", "{inner:?} in {outer:?}");
-        assert_eq!(backend.decapsulated.packets(inner, outer), 1, "{inner:?} in {outer:?}");
+        assert_eq!(
+            backend.decapsulated.packets(Kind::Ipip, inner, outer),
+            1,
+            "{inner:?} in {outer:?}"
+        );
     }
 }
 

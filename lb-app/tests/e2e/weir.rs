@@ -268,8 +268,9 @@ impl Counters {
     fn assert_conserved(&self) {
         let drops = self.values.iter().filter(|(name, _)| name.starts_with("dropped."));
         let dropped: u64 = drops.map(|(_, value)| value).sum();
-        let came = self.get("received") + self.get("injected");
-        let went = self.get("sent") + self.get("punted") + dropped;
+        let sum = |names: &[&str]| names.iter().map(|name| self.get(name)).sum::<u64>();
+        let came = sum(&["received", "injected", "created", "taken_over", "released"]);
+        let went = sum(&["sent", "punted", "handed_over", "held"]) + dropped;
         assert!(came > 0, "nothing was received: {self:?}");
         assert_eq!(came, went, "frames got lost: {self:?}");
     }

@@ -1,0 +1,182 @@
+//! Path MTU discovery through the balancer: a client behind a router whose link is narrow on the way
+//! back, and tunnels that are narrow on the way there.
+//!
+//! ```text
+//!  client ←─1300── router ── br0 ── lan0 ═ weir
+//!         ──1500─→            └─── b1
+//! ```
+//! Neither end knows: the client offers full segments, and so does the backend.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::backend::Backend;
+use crate::client::{self, Http, Outcome};
+use crate::config::{Config, Service, Spec};
+use crate::netns::{Netns, expect_success};
+use crate::pattern::Checksum;
+use crate::topology::{Segment, Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, backend_netns, v4, v6, vips};
+use crate::weir::Weir;
+
+/// Networks: the switch's, and the client's.
+const SWITCH: u8 = 0;
+const CLIENTS: u8 = 4;
+const ROUTER: u8 = 254;
+const NARROW_MTU: u16 = 1300;
+/// How much is transferred each way.
+const CHUNKS: u64 = 40;
+
+struct Narrow {
+    backend: Backend,
+    router: Netns,
+    client: Netns,
+    lb: Netns,
+    segment: Segment,
+}
+
+impl Narrow {
+    fn new(setup: Setup) -> Self {
+        let lb = Netns::new("lb");
+        let segment = Segment::new(setup, 0, &lb);
+        let router = Netns::new("router");
+        router.sysctl("net/ipv4/ip_forward", "1");
+        router.sysctl("net/ipv6/conf/all/forwarding", "1");
+        segment.connect(&lb, &router, "router", "eth0");
+        let client = Netns::new("client");
+        router.ip(&format!(
+            "link add eth1 type veth peer name eth0 netns {}\nlink set eth1 up",
+            client.name()
+        ));
+        client.ip("link set eth0 up");
+        let net = backend_netns("b1");
+        segment.connect(&lb, &net, "b1", "eth0");
+        for (host, interface, network, number) in [
+            (&router, "eth0", SWITCH, ROUTER),
+            (&router, "eth1", CLIENTS, ROUTER),
+            (&client, "eth0", CLIENTS, 1),
+            (&net, "eth0", SWITCH, 11),
+        ] {
+            host.ip(&format!(
+                "addr add {}/24 dev {interface}\naddr add {}/64 dev {interface}",
+                v4(network, number),
+                v6(network, number)
+            ));
+        }
+        // Narrow in one direction only: a narrow interface would not take what comes, either.
+        router.ip(&format!(
+            "route replace {}/24 dev eth1 mtu lock {NARROW_MTU}\n\
+             route add {}/64 dev eth1 metric 1 mtu lock {NARROW_MTU}",
+            v4(CLIENTS, 0),
+            v6(CLIENTS, 0)
+        ));
+        for (host, network) in [(&client, CLIENTS), (&net, SWITCH)] {
+            host.ip(&format!(
+                "route add default via {}\nroute add default via {}",
+                v4(network, ROUTER),
+                v6(network, ROUTER)
+            ));
+        }
+        let (address4, address6) = (v4(SWITCH, 11).into(), v6(SWITCH, 11).into());
+        let backend = Backend::start("b1", address4, address6, net, &vips());
+        Self { backend, router, client, lb, segment }
+    }
+
+    fn config(&self, setup: Setup) -> Config {
+        let services = MODES.iter().flat_map(|&(forward, host, port)| {
+            [IpAddr::from(v4(SWITCH, host)), v6(SWITCH, host).into()].map(|address| Service {
+                name: format!("{forward}-{}", if address.is_ipv4() { 4 } else { 6 }),
+                address,
+                port,
+                protocol: "tcp",
+                forward,
+                backends: vec![Spec::new(self.backend.v4, 1)],
+            })
+        });
+        Config {
+            workers: setup.workers,
+            hugepages: "off",
+            memory_mb: 256,
+            ports: vec![self.segment.port(v4(SWITCH, WEIR), v6(SWITCH, WEIR))],
+            services: services.map(|service| self.of_family(service)).collect(),
+        }
+    }
+
+    /// l2dsr takes any backend of the link; a tunnel's may be of the other family: here it is of
+    /// the VIP's.
+    fn of_family(&self, mut service: Service) -> Service {
+        if service.address.is_ipv6() {
+            service.backends = vec![Spec::new(self.backend.v6, 1)];
+        }
+        service
+    }
+
+    /// Have the errors of the router no way out?
+    fn block_errors(&self, block: bool) {
+        let rules = if block {
+            "add table inet quiet; add chain inet quiet out { type filter hook output priority 0; }; \
+             add rule inet quiet out icmp type destination-unreachable drop; \
+             add rule inet quiet out icmpv6 type packet-too-big drop"
+        } else {
+            "delete table inet quiet"
+        };
+        expect_success(self.router.command("nft").arg(rules));
+    }
+
+    /// Forgets what either end has found out about the path.
+    fn forget(&self) {
+        for netns in [&self.client, &self.backend.netns] {
+            for family in ["-4", "-6"] {
+                expect_success(netns.command("ip").args([family, "route", "flush", "cache"]));
+            }
+        }
+    }
+}
+
+/// Modes, and where they are tried.
+const MODES: [(&str, u8, u16); 4] = [
+    ("l2dsr", VIP_L2DSR, 80),
+    ("ipip", VIP_IPIP, 8080),
+    ("gue", VIP_IPIP, 8081),
+    ("gre", VIP_IPIP, 8083),
+];
+
+async fn download(vip: SocketAddr) -> Outcome<String> {
+    Http::connect(vip).await?.download(CHUNKS, Duration::ZERO).await
+}
+
+async fn upload(vip: SocketAddr) -> Outcome<String> {
+    Http::connect(vip).await?.upload(CHUNKS, Duration::ZERO).await
+}
+
+/// Downloads need errors from the router to reach the backend; uploads through tunnels need errors
+/// from the balancer to reach the client.
+pub(crate) fn both_ways(setup: Setup) {
+    let narrow = Narrow::new(setup);
+    let config = narrow.config(setup);
+    let mut weir = Weir::start(&narrow.lb, &config.to_string(), &[narrow.segment]);
+    for &(forward, host, port) in &MODES {
+        for vip in [IpAddr::from(v4(SWITCH, host)), v6(SWITCH, host).into()] {
+            let vip = at(vip, port);
+            client::wait_for_backends(&narrow.client, vip, &["b1"]);
+            // Up first: what a backend knows of its way to the client, it tells in the next SYN.
+            for (way, sum) in [
+                ("up", narrow.client.block_on(|| upload(vip))),
+                ("down", narrow.client.block_on(|| download(vip))),
+            ] {
+                let sum = sum.unwrap_or_else(|error| panic!("{forward} {vip} {way}: {error}"));
+                assert_eq!(sum, Checksum::of_chunks(CHUNKS), "{forward} {vip} {way}");
+            }
+            narrow.forget();
+        }
+    }
+    assert!(weir.counters().get("answered") > 0, "the balancer told the client");
+    // Were it not for the errors, nothing would arrive.
+    narrow.block_errors(true);
+    let vip = at(v4(SWITCH, VIP_L2DSR), 80);
+    let stuck = narrow.client.block_on(|| timeout(Duration::from_secs(2), download(vip)));
+    assert!(stuck.is_err(), "the link is not narrow: {stuck:?}");
+    narrow.block_errors(false);
+    weir.leave();
+}
