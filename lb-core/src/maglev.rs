@@ -42,7 +42,8 @@ pub fn build(identities: &[u64], weights: &[u32], slots: u32) -> Box<[u16]> {
         [Racer { backend, .. }] => return vec![backend; slots as usize].into(),
         _ => racers.sort_unstable_by_key(|racer| racer.identity),
     }
-    let mut shares = Shares::new(&racers, weights.len(), slots);
+    // From here on a backend is its rank among the racers: the order of the list is forgotten.
+    let mut shares = Shares::new(&racers, slots);
     let arrivals = race(&mut racers, slots);
     let (mut table, contests) = shares.judge(&arrivals);
     for _ in 0..ROUNDS_MAX {
@@ -58,7 +59,7 @@ pub fn build(identities: &[u64], weights: &[u32], slots: u32) -> Box<[u16]> {
     for contest in &contests {
         table[contest.slot as usize] = contest.owner(&shares.price);
     }
-    table.into()
+    table.into_iter().map(|rank| racers[usize::from(rank)].backend).collect()
 }
 
 /// Rounds of price finding, at most: the shares hardly move any more.
@@ -101,34 +102,39 @@ impl Racer {
         clippy::cast_sign_loss,
         reason = "a few dozen visits a slot at most; times are rounded alike everywhere"
     )]
-    fn run_until(&mut self, end: f64, arrivals: &mut [Arrivals], settled: &[u64], slots: u32) {
+    fn run_until(
+        &mut self,
+        end: f64,
+        rank: u16,
+        (arrivals, settled): (&mut [Arrivals], &[u64]),
+        slots: u32,
+    ) {
         let due = (end * self.weight - self.phase).ceil().max(0.0) as u32;
         let (pause, phase) = ((1.0 / self.weight) as f32, self.phase as f32);
         for visit in self.visits..due {
             let slot = reduce(scatter(self.seed, visit), slots);
             if settled[slot as usize / 64] >> (slot % 64) & 1 == 0 {
                 let time = (visit as f32 + phase) * pause;
-                arrivals[slot as usize].add(Arrival::new(time, self.backend));
+                arrivals[slot as usize].add(Arrival::new(time, rank));
             }
         }
         self.visits = due;
     }
 }
 
-/// Who came when: the bits of the time (not negative, so that they order like it), then the
-/// backend.
+/// Who came when: the bits of the time (not negative, so that they order like it), then the rank.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Arrival(u64);
 
 impl Arrival {
     const NONE: Self = Self(u64::MAX);
 
-    fn new(time: f32, backend: u16) -> Self {
-        Self(u64::from(time.to_bits()) << 32 | u64::from(backend))
+    fn new(time: f32, rank: u16) -> Self {
+        Self(u64::from(time.to_bits()) << 32 | u64::from(rank))
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "as it was put together")]
-    fn backend(self) -> u16 {
+    fn rank(self) -> u16 {
         self.0 as u16
     }
 
@@ -137,7 +143,7 @@ impl Arrival {
     }
 }
 
-/// The first two backends that came by a slot.
+/// The first two racers that came by a slot.
 #[derive(Clone)]
 struct Arrivals([Arrival; 2]);
 
@@ -145,7 +151,7 @@ impl Arrivals {
     /// Branchless where it is hard to predict: this is most of the cost of a table.
     fn add(&mut self, arrival: Arrival) {
         let [first, second] = self.0;
-        if first.backend() != arrival.backend() && second.backend() != arrival.backend() {
+        if first.rank() != arrival.rank() && second.rank() != arrival.rank() {
             self.0 = [first.min(arrival), second.min(first.max(arrival))];
         }
     }
@@ -160,8 +166,8 @@ fn race(racers: &mut [Racer], slots: u32) -> Vec<Arrivals> {
     let mut end = 0.0;
     while arrivals.iter().any(|arrivals| arrivals.0[0] == Arrival::NONE) {
         end += leg;
-        for racer in &mut *racers {
-            racer.run_until(end, &mut arrivals, &settled, slots);
+        for (rank, racer) in (0..).zip(&mut *racers) {
+            racer.run_until(end, rank, (&mut arrivals, &settled), slots);
         }
         for (bits, arrivals) in settled.iter_mut().zip(arrivals.chunks(64)) {
             let bit = |(i, it): (usize, &Arrivals)| u64::from(it.0[1] != Arrival::NONE) << i;
@@ -174,20 +180,21 @@ fn race(racers: &mut [Racer], slots: u32) -> Vec<Arrivals> {
 /// A slot that two backends want.
 struct Contest {
     slot: u32,
-    backends: [u16; 2],
+    /// Who they are, by rank.
+    pair: [u16; 2],
     /// When they came: what the slot costs each, at a price of 1.
     costs: [f32; 2],
 }
 
 impl Contest {
     fn owner(&self, price: &[f32]) -> u16 {
-        let [first, second] = self.backends;
-        let cost = |i: usize| self.costs[i] * price[usize::from(self.backends[i])];
+        let [first, second] = self.pair;
+        let cost = |i: usize| self.costs[i] * price[usize::from(self.pair[i])];
         if cost(1) < cost(0) { second } else { first }
     }
 }
 
-/// What each backend has, should have, and pays for more.
+/// What each backend has, should have, and pays for more; by rank.
 struct Shares {
     due: Vec<f32>,
     price: Vec<f32>,
@@ -204,21 +211,18 @@ impl Shares {
         clippy::cast_precision_loss,
         reason = "rounded alike everywhere"
     )]
-    fn new(racers: &[Racer], backends: usize, slots: u32) -> Self {
+    fn new(racers: &[Racer], slots: u32) -> Self {
         let sum: f64 = racers.iter().map(|racer| racer.weight).sum();
-        let mut due = vec![0.0; backends];
-        for racer in racers {
-            due[usize::from(racer.backend)] = (f64::from(slots) * racer.weight / sum) as f32;
-        }
+        let due = racers.iter().map(|racer| (f64::from(slots) * racer.weight / sum) as f32);
         // Shares before pricing stray by about 1 / √due, and few backends of unequal weights by more
         // than many; both prices may move by five times that.
-        let racers = racers.len() as f32;
-        let stray = 3.0 / racers + 5.0 / (slots as f32 / racers).sqrt();
+        let n = racers.len() as f32;
+        let stray = 3.0 / n + 5.0 / (slots as f32 / n).sqrt();
         Self {
-            due,
-            price: vec![1.0; backends],
-            uncontested: vec![0; backends],
-            counts: vec![0; backends],
+            due: due.collect(),
+            price: vec![1.0; racers.len()],
+            uncontested: vec![0; racers.len()],
+            counts: vec![0; racers.len()],
             lateness_max: (1.0 + stray) * (1.0 + stray),
         }
     }
@@ -230,13 +234,13 @@ impl Shares {
         for (slot, Arrivals(pair)) in (0..).zip(arrivals) {
             let [first, second] = *pair;
             if second != Arrival::NONE && second.time() < first.time() * self.lateness_max {
-                let (backends, costs) = (pair.map(Arrival::backend), pair.map(Arrival::time));
-                contests.push(Contest { slot, backends, costs });
+                let (ranks, costs) = (pair.map(Arrival::rank), pair.map(Arrival::time));
+                contests.push(Contest { slot, pair: ranks, costs });
             } else {
-                self.uncontested[usize::from(first.backend())] += 1;
+                self.uncontested[usize::from(first.rank())] += 1;
             }
         }
-        (arrivals.iter().map(|Arrivals([first, _])| first.backend()).collect(), contests)
+        (arrivals.iter().map(|Arrivals([first, _])| first.rank()).collect(), contests)
     }
 
     fn start_round(&mut self) {
