@@ -372,12 +372,25 @@ pub(crate) enum ForwardMode {
     Ipip,
     Gue,
     Gre,
+    Nat,
+}
+
+impl ForwardMode {
+    /// Do packets travel inside others?
+    pub(crate) fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue | Self::Gre)
+    }
 }
 
 impl Word for ForwardMode {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("l2dsr", Self::L2dsr), ("ipip", Self::Ipip), ("gue", Self::Gue), ("gre", Self::Gre)];
-    const LATER: &'static [&'static str] = &["nat", "fullnat"];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("l2dsr", Self::L2dsr),
+        ("ipip", Self::Ipip),
+        ("gue", Self::Gue),
+        ("gre", Self::Gre),
+        ("nat", Self::Nat),
+    ];
+    const LATER: &'static [&'static str] = &["fullnat"];
     const EXAMPLE: &'static str = "\"l2dsr\"";
 }
 

@@ -105,7 +105,8 @@ table! {
         /// Transport protocol; "any" takes all but ICMP, by address alone.
         protocol: Required<Protocol>,
         /// How packets reach a backend: "l2dsr" sets the destination MAC address; "ipip", "gue" (over
-        /// UDP) and "gre" put the packet into another IP packet.
+        /// UDP) and "gre" put the packet into another IP packet; "nat" sets the destination address
+        /// and port, and backends answer through the balancer.
         forward: Required<ForwardMode>,
         /// Prefix that the sources of outer headers are drawn from, by flow, so that the network and
         /// the backends spread flows; "ipip", "gue" and "gre" only. Absent: the port's address.
@@ -132,7 +133,7 @@ table! {
     Backend("a backend", "{ address = \"10.0.0.11\" }") {
         /// Its address.
         address: Required<IpAddr>,
-        /// Its port, which has to be the service's in both forwarding modes of this version.
+        /// Its port, if not the service's; "nat" only.
         port: Optional<Within<u16, 1, 65_535>>,
         /// Its share of the flows, relative to the other backends.
         weight: Optional<Within<u32, 0, { WEIGHT_MAX as i64 }>> = 1,

@@ -46,8 +46,23 @@ pub enum Rule {
     Fragment,
     /// It is an ICMP error about a packet of a flow.
     IcmpError,
+    /// It is the answer of a backend, to be translated back.
+    Return,
+    /// It is a fragment of such an answer, but not the first.
+    ReturnFragment,
+    /// It is an ICMP error about a packet that was translated, on its way to the client.
+    ReturnError,
     /// It was one of those, and is now an answer to its sender.
     Answer,
+}
+
+impl Rule {
+    /// Does it come from a backend?
+    #[inline]
+    #[must_use]
+    pub fn is_return(self) -> bool {
+        matches!(self, Self::Return | Self::ReturnFragment | Self::ReturnError)
+    }
 }
 
 /// How a frame leaves the pipeline early.

@@ -65,6 +65,9 @@ pub enum DropReason {
     /// With its outer header the packet exceeds the MTU of the port that it leaves by.
     #[error("too_big")]
     TooBig,
+    /// The packet has been on its way for too many hops (RFC 1812 §5.3.1).
+    #[error("ttl_exceeded")]
+    TtlExceeded,
     /// No buffer for the rest of a packet that has to leave in pieces.
     #[error("no_buffer")]
     NoBuffer,
@@ -75,7 +78,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -95,6 +98,7 @@ impl DropReason {
         Self::NextHopUnresolved,
         Self::NoHeadroom,
         Self::TooBig,
+        Self::TtlExceeded,
         Self::NoBuffer,
         Self::TxFull,
     ];

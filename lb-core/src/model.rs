@@ -38,6 +38,9 @@ pub enum Forward {
     L2dsr,
     /// The packet travels untouched in another one; the backend unpacks it.
     Tunnel(Tunnel),
+    /// The destination becomes the backend's address and port; the way back leads through the
+    /// balancer, which puts the VIP in its place again.
+    Nat,
 }
 
 impl Forward {
@@ -174,6 +177,16 @@ impl ServiceSpec {
         }
     }
 
+    /// Where the answers of a backend come from.
+    #[must_use]
+    pub fn answers_of(&self, backend: &Backend) -> Vip {
+        Vip {
+            address: backend.address.into(),
+            ports: backend.port.map_or(self.vip.ports, PortRange::one),
+            protocol: self.vip.protocol,
+        }
+    }
+
     /// The one port that a backend listens on: its own, else the service's; `None` where the service
     /// has several.
     #[must_use]
@@ -290,6 +303,35 @@ pub enum Invalid {
     /// This mode does not rewrite ports.
     #[error("this forwarding mode keeps the port: leave it out; the service's is {0}")]
     PortIsKept(PortRange),
+    /// A translated packet stays of its family.
+    #[error(
+        "{0} is of another family than the service's address, and nat keeps the family; use a \
+         backend of the same, or a tunnel: forward = \"ipip\", \"gue\" or \"gre\""
+    )]
+    NatFamily(IpAddr),
+    /// The way back would have to guess the VIP.
+    #[error("nat puts the service's address back into answers: write one address, not {0}")]
+    NatPrefix(IpNet),
+    /// The way back would have to guess the port.
+    #[error(
+        "nat could not tell which of the service's ports {0} an answer is from; leave the \
+         backend's port out (each port is kept), or give the service one port"
+    )]
+    NatPorts(PortRange),
+    /// SCTP's checksum covers the ports, and all of the packet.
+    #[error("nat keeps the port of SCTP: leave it out, or write {0}, the service's")]
+    NatSctpPort(PortRange),
+    /// Answers of a backend could be of two services.
+    #[error(
+        "service {other:?} also translates to {backend}, and an answer from there could be of \
+         either; let the backend listen on a port of its own for each service"
+    )]
+    AmbiguousReturn {
+        /// Address and ports of the backend.
+        backend: Box<Vip>,
+        /// The service that came first.
+        other: String,
+    },
     /// Weight out of range.
     #[error("weight {0} is too large; at most {WEIGHT_MAX}")]
     Weight(u32),
@@ -387,6 +429,9 @@ fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
             find(Key::OuterSource, Invalid::SourceFamily(net));
         }
     }
+    if spec.forward == Forward::Nat && !spec.vip.is_one_address() {
+        find(Key::Address, Invalid::NatPrefix(spec.vip.address));
+    }
     if let Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { port: 0 }, .. }) = spec.forward {
         find(Key::GuePort, Invalid::PortZero);
     }
@@ -408,12 +453,23 @@ fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
     for (i, backend) in spec.backends.iter().enumerate() {
         if !is_unicast(backend.address) {
             find(Key::BackendAddress(i), Invalid::NotUnicast(backend.address));
+        } else if spec.forward == Forward::Nat
+            && backend.address.is_ipv4() != spec.vip.address.addr().is_ipv4()
+        {
+            find(Key::BackendAddress(i), Invalid::NatFamily(backend.address));
         } else if spec.vip.address.contains(&backend.address) {
             find(Key::BackendAddress(i), Invalid::BackendIsVip(backend.address));
         }
         if let Some(port) = backend.port.filter(|&port| spec.vip.ports.single() != Some(port)) {
             match spec.forward {
                 _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
+                Forward::Nat if spec.vip.protocol == Protocol::Sctp => {
+                    find(Key::BackendPort(i), Invalid::NatSctpPort(spec.vip.ports));
+                }
+                Forward::Nat if spec.vip.ports.single().is_none() => {
+                    find(Key::BackendPort(i), Invalid::NatPorts(spec.vip.ports));
+                }
+                Forward::Nat => {}
                 Forward::L2dsr | Forward::Tunnel(_) => {
                     find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.ports));
                 }
@@ -438,6 +494,8 @@ pub struct Conflict {
     pub place: usize,
     /// Place of the first one.
     pub first: usize,
+    /// Which of its keys wants it.
+    pub first_key: Key,
     /// What both want, as a finding about the later one.
     pub finding: Finding,
 }
@@ -454,7 +512,12 @@ pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<
     let mut ranges: BTreeMap<_, Ranges> = BTreeMap::new(); // by address and protocol
     for (place, (name, vip)) in services.into_iter().enumerate() {
         let mut conflict = |first, key, invalid| {
-            conflicts.push(Conflict { place, first, finding: Finding { key, invalid } });
+            conflicts.push(Conflict {
+                place,
+                first,
+                first_key: key,
+                finding: Finding { key, invalid },
+            });
         };
         let first = *names.entry(name).or_insert(place);
         if first != place {
@@ -479,6 +542,39 @@ pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<
         }
     }
     conflicts
+}
+
+/// Finds backends of translating services whose answers could be of two services. As [`conflicts`],
+/// for services that are valid by themselves.
+pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
+    let mut found = Vec::new();
+    let mut returns: BTreeMap<IpAddr, Vec<(Vip, usize, Key)>> = BTreeMap::new();
+    let mut names = Vec::new();
+    for (place, spec) in services.into_iter().enumerate() {
+        let backends = spec.backends.iter().enumerate();
+        names.push(&spec.name);
+        for (i, backend) in backends.filter(|_| spec.forward == Forward::Nat) {
+            let answers = spec.answers_of(backend);
+            let others = returns.entry(backend.address).or_default();
+            match others.iter().find(|(other, of, _)| *of != place && overlap(other, &answers)) {
+                Some(&(_, first, first_key)) => {
+                    let (backend, other) = (Box::new(answers), names[first].clone());
+                    let invalid = Invalid::AmbiguousReturn { backend, other };
+                    let finding = Finding { key: Key::Backend(i), invalid };
+                    found.push(Conflict { place, first, first_key, finding });
+                }
+                None => others.push((answers, place, Key::Backend(i))),
+            }
+        }
+    }
+    found
+}
+
+/// Of one address: could a packet be of both?
+fn overlap(a: &Vip, b: &Vip) -> bool {
+    let protocols =
+        a.protocol == b.protocol || a.protocol == Protocol::Any || b.protocol == Protocol::Any;
+    protocols && a.ports.first() <= b.ports.last() && b.ports.first() <= a.ports.last()
 }
 
 /// The key of the flow hash: equal on all balancers of a site.
@@ -508,8 +604,10 @@ impl DesiredState {
     /// Every finding, with the place of the service in the list.
     pub fn new(hash_key: HashKey, services: Vec<Service>) -> Result<Self, Vec<(usize, Finding)>> {
         let specs = services.iter().map(|service| (service.spec.name.as_str(), service.spec.vip));
+        let returns = ambiguous_returns(services.iter().map(|service| &service.spec));
         let mut findings: Vec<_> = conflicts(specs)
             .into_iter()
+            .chain(returns)
             .map(|conflict| (conflict.place, conflict.finding))
             .collect();
         if services.len() > SERVICES_MAX {
@@ -629,6 +727,7 @@ pub(crate) mod tests {
         let sources = Some("172.16.0.0/16");
         assert_eq!(findings(|s| s.forward = tunnel(TunnelKind::Gre, sources)), []);
         assert_eq!(findings(|s| s.mss = MssClamp::AtMost(536)), []);
+        assert_eq!(findings(|s| (s.forward, s.backends[0].port) = (Forward::Nat, Some(8080))), []);
         assert_eq!(
             findings(|s| (s.vip.ports, s.vip.protocol) = (PortRange::ANY, Protocol::Any)),
             []
@@ -638,7 +737,7 @@ pub(crate) mod tests {
     #[test]
     fn each_rule_names_its_key() {
         type Case = (fn(&mut ServiceSpec), Key, &'static str);
-        let cases: [Case; 25] = [
+        let cases: [Case; 29] = [
             (|s| s.name.clear(), Key::Name, "a name has"),
             (|s| s.name = "a b".into(), Key::Name, "a name has"),
             (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
@@ -667,6 +766,34 @@ pub(crate) mod tests {
             (|s| s.flows = Flows::Datagram, Key::Flows, "only UDP"),
             (|s| (s.mss, s.vip.protocol) = (MssClamp::Auto, Protocol::Udp), Key::Mss, "only TCP"),
             (|s| s.mss = MssClamp::AtMost(535), Key::Mss, "at least 536"),
+            (
+                |s| {
+                    (s.forward, s.backends[1].address) = (Forward::Nat, "fd00::11".parse().unwrap())
+                },
+                Key::BackendAddress(1),
+                "another family",
+            ),
+            (
+                |s| (s.forward, s.vip.address) = (Forward::Nat, "10.9.0.0/24".parse().unwrap()),
+                Key::Address,
+                "write one address",
+            ),
+            (
+                |s| {
+                    (s.forward, s.vip.ports) = (Forward::Nat, PortRange::ANY);
+                    s.backends[1].port = Some(8080);
+                },
+                Key::BackendPort(1),
+                "leave the backend's port out",
+            ),
+            (
+                |s| {
+                    (s.forward, s.vip.protocol) = (Forward::Nat, Protocol::Sctp);
+                    s.backends[1].port = Some(8080);
+                },
+                Key::BackendPort(1),
+                "keeps the port of SCTP",
+            ),
             (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
             (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
             (|s| s.backends = vec![backend("10.0.0.100")], Key::BackendAddress(0), "in a circle"),
@@ -719,6 +846,29 @@ pub(crate) mod tests {
         let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
         let (name, vip) = (Key::Name, Key::Address);
         assert_eq!(places, [(2, 1, vip), (3, 0, name), (3, 0, vip), (4, 0, name), (4, 1, vip)]);
+    }
+
+    #[test]
+    fn an_answer_is_of_one_service() {
+        let nat = |name, port: u16, backend_port| {
+            let mut spec = spec(name, "10.0.0.100", &["10.0.0.11"]);
+            (spec.forward, spec.vip.ports) = (Forward::Nat, PortRange::one(port));
+            spec.backends[0].port = backend_port;
+            spec
+        };
+        let mut any = nat("any", 1, None);
+        (any.vip.ports, any.vip.protocol) = (PortRange::ANY, Protocol::Any);
+        let mut dsr = nat("dsr", 8081, None);
+        dsr.forward = Forward::L2dsr;
+        let found = ambiguous_returns(&[
+            nat("a", 80, Some(8080)),
+            nat("b", 81, Some(8081)),
+            dsr,
+            nat("c", 8080, None),
+            any,
+        ]);
+        let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+        assert_eq!(places, [(3, 0, Key::Backend(0)), (4, 0, Key::Backend(0))]);
     }
 
     #[test]

@@ -34,6 +34,14 @@ impl Tuple {
         }
     }
 
+    /// The same the other way round.
+    #[inline]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let [a, b, c, d] = self.ports;
+        Self { src: self.dst, dst: self.src, ports: [c, d, a, b], ..*self }
+    }
+
     /// Destination port.
     #[inline]
     #[must_use]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lb_core::model::{
     Affinity, Backend, Finding, Flows, Forward, GUE_PORT, Invalid, Key, MssClamp, Service,
-    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, conflicts, is_name,
+    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, ambiguous_returns, conflicts, is_name,
 };
 
 use super::ports::Ports;
@@ -75,6 +75,7 @@ fn draft<'a>(
 fn forward(service: &spec::Service) -> Option<Forward> {
     let kind = match service.forward.0.as_ref()?.value {
         ForwardMode::L2dsr => return Some(Forward::L2dsr),
+        ForwardMode::Nat => return Some(Forward::Nat),
         ForwardMode::Ipip => TunnelKind::Ipip,
         ForwardMode::Gue => {
             TunnelKind::Gue { port: service.gue_port.map_or(GUE_PORT, |port| port.value.0) }
@@ -87,7 +88,7 @@ fn forward(service: &spec::Service) -> Option<Forward> {
 /// Notes keys that belong to other modes.
 fn check_mode_keys(service: &spec::Service, report: &mut Report) {
     let Some(mode) = &service.forward.0 else { return };
-    if let Some(source) = service.outer_source.filter(|_| mode.value == ForwardMode::L2dsr) {
+    if let Some(source) = service.outer_source.filter(|_| !mode.value.is_tunnel()) {
         let modes = "\"ipip\"`, `\"gue\"` or `\"gre\"";
         report.add(source.span, Problem::KeyOfOtherMode { key: "outer_source", modes });
     }
@@ -138,7 +139,7 @@ fn check_against_ports(
     report: &mut Report,
 ) {
     let addresses = || backends.iter().filter_map(|backend| backend.value.address.0.as_ref());
-    if service.forward.0.is_some_and(|forward| forward.value != ForwardMode::L2dsr) {
+    if service.forward.0.is_some_and(|forward| forward.value.is_tunnel()) {
         type OfFamily = fn(&IpAddr) -> bool;
         let families: [(OfFamily, &str, &str); 2] =
             [(IpAddr::is_ipv4, "IPv4", "10.0.0.2/24"), (IpAddr::is_ipv6, "IPv6", "fd00::2/64")];
@@ -163,10 +164,12 @@ fn check_conflicts(drafts: &[Draft<'_>], report: &mut Report) {
     // A name that is wrong by itself is not worth comparing.
     let drafts: Vec<_> = drafts.iter().filter(|draft| is_name(&draft.spec.name)).collect();
     let specs = drafts.iter().map(|draft| (draft.spec.name.as_str(), draft.spec.vip));
-    for conflict in conflicts(specs) {
+    let returns = ambiguous_returns(drafts.iter().map(|draft| &draft.spec));
+    for conflict in conflicts(specs).into_iter().chain(returns) {
         let Finding { key, invalid } = conflict.finding;
         let (at, first) = (drafts[conflict.place], drafts[conflict.first]);
-        report.add_conflict(at.span(key), first.span(key), Problem::Service(invalid));
+        let first = first.span(conflict.first_key);
+        report.add_conflict(at.span(key), first, Problem::Service(invalid));
     }
 }
 

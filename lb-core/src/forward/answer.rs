@@ -4,11 +4,14 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::network_endian::{U16, U32};
 
 use super::{L2Header, push_front};
-use crate::burst::Meta;
+use crate::burst::{Meta, Rule};
+use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
+use crate::state::State;
 use crate::tables::HopEntry;
 use crate::tables::next_hop::{Port, PortId};
+use crate::tuple::mapped;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::{self, Ipv4};
@@ -23,30 +26,78 @@ const IPV6_BYTES_MAX: usize = 1280;
 const IPV4_TOS: u8 = 0xc0;
 const HOPS: u8 = 64;
 
-/// The packet is too big for the way; `mtu` is what would fit.
-///
-/// # Errors
-/// [`DropReason::TooBig`], if its sender is not one station; [`DropReason::NoHeadroom`].
-pub(super) fn too_big<F: Frame>(
-    frame: &mut F,
-    meta: &Meta,
-    came_by: (PortId, &Port),
-    mtu: u16,
-) -> Result<(), DropReason> {
-    let [high, low] = mtu.to_be_bytes();
-    let head = if meta.tuple.is_ipv6 {
-        [icmp::V6_TOO_BIG, 0, 0, 0, 0, 0, high, low]
-    } else {
-        [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low]
-    };
-    answer(frame, meta, came_by, head)
+/// Why a packet goes no further, as its sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is too big for the way; so many bytes would fit (RFC 1191, RFC 8201).
+    TooBig(u16),
+    /// It has no hop left (RFC 1812 §5.3.1, RFC 4443 §3.3).
+    TtlExceeded,
 }
 
-/// Turns the frame into an error of type, code and parameters `head`, back the way that it came.
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TooBig(_) => Self::TooBig,
+            Refusal::TtlExceeded => Self::TtlExceeded,
+        }
+    }
+}
+
+/// Turns the frame into an answer to its sender, and counts it; or says why the frame is dropped
+/// without a word: its sender is not one station, or it is one of those that nobody is told about (RFC
+/// 1122 §3.2.2, RFC 4443 §2.4 e), or too many are told already.
+///
+/// # Errors
+/// The reason that belongs to `refusal`; [`DropReason::NoHeadroom`].
+#[cold]
+pub fn tell<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    refusal: Refusal,
+    (port_id, port): (PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), DropReason> {
+    let may_be_told = matches!(meta.rule, Rule::Flow | Rule::Return);
+    if !may_be_told || !state.answers.allow(state.now) {
+        return Err(refusal.into());
+    }
+    // A VIP speaks for itself where only its packets can be meant; else the balancer, as a router.
+    let as_router = meta.rule == Rule::Return || refusal == Refusal::TtlExceeded;
+    let own = if meta.tuple.is_ipv6 {
+        port.ipv6().map(|address| address.octets())
+    } else {
+        port.ipv4().map(|address| mapped(address.octets()))
+    };
+    let from = own.filter(|_| as_router).unwrap_or(meta.tuple.dst);
+    let head = match (refusal, meta.tuple.is_ipv6) {
+        (Refusal::TooBig(mtu), false) => {
+            let [high, low] = mtu.to_be_bytes();
+            [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low]
+        }
+        (Refusal::TooBig(mtu), true) => {
+            let [high, low] = mtu.to_be_bytes();
+            [icmp::V6_TOO_BIG, 0, 0, 0, 0, 0, high, low]
+        }
+        (Refusal::TtlExceeded, false) => [icmp::TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
+        (Refusal::TtlExceeded, true) => [icmp::V6_TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
+    };
+    answer(frame, meta, (port_id, port), from, head).map_err(|reason| match reason {
+        DropReason::NotOurs => refusal.into(),
+        other => other,
+    })?;
+    (meta.rule, meta.out) = (Rule::Answer, port_id);
+    counters.answered.add(1);
+    Ok(())
+}
+
+/// Turns the frame into an error of type, code and parameters `head`, from `from`, back the way that
+/// it came. [`DropReason::NotOurs`]: that is not one station.
 fn answer<F: Frame>(
     frame: &mut F,
     meta: &Meta,
     (port_id, port): (PortId, &Port),
+    from: [u8; 16],
     head: [u8; icmp::HEADER_BYTES],
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
@@ -60,7 +111,7 @@ fn answer<F: Frame>(
     let (ethernet, _) = ethernet::parse(frame.bytes())?;
     let &Ethernet { src: sender, .. } = ethernet;
     if !sender.is_station() {
-        return Err(DropReason::TooBig);
+        return Err(DropReason::NotOurs);
     }
     let back = HopEntry { macs: [sender, port.mac], out: port_id, vlan: None, mtu: port.mtu };
     let l2 = L2Header::new(&back, port_id, l2_bytes);
@@ -73,7 +124,7 @@ fn answer<F: Frame>(
     let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
     let total_len = u16::try_from(ip.len() + message.len()).map_err(|_| DropReason::TooBig)?;
     let sum = if is_ipv6 {
-        let (src, dst) = (meta.tuple.dst, meta.tuple.src);
+        let (src, dst) = (from, meta.tuple.src);
         let header = Ipv6 {
             version_class_flow: U32::new(6 << 28),
             payload_len: U16::new(len),
@@ -85,8 +136,7 @@ fn answer<F: Frame>(
         ip.copy_from_slice(header.as_bytes());
         Sum::default().pseudo_header(&src, &dst, len, ICMPV6)
     } else {
-        let [src, dst] =
-            [meta.tuple.dst, meta.tuple.src].map(|it| [it[12], it[13], it[14], it[15]]);
+        let [src, dst] = [from, meta.tuple.src].map(|it| [it[12], it[13], it[14], it[15]]);
         let mut header = Ipv4 {
             version_ihl: 0x45,
             tos: IPV4_TOS,

@@ -10,12 +10,13 @@ use crate::tables::next_hop::PortId;
 use crate::tables::{Ends, HopEntry};
 use crate::wire::ethernet::{HEADER_BYTES, TAG_BYTES, TAGS_MAX, VLAN};
 
-mod answer;
+pub mod answer;
 pub mod gre;
 pub mod gue;
 pub mod ipip;
 pub mod l2dsr;
 pub mod mss;
+pub mod nat;
 mod outer;
 mod split;
 pub mod too_big;

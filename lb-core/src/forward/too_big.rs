@@ -2,8 +2,9 @@
 
 use zerocopy::FromBytes;
 
-use super::{answer, split, tunnel};
-use crate::burst::{Meta, Rule};
+use super::answer::{self, Refusal};
+use super::{split, tunnel};
+use crate::burst::Meta;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -50,12 +51,5 @@ pub fn handle<F: Frame>(
         tunnel(frame, meta, &whole, came_by, (*kind, ends))?;
         return split::split(frame, hop, place, state, counters);
     }
-    // RFC 1122 §3.2.2, RFC 4443 §2.4 e: nobody is told about an error, or about a later fragment.
-    if meta.rule != Rule::Flow || !state.answers.allow(state.now) {
-        return Err(DropReason::TooBig);
-    }
-    answer::too_big(frame, meta, (came_by, port), mtu)?;
-    (meta.rule, meta.out) = (Rule::Answer, came_by);
-    counters.answered.add(1);
-    Ok(())
+    answer::tell(frame, meta, Refusal::TooBig(mtu), (came_by, port), (state, counters))
 }

@@ -1,6 +1,6 @@
 //! Destination → service.
 
-use crate::burst::{Burst, Exit};
+use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::flow_hash::reduce;
 use crate::frame::Frame;
 use crate::model::Affinity;
@@ -10,13 +10,16 @@ use crate::tables::Tables;
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
 /// `meta.service`, `meta.hash`, `meta.slot`.
 ///
-/// Punts what no service has.
+/// Punts what no service has; but answers of backends that services translate to are theirs, see
+/// [`Rule::Return`].
 ///
 /// Drops: the service's [`without_slots`](crate::tables::ServiceTable::without_slots).
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     burst.for_each_live(|_, meta| {
-        let place = tables.vips.lookup(&meta.tuple).ok_or(Exit::Punt)?;
+        let Some(place) = tables.vips.lookup(&meta.tuple) else {
+            return answer(meta, tables);
+        };
         let Some(service) = tables.services.get(place as usize) else {
             return Err(Exit::Punt);
         };
@@ -29,6 +32,22 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         }
         Ok(())
     });
+}
+
+/// What no service is addressed by may be the answer of a backend that services translate to. Writes
+/// `meta.service`, `meta.rule`, and for `forward` the place among the returns as `meta.slot`.
+#[inline(never)]
+fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
+    let place = tables.stations.lookup(&meta.tuple.reversed()).ok_or(Exit::Punt)?;
+    let found = tables.returns.get(place as usize).ok_or(Exit::Punt)?;
+    (meta.service, meta.slot) = (found.service, place);
+    meta.hash = tables.hasher.hash(&meta.tuple, true);
+    meta.rule = match meta.rule {
+        Rule::Fragment => Rule::ReturnFragment,
+        Rule::IcmpError => Rule::ReturnError,
+        _ => Rule::Return,
+    };
+    Ok(())
 }
 
 #[cfg(test)]

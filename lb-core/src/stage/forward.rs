@@ -1,14 +1,16 @@
 //! Backend → the frame that leaves.
 
-use crate::burst::{Burst, Rule};
+use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
+use crate::forward::answer::{self, Refusal};
+use crate::forward::nat::{self, End};
 use crate::forward::{l2dsr, mss, too_big, tunnel};
 use crate::frame::Frame;
 use crate::model::MssClamp;
 use crate::state::State;
-use crate::tables::next_hop::Port;
+use crate::tables::next_hop::{Port, PortId};
 use crate::tables::{Path, Tables};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
@@ -26,6 +28,9 @@ pub fn forward<F: Frame>(
 ) {
     let came_by = burst.port();
     burst.for_each_numbered(|place, frame, meta| {
+        if meta.rule.is_return() {
+            return back(frame, meta, tables, (came_by, port), (&mut *state, counters));
+        }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let backend =
             service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
@@ -44,6 +49,9 @@ pub fn forward<F: Frame>(
         let forwarded = match &backend.path {
             Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
             Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
+            Path::Nat(station) => {
+                nat::forward(frame, meta, hop, came_by, (End::Destination, station))
+            }
         };
         match forwarded {
             Ok(()) => {}
@@ -55,6 +63,11 @@ pub fn forward<F: Frame>(
                     return Ok(());
                 }
             }
+            Err(DropReason::TtlExceeded) => {
+                let refusal = Refusal::TtlExceeded;
+                answer::tell(frame, meta, refusal, (came_by, port), (&mut *state, counters))?;
+                return Ok(());
+            }
             Err(other) => return Err(other.into()),
         }
         if let Some(traffic) = counters.service(service.id) {
@@ -63,6 +76,41 @@ pub fn forward<F: Frame>(
         }
         Ok(())
     });
+}
+
+/// Sends the answer of a backend to the client, with the VIP as its source.
+#[inline(never)]
+fn back<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    tables: &Tables,
+    (came_by, port): (PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), Exit> {
+    let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
+    let service = tables.services.get(found.service as usize).ok_or(DropReason::NoBackend)?;
+    let hop = tables
+        .fib
+        .lookup(&meta.tuple.dst, meta.tuple.is_ipv6, meta.hash)
+        .ok_or(DropReason::NextHopUnresolved)?;
+    meta.out = hop.out;
+    if service.mss != MssClamp::Keep {
+        mss::clamp(frame, meta, service.mss, hop.mtu.into());
+    }
+    let packet_len = u64::from(meta.packet_len);
+    let refusal = match nat::forward(frame, meta, hop, came_by, (End::Source, &found.vip)) {
+        Ok(()) => {
+            if let Some(traffic) = counters.service(service.id) {
+                traffic.frames.add(1);
+                traffic.bytes.add(packet_len);
+            }
+            return Ok(());
+        }
+        Err(DropReason::TooBig) => Refusal::TooBig(hop.mtu),
+        Err(DropReason::TtlExceeded) => Refusal::TtlExceeded,
+        Err(other) => return Err(other.into()),
+    };
+    Ok(answer::tell(frame, meta, refusal, (came_by, port), (state, counters))?)
 }
 
 #[cfg(test)]

@@ -44,7 +44,11 @@ fn one<F>(
     state: &mut State<F>,
 ) -> Result<(), Exit> {
     let piece = Piece::read(frame, meta)?;
-    match tables.vips.by_address(&meta.tuple) {
+    let by_address = match tables.vips.by_address(&meta.tuple) {
+        ByAddress::None => tables.stations.by_address(&meta.tuple.reversed()).of_a_station(),
+        found => found,
+    };
+    match by_address {
         ByAddress::None => return Err(Exit::Punt),
         ByAddress::Service(place) if needs_no_ports(place, meta, tables) => {
             meta.rule = if piece.start == 0 { Rule::Flow } else { Rule::Fragment };

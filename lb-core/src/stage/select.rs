@@ -9,10 +9,15 @@ use crate::tables::Tables;
 /// Chooses the backend of each frame's slot. Reads `meta.service`, `meta.slot`; writes
 /// `meta.backend`.
 ///
+/// Answers of backends go past.
+///
 /// Drops: [`DropReason::NoBackend`].
 #[inline(always)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     burst.for_each_live(|_, meta| {
+        if meta.rule.is_return() {
+            return Ok(());
+        }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let slots = service.slots.slots();
         meta.backend = *slots.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;

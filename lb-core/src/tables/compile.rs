@@ -10,12 +10,13 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
 use super::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use super::{
-    BackendEntry, Ends, HopEntry, Path, ServiceId, ServiceTable, SlotTable, Tables, VipIndex,
+    BackendEntry, Ends, HopEntry, Path, Return, ServiceId, ServiceTable, SlotTable, Station,
+    Tables, VipIndex,
 };
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::maglev;
-use crate::model::{Backend, DesiredState, Forward, Service, StaticHop, Tunnel};
+use crate::model::{Backend, DesiredState, Forward, Service, StaticHop, Tunnel, Vip};
 use crate::tuple::address_bytes;
 
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
@@ -45,13 +46,37 @@ pub fn compile(
         })
         .collect();
     let vips = desired.services().iter().map(|service| service.spec().vip);
+    let (stations, returns) = returns(desired);
     Tables {
+        fib: Arc::default(),
+        stations: VipIndex::new(stations.into_iter()),
+        returns,
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
         ports: Arc::clone(ports),
         vips: VipIndex::new(vips),
         services,
     }
+}
+
+/// Where answers come from that the balancer translates back, and what they become.
+fn returns(desired: &DesiredState) -> (Vec<Vip>, Vec<Return>) {
+    let services = (0..).zip(desired.services());
+    let translating = services.filter(|(_, service)| service.spec().forward == Forward::Nat);
+    translating
+        .flat_map(|(place, service)| {
+            let spec = service.spec();
+            spec.backends.iter().map(move |backend| {
+                let port = backend.port.and(spec.vip.ports.single());
+                let vip = station(spec.vip.address.addr(), port);
+                (spec.answers_of(backend), Return { service: place, vip })
+            })
+        })
+        .unzip()
+}
+
+fn station(address: IpAddr, port: Option<u16>) -> Station {
+    Station { address: address_bytes(address), port: port.map(u16::to_be_bytes) }
 }
 
 /// Hands out the lowest ids that the previous version did not use: counters of a service that is
@@ -188,6 +213,7 @@ pub fn ways(
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
         (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
+        (Forward::Nat, _) => Ok((hops, Path::Nat(station(backend.address, backend.port)))),
         (Forward::Tunnel(tunnel), _) => {
             let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
             Ok((hops, Path::Tunnel(tunnel.kind, ends)))

@@ -11,6 +11,7 @@ use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
 pub mod compile;
+pub mod fib;
 pub mod next_hop;
 mod vip_index;
 
@@ -35,6 +36,12 @@ pub struct Tables {
     pub vips: VipIndex,
     /// In the order of the desired state.
     pub services: Vec<ServiceTable>,
+    /// The ways to clients.
+    pub fib: Arc<fib::Fib>,
+    /// Source of a packet from a backend → place in `returns`.
+    pub stations: VipIndex,
+    /// What becomes of answers that come through the balancer.
+    pub returns: Vec<Return>,
 }
 
 impl Tables {
@@ -136,6 +143,26 @@ pub enum Path {
     Plain,
     /// Inside another packet.
     Tunnel(TunnelKind, Ends),
+    /// With another destination.
+    Nat(Station),
+}
+
+/// An address and port that packets get instead of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Station {
+    /// IPv4 as mapped.
+    pub address: [u8; 16],
+    /// As it lies on the wire; absent: the port stays.
+    pub port: Option<[u8; 2]>,
+}
+
+/// Whose answers a station's packets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// Place of the service in the tables.
+    pub service: u32,
+    /// What clients know instead of the station.
+    pub vip: Station,
 }
 
 impl Path {
@@ -144,7 +171,7 @@ impl Path {
     #[must_use]
     pub fn overhead(&self) -> usize {
         match self {
-            Self::Plain => 0,
+            Self::Plain | Self::Nat(_) => 0,
             Self::Tunnel(kind, ends) => ends.header_bytes() + kind.shim_bytes(),
         }
     }

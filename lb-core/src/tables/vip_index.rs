@@ -118,6 +118,15 @@ pub enum ByAddress {
     NeedsPorts,
 }
 
+impl ByAddress {
+    /// What is known of the source of a packet: that it is one of a service's stations, and never
+    /// more, because its own service says nothing of the ports that have to be put back.
+    #[must_use]
+    pub fn of_a_station(self) -> Self {
+        if self == Self::None { Self::None } else { Self::NeedsPorts }
+    }
+}
+
 impl VipIndex {
     /// Builds the index of VIP → place in the list. VIPs are distinct, and ranges of the same
     /// address and protocol do not overlap.

@@ -19,6 +19,8 @@ pub const TIME_EXCEEDED: u8 = 11;
 pub const PARAMETER_PROBLEM: u8 = 12;
 /// `ICMPv6`: packet too big.
 pub const V6_TOO_BIG: u8 = 2;
+/// `ICMPv6`: time exceeded.
+pub const V6_TIME_EXCEEDED: u8 = 3;
 
 /// Is this type of message an error about a packet that it quotes?
 #[must_use]

@@ -1,0 +1,399 @@
+//! Network address translation: the destination becomes the backend's, and in what comes back the
+//! source becomes the VIP again. All checksums that cover what changes are repaired, so that they are
+//! as true as they were (RFC 1624). The balancer is a hop: the TTL goes down by one.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{L2Header, push_front};
+use crate::burst::{Meta, Rule};
+use crate::drop_reason::DropReason;
+use crate::frame::Frame;
+use crate::tables::next_hop::PortId;
+use crate::tables::{HopEntry, Station};
+use crate::wire::checksum::Checksum;
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::{TCP, UDP, ethernet, icmp, ports, tcp, udp};
+
+/// Which end of the packet changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Towards a backend.
+    Destination,
+    /// Back to a client.
+    Source,
+}
+
+impl End {
+    /// In a packet that is quoted, the ends have changed sides.
+    fn other(self) -> Self {
+        match self {
+            Self::Destination => Self::Source,
+            Self::Source => Self::Destination,
+        }
+    }
+}
+
+/// Gives one end of the packet another address and port, and sends it to the hop.
+///
+/// # Errors
+/// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
+/// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
+#[inline]
+pub fn forward<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (end, station): (End, &Station),
+) -> Result<(), DropReason> {
+    if meta.packet_len > hop.mtu {
+        return Err(DropReason::TooBig);
+    }
+    let l3 = usize::from(meta.l3_offset);
+    let packet_end = l3 + usize::from(meta.packet_len);
+    let packet = frame.bytes_mut().get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
+    let l4 = usize::from(meta.l4_offset.saturating_sub(meta.l3_offset));
+    translate(packet, l4, meta, end, station)?;
+    let l2_bytes = frame.bytes().get(..l3).ok_or(DropReason::Truncated)?;
+    let l2 = L2Header::new(hop, came_by, l2_bytes);
+    let ether_type = if meta.tuple.is_ipv6 { ethernet::IPV6 } else { ethernet::IPV4 };
+    frame.trim_front(l3);
+    push_front(frame, &l2, ether_type, 0)?;
+    Ok(())
+}
+
+/// Translates a packet whose transport header is at `l4`.
+fn translate(
+    packet: &mut [u8],
+    l4: usize,
+    meta: &Meta,
+    end: End,
+    station: &Station,
+) -> Result<(), DropReason> {
+    let is_ipv6 = meta.tuple.is_ipv6;
+    let is_error = matches!(meta.rule, Rule::IcmpError | Rule::ReturnError);
+    let place = address_place(is_ipv6, end);
+    let (header, segment) = packet.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
+    count_down(header, is_ipv6)?;
+    let new = address(station, is_ipv6);
+    let old: Address =
+        header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+    // An error may come from a router on the way: it keeps its own name.
+    let of_station = end == End::Destination || !is_error || quoted_is(segment, is_ipv6, &old);
+    if of_station {
+        set_address(header, is_ipv6, place, new)?;
+    }
+    if is_error {
+        let outer = of_station.then_some((&old[..], new));
+        return translate_error(segment, is_ipv6, outer, (end.other(), station));
+    }
+    if meta.rule != Rule::Fragment && meta.rule != Rule::ReturnFragment {
+        translate_segment(segment, meta.tuple.protocol, is_ipv6, (&old, new), (end, station));
+    }
+    Ok(())
+}
+
+type Address = ArrayVec<u8, 16>;
+
+fn address(station: &Station, is_ipv6: bool) -> &[u8] {
+    if is_ipv6 { &station.address } else { &station.address[12..] }
+}
+
+/// Where the address of an end lies in an IP header.
+fn address_place(is_ipv6: bool, end: End) -> Range<usize> {
+    match (is_ipv6, end) {
+        (false, End::Source) => 12..16,
+        (false, End::Destination) => 16..20,
+        (true, End::Source) => 8..24,
+        (true, End::Destination) => 24..40,
+    }
+}
+
+/// One hop less (RFC 1812 §5.3.1, RFC 8200 §3).
+fn count_down(header: &mut [u8], is_ipv6: bool) -> Result<(), DropReason> {
+    if is_ipv6 {
+        let (ip, _) = Ipv6::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
+        ip.hop_limit = match ip.hop_limit {
+            0 | 1 => return Err(DropReason::TtlExceeded),
+            hops => hops - 1,
+        };
+    } else {
+        let (ip, _) = Ipv4::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
+        let ttl = match ip.ttl {
+            0 | 1 => return Err(DropReason::TtlExceeded),
+            ttl => ttl - 1,
+        };
+        ip.checksum = ip.checksum.replace(&[ip.ttl, ip.protocol], &[ttl, ip.protocol]);
+        ip.ttl = ttl;
+    }
+    Ok(())
+}
+
+fn set_address(
+    header: &mut [u8],
+    is_ipv6: bool,
+    place: Range<usize>,
+    new: &[u8],
+) -> Result<(), DropReason> {
+    let old = header.get_mut(place).ok_or(DropReason::Truncated)?;
+    let before: Address = old.iter().copied().collect();
+    old.copy_from_slice(new);
+    if !is_ipv6 {
+        let (ip, _) = Ipv4::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
+        ip.checksum = ip.checksum.replace(&before, new);
+    }
+    Ok(())
+}
+
+/// Changes the port, and repairs the checksum for port and address; as far as they are there: a quote
+/// may end anywhere.
+fn translate_segment(
+    segment: &mut [u8],
+    protocol: u8,
+    is_ipv6: bool,
+    (old_address, new_address): (&[u8], &[u8]),
+    (end, station): (End, &Station),
+) {
+    let mut change = None;
+    if ports::header_bytes(protocol).is_some()
+        && let Some(new) = station.port
+        && let Some(place) = segment.get_mut(if end == End::Source { 0..2 } else { 2..4 })
+    {
+        let old = [place[0], place[1]];
+        place.copy_from_slice(&new);
+        change = Some((old, new));
+    }
+    let place = match protocol {
+        TCP => tcp::CHECKSUM,
+        UDP => udp::CHECKSUM,
+        _ => return, // SCTP's covers no address, and its ports stay
+    };
+    let Some(bytes) = segment.get_mut(place) else { return };
+    let mut sum = Checksum::from([bytes[0], bytes[1]]);
+    if protocol == UDP && !is_ipv6 && sum == Checksum::ZERO {
+        return; // none, and it stays so (RFC 768)
+    }
+    sum = sum.replace(old_address, new_address);
+    if let Some((old, new)) = change {
+        sum = sum.replace(&old, &new);
+    }
+    if protocol == UDP {
+        sum = sum.never_zero();
+    }
+    bytes.copy_from_slice(sum.as_bytes());
+}
+
+/// Bytes of an error that may change: its own header, the quoted headers, the quoted checksum.
+const CHANGED_MAX: usize = 256;
+
+/// Translates what an error quotes: there the ends have changed sides. `outer` is how its own address
+/// has changed, which `ICMPv6`'s checksum covers.
+fn translate_error(
+    message: &mut [u8],
+    is_ipv6: bool,
+    outer: Option<(&[u8], &[u8])>,
+    (end, station): (End, &Station),
+) -> Result<(), DropReason> {
+    let front = message.len().min(CHANGED_MAX) & !1;
+    let before: ArrayVec<u8, CHANGED_MAX> = message.iter().copied().take(front).collect();
+    let quote = message.get_mut(icmp::HEADER_BYTES..).ok_or(DropReason::Truncated)?;
+    let (protocol, l4) = if is_ipv6 {
+        let upper = ipv6::upper_layer_of_first(quote)?;
+        (upper.protocol, upper.offset)
+    } else {
+        let (ip, _) = Ipv4::ref_from_prefix(quote).map_err(|_| DropReason::Truncated)?;
+        (ip.protocol, ip.header_len())
+    };
+    let (header, segment) = quote.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
+    let place = address_place(is_ipv6, end);
+    let old: Address =
+        header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+    let new = address(station, is_ipv6);
+    set_address(header, is_ipv6, place, new)?;
+    translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
+
+    let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
+    let mut sum = Checksum::from([bytes[0], bytes[1]]);
+    sum = sum.replace(&before, message.get(..front).ok_or(DropReason::Truncated)?);
+    if let Some((old, new)) = outer.filter(|_| is_ipv6) {
+        sum = sum.replace(old, new);
+    }
+    let place = message.get_mut(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
+    place.copy_from_slice(sum.as_bytes());
+    Ok(())
+}
+
+/// Is `address` the destination of the packet that an error quotes?
+fn quoted_is(message: &[u8], is_ipv6: bool, address: &[u8]) -> bool {
+    let quote = message.get(icmp::HEADER_BYTES..);
+    let destination = quote.and_then(|quote| quote.get(address_place(is_ipv6, End::Destination)));
+    destination == Some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use etherparse::icmpv4::DestUnreachableHeader;
+    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+
+    use super::*;
+    use crate::forward::tests::{LAN, OURS, SERVER, hop};
+    use crate::sim::SimFrame;
+    use crate::sim::packet::{BALANCER, ROUTER};
+    use crate::stage::parse::tests::parsed;
+    use crate::tuple::address_bytes;
+
+    const CLIENT: [&str; 2] = ["198.51.100.7:40000", "[2001:db8::7]:40000"];
+    const VIP: [&str; 2] = ["10.0.0.100:80", "[fd00::100]:80"];
+    const BACKEND: [&str; 2] = ["10.1.0.11:8080", "[fd01::11]:8080"];
+    const SENT: [[u8; 6]; 2] = [SERVER.0, OURS.0];
+    const CAME: [[u8; 6]; 2] = [BALANCER, ROUTER];
+
+    /// A frame with true checksums.
+    fn built(
+        [dst_mac, src_mac]: [[u8; 6]; 2],
+        src: &str,
+        dst: &str,
+        ttl: u8,
+        finish: impl FnOnce(etherparse::PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let [src, dst]: [SocketAddr; 2] = [src, dst].map(|it| it.parse().unwrap());
+        let ethernet = PacketBuilder::ethernet2(src_mac, dst_mac);
+        finish(match (src.ip(), dst.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), ttl),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), ttl),
+            mixed => panic!("{mixed:?}"),
+        })
+    }
+
+    fn segment(
+        src: &str,
+        dst: &str,
+        is_tcp: bool,
+    ) -> impl FnOnce(etherparse::PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8> {
+        let [src, dst]: [SocketAddr; 2] = [src, dst].map(|it| it.parse().unwrap());
+        move |builder| {
+            let (mut bytes, payload) = (Vec::new(), b"odd payload");
+            if is_tcp {
+                builder.tcp(src.port(), dst.port(), 7, 1024).write(&mut bytes, payload).unwrap();
+            } else {
+                builder.udp(src.port(), dst.port()).write(&mut bytes, payload).unwrap();
+            }
+            bytes
+        }
+    }
+
+    fn station(socket: &str) -> Station {
+        let socket: SocketAddr = socket.parse().unwrap();
+        Station { address: address_bytes(socket.ip()), port: Some(socket.port().to_be_bytes()) }
+    }
+
+    fn translated(
+        frame: &[u8],
+        rule: Option<Rule>,
+        end: End,
+        to: &str,
+    ) -> Result<Vec<u8>, DropReason> {
+        let mut meta = parsed(frame);
+        meta.rule = rule.unwrap_or(meta.rule);
+        let mut sim = SimFrame::new(frame);
+        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, (end, &station(to)))?;
+        Ok(sim.bytes().to_vec())
+    }
+
+    /// Translating a packet is the same as building it anew with the other address and port.
+    #[test]
+    fn both_ways_are_as_if_built_anew() {
+        for family in [0, 1] {
+            let (client, vip, backend) = (CLIENT[family], VIP[family], BACKEND[family]);
+            for is_tcp in [true, false] {
+                let given = built(CAME, client, vip, 64, segment(client, vip, is_tcp));
+                let expect = built(SENT, client, backend, 63, segment(client, backend, is_tcp));
+                let found = translated(&given, None, End::Destination, backend).unwrap();
+                assert_eq!(found, expect, "{family} {is_tcp}");
+
+                let given = built(CAME, backend, client, 64, segment(backend, client, is_tcp));
+                let expect = built(SENT, vip, client, 63, segment(vip, client, is_tcp));
+                let rule = Some(Rule::Return);
+                assert_eq!(translated(&given, rule, End::Source, vip).unwrap(), expect);
+            }
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_checksum_stays_without() {
+        let (client, vip, backend) = (CLIENT[0], VIP[0], BACKEND[0]);
+        let mut given = built(CAME, client, vip, 64, segment(client, vip, false));
+        given[40..42].fill(0);
+        let found = translated(&given, None, End::Destination, backend).unwrap();
+        assert_eq!(found[40..42], [0, 0]);
+    }
+
+    #[test]
+    fn the_last_hop_is_the_last() {
+        for family in [0, 1] {
+            let (client, vip, backend) = (CLIENT[family], VIP[family], BACKEND[family]);
+            for (ttl, expect) in
+                [(0, Err(DropReason::TtlExceeded)), (1, Err(DropReason::TtlExceeded)), (2, Ok(()))]
+            {
+                let given = built(CAME, client, vip, ttl, segment(client, vip, true));
+                let found = translated(&given, None, End::Destination, backend).map(|_| ());
+                assert_eq!(found, expect, "{ttl}");
+            }
+        }
+    }
+
+    /// An error from `from` to `to` about the packet `quote`.
+    fn error(macs: [[u8; 6]; 2], from: &str, to: &str, ttl: u8, quote: &[u8]) -> Vec<u8> {
+        let is_ipv6 = from.starts_with('[');
+        built(macs, from, to, ttl, |builder| {
+            let mut bytes = Vec::new();
+            if is_ipv6 {
+                let too_big = Icmpv6Type::PacketTooBig { mtu: 1300 };
+                builder.icmpv6(too_big).write(&mut bytes, quote).unwrap();
+            } else {
+                let next_hop_mtu = 1300;
+                let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
+                let needed = Icmpv4Type::DestinationUnreachable(needed);
+                builder.icmpv4(needed).write(&mut bytes, quote).unwrap();
+            }
+            bytes
+        })
+    }
+
+    /// Errors about what a backend sent go to it, and quote what it sent; errors about what a client
+    /// sent go to the client, and quote what it sent. A quote may be short.
+    #[test]
+    fn errors_quote_what_their_receiver_sent() {
+        for family in [0, 1] {
+            let (client, vip, backend) = (CLIENT[family], VIP[family], BACKEND[family]);
+            let router = ["192.0.2.9:0", "[2001:db8::9]:0"][family];
+            let header = if family == 0 { 20 } else { 40 };
+            for is_tcp in [true, false] {
+                for len in [header + 8, header + 18, header + 28] {
+                    let quote = |src: &str, dst: &str| {
+                        let frame = built(CAME, src, dst, 60, segment(src, dst, is_tcp));
+                        frame[14..].iter().copied().take(len).collect::<Vec<_>>()
+                    };
+                    let given = error(CAME, router, vip, 64, &quote(vip, client));
+                    let expect = error(SENT, router, backend, 63, &quote(backend, client));
+                    let found = translated(&given, None, End::Destination, backend).unwrap();
+                    assert_eq!(found, expect, "to the backend: {family} {is_tcp} {len}");
+
+                    for (from, seen_from) in [(router, router), (backend, vip)] {
+                        let given = error(CAME, from, client, 64, &quote(client, backend));
+                        let expect = error(SENT, seen_from, client, 63, &quote(client, vip));
+                        let rule = Some(Rule::ReturnError);
+                        let found = translated(&given, rule, End::Source, vip).unwrap();
+                        assert_eq!(found, expect, "to the client: {from} {is_tcp} {len}");
+                    }
+                }
+            }
+        }
+    }
+}
