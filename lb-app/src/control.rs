@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::model::{DesiredState, Vip};
+use lb_core::model::{DesiredState, Forward, Vip};
 use lb_core::publish::{Publisher, publication};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{compile, ways};
+use lb_core::tables::fib::Fib;
 use lb_core::tables::next_hop::{self, NextHops};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
@@ -24,6 +25,8 @@ use crate::workers::{Settings, WorkerError, Workers};
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
+/// How often the ways to clients are looked at again, at most: neighbours come and go all the time.
+const FIB_INTERVAL: Duration = Duration::from_millis(250);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 /// Backends without a next hop that are named in the log, after each change.
@@ -64,6 +67,8 @@ pub(crate) struct Control {
     ports: Arc<[next_hop::Port]>,
     config: Config,
     next_hops: NextHops,
+    /// The ways to clients, if a service needs them, and when they were last asked for.
+    fib: (Arc<Fib>, Instant),
     /// Why backends take no traffic, by service and address, as last logged.
     unresolved: BTreeMap<(String, IpAddr), String>,
     baselines: Baselines,
@@ -105,6 +110,7 @@ impl Control {
             ports,
             config,
             next_hops: NextHops::new(),
+            fib: (Arc::default(), Instant::now()),
             unresolved: BTreeMap::new(),
             baselines: Baselines::default(),
             _guards: guards,
@@ -121,6 +127,7 @@ impl Control {
         let backends = asked(&self.config.desired);
         let deadline = Instant::now() + FIRST_RESOLVE_MAX;
         loop {
+            self.resolve_clients().await?;
             self.next_hops = self.kernel.resolve(&backends).await?;
             if self.next_hops.values().all(Result::is_ok) {
                 return Ok(());
@@ -130,6 +137,21 @@ impl Control {
                 () = sleep_until(deadline) => return Ok(()),
             }
         }
+    }
+
+    /// Asks for the ways to clients, if there are services that answers go through the balancer for.
+    async fn resolve_clients(&mut self) -> Result<(), KernelError> {
+        let fib = if needs_fib(&self.config.desired) {
+            self.kernel.fib(&self.ports).await?
+        } else {
+            self.kernel.forget_fib();
+            Fib::default()
+        };
+        if *self.fib.0 != fib {
+            self.fib.0 = Arc::new(fib);
+        }
+        self.fib.1 = Instant::now();
+        Ok(())
     }
 
     /// Takes a new configuration. All of it is in force when this returns, or nothing of it.
@@ -142,7 +164,9 @@ impl Control {
         let both = new.union(&vips(&self.config.desired)).copied().collect();
         self.kernel.set_vips(&both).await?;
         self.config = config;
+        self.resolve_clients().await?;
         self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
+        self.resolve_clients().await?; // gateways may have become known
         self.put_in_force().await;
         self.kernel.set_vips(&new).await?;
         Ok(())
@@ -156,6 +180,9 @@ impl Control {
     /// Looks at the network again, and changes the tables if it makes a difference.
     pub(crate) async fn follow_network(&mut self) -> Result<(), KernelError> {
         sleep(SWARM).await;
+        if needs_fib(&self.config.desired) {
+            sleep_until(self.fib.1 + FIB_INTERVAL).await;
+        }
         for (id, state) in self.kernel.interfaces() {
             let name = self.ports.get(id.index()).map_or("?", |port| port.name.as_str());
             match state {
@@ -173,8 +200,8 @@ impl Control {
             warn!("{error}");
         }
         self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
-        let tables =
-            compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
+        self.resolve_clients().await?;
+        let tables = self.compile();
         if !tables.decides_like(&self.tables) {
             self.publish(tables).await;
         }
@@ -204,9 +231,14 @@ impl Control {
     }
 
     async fn put_in_force(&mut self) {
-        let tables =
-            compile(&self.config.desired, &self.ports, &self.next_hops, Some(&self.tables));
-        self.publish(tables).await;
+        self.publish(self.compile()).await;
+    }
+
+    fn compile(&self) -> Tables {
+        let Self { config, ports, next_hops, tables, .. } = self;
+        let mut tables = compile(&config.desired, ports, next_hops, Some(tables));
+        tables.fib = Arc::clone(&self.fib.0);
+        tables
     }
 
     /// Publishes, and waits until every worker has said that it goes by the new version.
@@ -265,6 +297,11 @@ impl Control {
 fn vips(desired: &DesiredState) -> BTreeSet<IpAddr> {
     let vips = desired.services().iter().map(|service| service.spec().vip);
     vips.filter(Vip::is_one_address).map(|vip| vip.address.addr()).collect()
+}
+
+/// Are there services whose answers come through the balancer?
+fn needs_fib(desired: &DesiredState) -> bool {
+    desired.services().iter().any(|service| service.spec().forward == Forward::Nat)
 }
 
 /// The backends that the kernel is asked about.

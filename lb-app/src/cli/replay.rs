@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::counters::Counters;
@@ -22,6 +23,7 @@ use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
+use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
 use lb_core::wire::ethernet::{self, MacAddr};
 use lb_core::worker::Worker;
@@ -215,7 +217,8 @@ impl Replay {
                 kernel: port.kernel,
             })
             .collect();
-        let tables = compile(&config.desired, &ports, &next_hops(config, &ports), None);
+        let mut tables = compile(&config.desired, &ports, &next_hops(config, &ports), None);
+        tables.fib = Arc::new(fib(&ports));
         let tables = Arc::new(tables);
         let (publisher, mut subscribers) = publication(&tables, 1);
         let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
@@ -307,6 +310,9 @@ impl Replay {
                     Rule::Flow => (SEND, Some("flow")),
                     Rule::Fragment => (SEND, Some("fragment")),
                     Rule::IcmpError => (SEND, Some("icmp_error")),
+                    Rule::Return | Rule::ReturnFragment | Rule::ReturnError => {
+                        (SEND, Some("return"))
+                    }
                     Rule::Answer => (ANSWER, Some("flow")),
                 };
                 if meta.rule == Rule::Answer {
@@ -382,4 +388,13 @@ fn next_hops(config: &Config, ports: &[Port]) -> NextHops {
             (backend.address, Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None }))
         })
         .collect()
+}
+
+/// Nor do clients' neighbours tell their MACs: all of them are behind a router on the first port.
+fn fib(ports: &[Port]) -> Fib {
+    const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    let default =
+        || RouteWays::Gateways(vec![NextHop { port: PortId(0), mac: ROUTER, vlan: None }]);
+    let everything = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+    Fib::new(&everything.map(|net| (net, default())).into(), &BTreeMap::new(), ports)
 }

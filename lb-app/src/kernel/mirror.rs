@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use lb_core::tables::fib::Fib;
 use lb_core::tables::next_hop::{
     HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved,
 };
@@ -19,6 +20,7 @@ use super::links::{self, Links};
 use super::neighbours::{self, Neighbours, Station};
 use super::netlink::{Netlink, Request};
 use super::notices::{Notice, Notices};
+use super::reach::Reach;
 use super::routes::{self, Route, Routes, Way};
 use super::tap::Tap;
 
@@ -61,6 +63,8 @@ pub(crate) struct Kernel {
     links: Links,
     routes: Routes,
     neighbours: Neighbours,
+    /// The ways to everybody; only while they are asked for.
+    reach: Option<Reach>,
     /// The VIPs that we added, each with the index of its interface.
     vips: BTreeMap<IpAddr, u32>,
     /// Notices were lost: what is mirrored has to be asked for anew.
@@ -108,6 +112,7 @@ impl Kernel {
             ports: kernel_ports,
             routes: Routes::default(),
             neighbours: Neighbours::default(),
+            reach: None,
             vips: BTreeMap::new(),
             lost: false,
             news: false,
@@ -186,6 +191,7 @@ impl Kernel {
             self.routes.forget_all();
             self.read_links().await?;
             self.read_neighbours().await?;
+            self.reach = None; // to be read anew
         }
         let missing = self.routes.missing(backends);
         let requests = missing.iter().copied().map(routes::request).collect();
@@ -201,6 +207,9 @@ impl Kernel {
                 stations.extend(ours.map(|way| (way.index, way.gateway.unwrap_or(*backend))));
             }
         }
+        if let Some(reach) = &self.reach {
+            stations.extend(reach.gateways(&self.links));
+        }
         let (released, any_new) = self.neighbours.track(&stations, Instant::now());
         let requests = released.into_iter().map(neighbours::release).collect();
         self.netlink.ask_all(requests).await?;
@@ -208,6 +217,33 @@ impl Kernel {
             self.read_neighbours().await?;
         }
         Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
+    }
+
+    /// The ways to any address through `ports`, as the kernel knows them now. From now on
+    /// [`Self::changed`] tells of their changes, too, until [`Self::forget_fib`].
+    ///
+    /// # Errors
+    /// Only if netlink does not work.
+    pub(crate) async fn fib(&mut self, ports: &[Port]) -> Result<Fib, KernelError> {
+        if self.reach.is_none() {
+            let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
+            self.reach.insert(Reach::new()).learn_all(&dump, &self.links);
+        }
+        if self.reach.as_ref().is_some_and(|reach| reach.is_stale) {
+            let dump = self.netlink.dump(Reach::request(), "routes").await?;
+            self.reach.iter_mut().for_each(|reach| reach.replace_routes(&dump));
+        }
+        let station = |key| match self.neighbours.station(key) {
+            Station::At(mac) => Some(mac),
+            Station::Silent | Station::Unknown => None,
+        };
+        let fib = self.reach.as_ref().map(|reach| reach.fib(&self.links, ports, station));
+        Ok(fib.unwrap_or_default())
+    }
+
+    /// The ways to everybody are of no interest any more.
+    pub(crate) fn forget_fib(&mut self) {
+        self.reach = None;
     }
 
     /// Returns when [`Self::resolve`] could give another answer, when an address is gone from an
@@ -264,20 +300,30 @@ impl Kernel {
     }
 
     fn apply(&mut self, notice: Notice, now: Instant) -> bool {
-        match notice {
-            Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
-            Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
-            Notice::Neighbour(message) => self.neighbours.set(&message, now),
-            Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
-            Notice::Routes(prefix) => self.routes.forget(prefix),
-            Notice::EveryRoute => self.routes.forget_all(),
-            Notice::AddressGone => self.forget_routes(),
-            Notice::Lost => {
-                tracing::debug!("netlink notices were lost: reading all anew");
-                self.lost = true;
+        let reaches = match (&mut self.reach, &notice) {
+            (None, _) => false,
+            (Some(reach), Notice::Neighbour(message)) => reach.learn(message, &self.links),
+            (Some(_), Notice::NeighbourGone(_)) => false, // its MAC is as good as before
+            (Some(reach), _) => {
+                reach.is_stale = true;
                 true
             }
-        }
+        };
+        reaches
+            | match notice {
+                Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
+                Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
+                Notice::Neighbour(message) => self.neighbours.set(&message, now),
+                Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
+                Notice::Routes(prefix) => self.routes.forget(prefix),
+                Notice::EveryRoute => self.routes.forget_all(),
+                Notice::AddressGone => self.forget_routes(),
+                Notice::Lost => {
+                    tracing::debug!("netlink notices were lost: reading all anew");
+                    self.lost = true;
+                    true
+                }
+            }
     }
 
     /// With a link or an address, the kernel drops routes without further notice.

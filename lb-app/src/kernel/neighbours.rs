@@ -121,14 +121,8 @@ impl Neighbours {
         let Some(key) = key(message) else { return false };
         let Some(neighbour) = self.table.get_mut(&key) else { return false };
         let before = neighbour.station;
-        let mac = message.attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(mac) => {
-                <[u8; 6]>::try_from(mac.as_slice()).ok().map(MacAddr)
-            }
-            _ => None,
-        });
         let state = message.header.state;
-        neighbour.station = match (state, mac) {
+        neighbour.station = match (state, mac(message)) {
             (NeighbourState::Failed, _) => Station::Silent,
             // Being asked about: what was known before holds until there is an answer.
             (NeighbourState::Incomplete | NeighbourState::None, _) | (_, None) => before,
@@ -226,7 +220,17 @@ fn message(index: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn key(message: &NeighbourMessage) -> Option<Key> {
+/// The MAC that a message tells.
+pub(super) fn mac(message: &NeighbourMessage) -> Option<MacAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) => {
+            <[u8; 6]>::try_from(mac.as_slice()).ok().map(MacAddr)
+        }
+        _ => None,
+    })
+}
+
+pub(super) fn key(message: &NeighbourMessage) -> Option<Key> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
             Some(IpAddr::V4(*address))

@@ -148,7 +148,7 @@ fn parse(message: &[u8]) -> Option<Notice> {
 }
 
 /// The destination of a route.
-fn prefix(route: &RouteMessage) -> Option<IpNet> {
+pub(super) fn prefix(route: &RouteMessage) -> Option<IpNet> {
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),

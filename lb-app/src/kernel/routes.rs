@@ -102,7 +102,7 @@ fn parse(answer: Answer) -> Route {
 
 /// The next hops that are alive. Those that would encapsulate (MPLS, segment routing) are left
 /// out: the balancer would send the packet without.
-fn ways(route: &RouteMessage) -> Vec<Way> {
+pub(super) fn ways(route: &RouteMessage) -> Vec<Way> {
     let mut ways: Vec<Way> = way(None, &route.attributes).into_iter().collect();
     for attribute in &route.attributes {
         if let RouteAttribute::MultiPath(hops) = attribute {

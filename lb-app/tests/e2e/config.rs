@@ -38,6 +38,8 @@ pub(crate) struct Service {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Spec {
     pub(crate) address: IpAddr,
+    /// If not the service's.
+    pub(crate) port: Option<u16>,
     pub(crate) weight: u32,
     pub(crate) drain: bool,
     pub(crate) mac: Option<&'static str>,
@@ -45,7 +47,7 @@ pub(crate) struct Spec {
 
 impl Spec {
     pub(crate) fn new(address: IpAddr, weight: u32) -> Self {
-        Self { address, weight, drain: false, mac: None }
+        Self { address, port: None, weight, drain: false, mac: None }
     }
 }
 
@@ -85,8 +87,11 @@ impl fmt::Display for Service {
             "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nport = {port}\n\
              protocol = \"{protocol}\"\nforward = \"{forward}\"\nbackends = [\n"
         )?;
-        for Spec { address, weight, drain, mac } in backends {
+        for Spec { address, port, weight, drain, mac } in backends {
             write!(f, "  {{ address = \"{address}\", weight = {weight}")?;
+            if let Some(port) = port {
+                write!(f, ", port = {port}")?;
+            }
             if *drain {
                 write!(f, ", state = \"drain\"")?;
             }

@@ -21,6 +21,14 @@ pub(crate) enum Driver {
     NetAfPacket,
 }
 
+impl Driver {
+    /// Does it hand over IPv4 fragments as they come? `net_af_packet` asks the kernel to put them
+    /// together (`PACKET_FANOUT_FLAG_DEFRAG`), and then has no room for the datagram.
+    pub(crate) fn shows_ipv4_fragments(self) -> bool {
+        self == Self::NetTap
+    }
+}
+
 /// What a run of the scenarios is made over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {

@@ -22,7 +22,8 @@ use crate::tuple::address_bytes;
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
 ///
 /// A backend without a way to it takes no slots until it has one. The result depends on `previous`
-/// in nothing but its version, the ids of services, and what is shared.
+/// in nothing but its version, the ids of services, what is shared, and the ways to clients, which
+/// are the caller's to change.
 #[must_use]
 pub fn compile(
     desired: &DesiredState,
@@ -48,7 +49,7 @@ pub fn compile(
     let vips = desired.services().iter().map(|service| service.spec().vip);
     let (stations, returns) = returns(desired);
     Tables {
-        fib: Arc::default(),
+        fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
         stations: VipIndex::new(stations.into_iter()),
         returns,
         version: previous.map_or(1, |tables| tables.version + 1),

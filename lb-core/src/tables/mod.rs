@@ -52,7 +52,8 @@ impl Tables {
         let alike = |(a, b): (&ServiceTable, &ServiceTable)| {
             Arc::ptr_eq(&a.slots, &b.slots) && Arc::ptr_eq(&a.backends, &b.backends)
         };
-        self.services.len() == other.services.len()
+        self.fib == other.fib
+            && self.services.len() == other.services.len()
             && self.services.iter().zip(&other.services).all(alike)
     }
 }

@@ -1,0 +1,151 @@
+//! The ways to addresses that are no backend's: the kernel's routes and neighbours on our interfaces.
+//!
+//! Unlike the stations of [`super::neighbours`], these are not asked about: a client on our link has
+//! asked for the VIP's MAC itself, and so the kernel knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_core::tables::fib::{Fib, RouteWays, STATIONS_MAX};
+use lb_core::tables::next_hop::{HOPS_MAX, NextHop, Port};
+use lb_core::wire::ethernet::MacAddr;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+
+use super::links::Links;
+use super::neighbours::{Key, key, mac};
+use super::notices::prefix;
+use super::routes::{Way, ways};
+
+/// What is mirrored.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    /// The last known MAC of each station on our links; at most [`STATIONS_MAX`].
+    stations: BTreeMap<Key, MacAddr>,
+    /// Of each prefix the ways of the best route.
+    routes: BTreeMap<IpNet, Vec<Way>>,
+    /// The routes have to be read again.
+    pub(super) is_stale: bool,
+}
+
+impl Reach {
+    /// Nothing is known yet.
+    pub(super) fn new() -> Self {
+        Self { is_stale: true, ..Self::default() }
+    }
+
+    /// The request whose answer [`Self::replace_routes`] takes: all routes, of both families.
+    pub(super) fn request() -> RouteNetlinkMessage {
+        RouteNetlinkMessage::GetRoute(RouteMessage::default())
+    }
+
+    /// Takes a dump of routes.
+    pub(super) fn replace_routes(&mut self, dump: &[RouteNetlinkMessage]) {
+        let mut best: BTreeMap<IpNet, (u32, Vec<Way>)> = BTreeMap::new();
+        for message in dump {
+            let RouteNetlinkMessage::NewRoute(route) = message else { continue };
+            let Some((net, metric)) = of_main_table(route) else { continue };
+            let is_unicast = route.header.kind == RouteType::Unicast;
+            let ways = if is_unicast { ways(route) } else { Vec::new() };
+            match best.get_mut(&net) {
+                Some((lowest, _)) if *lowest < metric => {}
+                // IPv6 tells routes of equal cost one by one.
+                Some((lowest, known)) if *lowest == metric => known.extend(ways),
+                _ => drop(best.insert(net, (metric, ways))),
+            }
+        }
+        self.routes = best.into_iter().map(|(net, (_, ways))| (net, ways)).collect();
+        self.is_stale = false;
+    }
+
+    /// Takes a dump of neighbours; what is known of stations that are not in it stays.
+    pub(super) fn learn_all(&mut self, dump: &[RouteNetlinkMessage], links: &Links) {
+        for message in dump {
+            if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                self.learn(message, links);
+            }
+        }
+    }
+
+    /// Takes a notice; is a station of our links another than before?
+    pub(super) fn learn(&mut self, message: &NeighbourMessage, links: &Links) -> bool {
+        let Some(key) = key(message).filter(|key| links.port(key.0).is_some()) else {
+            return false;
+        };
+        match (message.header.state, mac(message)) {
+            (NeighbourState::Failed, _) => self.stations.remove(&key).is_some(),
+            (NeighbourState::Incomplete | NeighbourState::None, _) | (_, None) => false,
+            (_, Some(mac)) => {
+                let has_room =
+                    self.stations.len() < STATIONS_MAX || self.stations.contains_key(&key);
+                has_room && self.stations.insert(key, mac) != Some(mac)
+            }
+        }
+    }
+
+    /// The gateways of the routes by our interfaces.
+    pub(super) fn gateways(&self, links: &Links) -> BTreeSet<Key> {
+        let ways = self.routes.values().flatten();
+        ways.filter(|way| links.port(way.index).is_some())
+            .filter_map(|way| Some((way.index, way.gateway?)))
+            .collect()
+    }
+
+    /// The table for the data plane; `station` tells the MACs of gateways.
+    pub(super) fn fib(
+        &self,
+        links: &Links,
+        ports: &[Port],
+        station: impl Fn(Key) -> Option<MacAddr>,
+    ) -> Fib {
+        let routes = self.routes.iter().map(|(net, ways)| {
+            let mut gateways = Vec::new();
+            let mut on_link = None;
+            for way in ways {
+                let Some((port, vlan)) = links.port(way.index) else { continue };
+                match way.gateway {
+                    None => on_link = Some((port, vlan)),
+                    Some(gateway) => {
+                        let mac = station((way.index, gateway))
+                            .or_else(|| self.stations.get(&(way.index, gateway)).copied());
+                        gateways.extend(mac.map(|mac| NextHop { port, mac, vlan }));
+                    }
+                }
+            }
+            gateways.sort_unstable();
+            gateways.dedup();
+            gateways.truncate(HOPS_MAX);
+            let ways = match (gateways.is_empty(), on_link) {
+                (false, _) => RouteWays::Gateways(gateways),
+                (true, Some(link)) => RouteWays::OnLink(link),
+                (true, None) => RouteWays::None,
+            };
+            (*net, ways)
+        });
+        let stations = self
+            .stations
+            .iter()
+            .filter_map(|((index, address), mac)| Some(((links.port(*index)?, *address), *mac)));
+        let stations: BTreeMap<(_, IpAddr), _> = stations.collect();
+        Fib::new(&routes.collect(), &stations, ports)
+    }
+}
+
+/// Prefix and metric of a route that ordinary packets are looked up in.
+fn of_main_table(route: &RouteMessage) -> Option<(IpNet, u32)> {
+    let mut table = u32::from(route.header.table);
+    let mut metric = 0;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    let kinds =
+        [RouteType::Unicast, RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit];
+    let is_main = table == u32::from(RouteHeader::RT_TABLE_MAIN);
+    (is_main && kinds.contains(&route.header.kind)).then(|| Some((prefix(route)?, metric)))?
+}
