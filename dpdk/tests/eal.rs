@@ -88,7 +88,7 @@ fn child() {
     let device = format!("net_tap9,iface=dpdkt{}", process::id());
     let _started = start(&device, &pool, &PortConfig { rx_descriptors: 64, ..Default::default() });
     println!("child is up");
-    thread::sleep(Duration::from_secs(60));
+    thread::sleep(Duration::from_mins(1));
 }
 
 #[test]

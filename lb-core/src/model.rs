@@ -768,7 +768,8 @@ pub(crate) mod tests {
             (|s| s.mss = MssClamp::AtMost(535), Key::Mss, "at least 536"),
             (
                 |s| {
-                    (s.forward, s.backends[1].address) = (Forward::Nat, "fd00::11".parse().unwrap())
+                    (s.forward, s.backends[1].address) =
+                        (Forward::Nat, "fd00::11".parse().unwrap());
                 },
                 Key::BackendAddress(1),
                 "another family",

@@ -301,9 +301,9 @@ impl Kernel {
 
     fn apply(&mut self, notice: Notice, now: Instant) -> bool {
         let reaches = match (&mut self.reach, &notice) {
-            (None, _) => false,
             (Some(reach), Notice::Neighbour(message)) => reach.learn(message, &self.links),
-            (Some(_), Notice::NeighbourGone(_)) => false, // its MAC is as good as before
+            // Of a neighbour that is gone the MAC is as good as before.
+            (None, _) | (Some(_), Notice::NeighbourGone(_)) => false,
             (Some(reach), _) => {
                 reach.is_stale = true;
                 true

@@ -47,7 +47,7 @@ impl Backend {
                 for vip in vips {
                     echo(&name, vip).await;
                 }
-                decap::start(&decapsulated).await;
+                decap::start(&decapsulated);
             })
         };
         Self { name: name.to_owned(), v4, v6, decapsulated, _servers: servers, netns }

@@ -24,7 +24,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 pub(crate) const SHORT: Duration = Duration::from_secs(10);
 
 /// How long a bulk transfer may take.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// How long the balancer may take to learn where its backends are.
 const PATIENCE: Duration = Duration::from_secs(15);

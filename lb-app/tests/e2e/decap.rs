@@ -64,7 +64,7 @@ impl Decapsulated {
 }
 
 /// Decapsulates what comes to the namespace of the calling thread, until the runtime ends.
-pub(crate) async fn start(decapsulated: &Arc<Decapsulated>) {
+pub(crate) fn start(decapsulated: &Arc<Decapsulated>) {
     let tun = DeviceBuilder::new().name("tun0").layer(Layer::L3).build_async().expect("a TUN");
     let tun = Arc::new(tun);
     let run = |kind, outer, socket: UdpSocket| {

@@ -43,18 +43,20 @@ fn one<F>(
     tables: &Tables,
     state: &mut State<F>,
 ) -> Result<(), Exit> {
-    let piece = Piece::read(frame, meta)?;
     let by_address = match tables.vips.by_address(&meta.tuple) {
         ByAddress::None => tables.stations.by_address(&meta.tuple.reversed()).of_a_station(),
         found => found,
     };
+    if by_address == ByAddress::None {
+        return Err(Exit::Punt);
+    }
+    let piece = Piece::read(frame, meta)?;
     match by_address {
-        ByAddress::None => return Err(Exit::Punt),
         ByAddress::Service(place) if needs_no_ports(place, meta, tables) => {
             meta.rule = if piece.start == 0 { Rule::Flow } else { Rule::Fragment };
             return Ok(());
         }
-        ByAddress::Service(_) | ByAddress::NeedsPorts => {}
+        _ => {}
     }
     let (key, hash) = name(&piece, meta, tables);
     let owner = reduce(hash, state.workers.into());

@@ -19,6 +19,8 @@ const CLIENT6: &str = "[2001:db8::7]:40000";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Send(u8),
+    Answer(u8),
+    Hold,
     Punt,
     Drop(DropReason),
 }
@@ -27,6 +29,8 @@ fn fates(arrivals: Vec<Arrival>) -> Vec<Fate> {
     let outcome = run(&World::fixed(), &[arrivals], Limits::NONE);
     let fate = |verdict| match verdict {
         Verdict::Send(port, _) => Fate::Send(port.0),
+        Verdict::Answer(port, ..) => Fate::Answer(port.0),
+        Verdict::Hold => Fate::Hold,
         Verdict::Punt => Fate::Punt,
         Verdict::Drop(reason) => Fate::Drop(reason),
     };
@@ -150,6 +154,108 @@ fn what_is_the_kernels_goes_there() {
     }
 }
 
+/// Place and payload of a fragment of 32 bytes, with a UDP header in the first.
+fn whole_eights(offset: u16) -> (Option<(u16, bool)>, Vec<u8>) {
+    (Some((offset, true)), vec![7; if offset == 0 { 24 } else { 32 }])
+}
+
+#[test]
+fn fragments_follow_their_first() {
+    let piece = |offset: u16| {
+        udp("10.0.0.102:53").with(|p| {
+            (p.fragment, p.payload) = whole_eights(offset);
+            p.raw_segment = offset > 0;
+        })
+    };
+    let arrival = |packet: Packet| Arrival::new(packet.frame());
+    // In one burst: two come early, one twice.
+    let burst = [4, 8, 0, 12, 8].map(|offset| arrival(piece(offset)));
+    let sent = Fate::Send(0);
+    let overlap = Fate::Drop(DropReason::FragmentOverlap);
+    // The one that came twice: the second time it is first, since the other had to wait.
+    assert_eq!(fates(burst.to_vec()), [sent, overlap, sent, sent, sent]);
+    let early = [4, 8].map(|offset| arrival(piece(offset)));
+    assert_eq!(fates(early.to_vec()), [Fate::Hold; 2]);
+    // Of IPv6, behind options; of a service that needs no ports; of nobody.
+    let v6 = |offset: u16| {
+        udp("[fd00::106]:53").with(|p| {
+            (p.fragment, p.payload) = whole_eights(offset);
+            p.raw_segment = offset > 0;
+            p.extensions = vec![(etherparse::IpNumber(60), vec![0; 6])];
+        })
+    };
+    let nobody = udp("10.0.0.7:53").with(|p| p.fragment = Some((4, false)));
+    let found = fates(vec![arrival(v6(4)), arrival(v6(0)), arrival(nobody)]);
+    assert!(matches!(found[..], [Fate::Send(_), Fate::Send(_), Fate::Punt]), "{found:?}");
+}
+
+/// An error from a router about a packet that a VIP sent.
+fn error(quoted: &Packet, message: u8, len: usize) -> Arrival {
+    let is_v4 = quoted.src.is_ipv4();
+    let mut packet = quoted.clone();
+    let router = if is_v4 { "192.0.2.9:0" } else { "[2001:db8::9]:0" };
+    (packet.src, packet.dst) = (router.parse().unwrap(), quoted.src);
+    let protocol = if is_v4 { 1 } else { 58 };
+    let quote = quoted.ip();
+    (packet.protocol.0, packet.raw_segment) = (protocol, true);
+    packet.payload = [&[message, 0, 0, 0, 0, 0, 5, 0], &quote[..len.min(quote.len())]].concat();
+    Arrival::new(packet.frame())
+}
+
+#[test]
+fn errors_go_the_way_of_the_flow_they_quote() {
+    let answer = |vip: &str| Packet::tcp(vip, if vip.starts_with('[') { CLIENT6 } else { CLIENT });
+    let cases = [
+        ("unreachable", error(&answer("[fd00::100]:80"), 1, 999), Fate::Send(0)),
+        ("too big", error(&answer("[fd00::100]:80"), 2, 999), Fate::Send(0)),
+        ("in a tunnel", error(&answer("10.0.0.101:81"), 3, 999), Fate::Send(0)),
+        ("time exceeded", error(&answer("10.0.0.101:81"), 11, 28), Fate::Send(0)),
+        ("too short a quote", error(&answer("10.0.0.101:81"), 3, 23), Fate::Punt),
+        ("a redirect", error(&answer("10.0.0.101:81"), 5, 999), Fate::Punt),
+        ("of no service", error(&answer("10.0.0.101:99"), 3, 999), Fate::Punt),
+        (
+            "about a later fragment",
+            error(&answer("10.0.0.101:81").with(|p| p.fragment = Some((3, true))), 3, 999),
+            Fate::Punt,
+        ),
+        (
+            "to somebody else",
+            error(&answer("10.0.0.101:81"), 3, 999).with(|a| {
+                a.bytes[33] = 100;
+                repair_ipv4_checksum(&mut a.bytes, 14);
+            }),
+            Fate::Punt,
+        ),
+    ];
+    let (names, arrivals): (Vec<_>, Vec<_>) =
+        cases.into_iter().map(|(name, arrival, fate)| ((name, fate), arrival)).unzip();
+    for ((name, expect), fate) in names.into_iter().zip(fates(arrivals)) {
+        assert_eq!(fate, expect, "{name}");
+    }
+}
+
+#[test]
+fn what_is_too_big_is_told_or_cut() {
+    let sized = |dst: &str, len: usize, may_be_cut: bool| {
+        tcp(dst).with(|p| {
+            p.payload = vec![7; len];
+            p.fragment = may_be_cut.then_some((0, false));
+        })
+    };
+    let arrival = |packet: Packet| Arrival::new(packet.frame());
+    let v6_tags = sized("[fd00::101]:81", 1440, false).with(|p| p.tags = vec![(VLAN, 3)]);
+    let found = fates(vec![
+        arrival(sized("10.0.0.101:81", 1440, false)),
+        arrival(v6_tags),
+        arrival(sized("10.0.0.101:81", 1440, true)),
+        arrival(sized("10.0.0.105:80", 1460, true)),
+        arrival(udp("[fd00::102]:53").with(|p| p.payload = vec![0; 1300])),
+    ]);
+    assert_eq!(found[..3], [Fate::Answer(0), Fate::Answer(0), Fate::Send(0)]);
+    assert!(matches!(found[3], Fate::Send(_)), "{found:?}");
+    assert_eq!(found[4], Fate::Answer(0));
+}
+
 #[test]
 fn every_reason_to_drop() {
     use DropReason::*;
@@ -190,19 +296,26 @@ fn every_reason_to_drop() {
             TooManyExtensions,
         ),
         (
-            "a first fragment",
-            plain(tcp("10.0.0.100:80").with(|p| p.fragment = Some((0, true)))),
-            Fragment,
+            "a first fragment without all of its header",
+            plain(tcp("10.0.0.100:80").with(|p| {
+                (p.fragment, p.raw_segment, p.payload) = (Some((0, true)), true, vec![0; 16]);
+            })),
+            FragmentTiny,
         ),
         (
-            "a later fragment",
-            plain(udp("10.0.0.102:53").with(|p| p.fragment = Some((9, false)))),
-            Fragment,
+            "a fragment once more",
+            plain(udp("10.0.0.102:53").with(|p| (p.fragment, p.payload) = whole_eights(0))),
+            FragmentOverlap,
         ),
         (
-            "an IPv6 fragment",
-            plain(tcp("[fd00::100]:80").with(|p| p.fragment = Some((9, true)))),
-            Fragment,
+            "not of whole eights",
+            plain(udp("10.0.0.102:53").with(|p| p.fragment = Some((9, true)))),
+            Truncated,
+        ),
+        (
+            "beyond 64 kB",
+            plain(udp("10.0.0.102:53").with(|p| p.fragment = Some((8191, false)))),
+            TooBig,
         ),
         ("another station's", plain(tcp("10.0.0.100:80").with(|p| p.dst_mac[5] ^= 0x80)), NotOurs),
         (
@@ -214,24 +327,36 @@ fn every_reason_to_drop() {
         ("backends without next hops", plain(tcp("10.0.0.104:80")), NextHopUnresolved),
         (
             "too large for a tunnel",
-            plain(tcp("10.0.0.101:81").with(|p| p.payload = vec![0; 1440])),
+            broken(|_| ()).with(|a| {
+                // A sender that is not one station is not told.
+                a.bytes = tcp("10.0.0.101:81").with(|p| p.payload = vec![0; 1440]).frame();
+                a.bytes[6] = 1;
+            }),
             TooBig,
         ),
         (
             "too large for a narrow port",
-            plain(udp("[fd00::102]:53").with(|p| p.payload = vec![0; 1300])),
+            plain(udp("10.0.0.102:53").with(|p| {
+                // May be cut, but nobody does without a tunnel.
+                (p.payload, p.fragment) = (vec![0; 1480], Some((0, true)));
+                p.src = "198.51.100.8:1".parse().unwrap();
+            })),
             TooBig,
         ),
         ("no room in front", plain(tcp("10.0.0.101:81")).with(|a| a.headroom = 39), NoHeadroom),
     ];
+    let first = plain(udp("10.0.0.102:53").with(|p| (p.fragment, p.payload) = whole_eights(0)));
     let mut reasons: Vec<_> = cases.iter().map(|(.., reason)| *reason).collect();
     let (names, arrivals): (Vec<_>, Vec<_>) =
         cases.into_iter().map(|(name, arrival, reason)| ((name, reason), arrival)).unzip();
-    for ((name, reason), fate) in names.into_iter().zip(fates(arrivals)) {
+    let arrivals = [vec![first], arrivals].concat();
+    for ((name, reason), fate) in names.into_iter().zip(fates(arrivals).into_iter().skip(1)) {
         assert_eq!(fate, Fate::Drop(reason), "{name}");
     }
-    // The other two come from queues: see below.
-    reasons.extend([PuntLimit, TxFull]);
+    // The others come from queues, see below, from what a worker remembers, see `workers`, or only
+    // where packets are translated.
+    reasons.extend([PuntLimit, TxFull, FragmentTimeout, FragmentFull, HandOverFull, NoBuffer]);
+    reasons.push(TtlExceeded);
     for reason in DropReason::ALL {
         assert!(reasons.contains(&reason), "{reason} has no case");
     }
@@ -278,7 +403,7 @@ fn the_outer_headers() {
     let sent = |packet: &Packet| {
         let outcome = run(&World::fixed(), &[vec![Arrival::new(packet.frame())]], Limits::NONE);
         match &outcome.fates[..] {
-            [Verdict::Send(_, bytes)] => bytes.clone(),
+            [Verdict::Send(_, frames)] => frames.concat(),
             other => panic!("{other:?}"),
         }
     };

@@ -7,5 +7,7 @@
 )]
 
 mod corpus;
+mod differential;
 mod golden;
 mod support;
+mod workers;

@@ -1,6 +1,7 @@
 //! What the tests of the pipeline and the fuzz targets share: frames, a world to send them
 //! through, and the judges of what comes out.
 
+pub(crate) mod datagrams;
 pub(crate) mod inputs;
 pub(crate) mod model;
 pub(crate) mod packet;

@@ -6,15 +6,16 @@
 use std::net::IpAddr;
 
 use etherparse::err::ipv4::{HeaderError, HeaderSliceError};
+use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{
-    EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel,
+    EtherType, Ethernet2HeaderSlice, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel, Ipv6FragmentHeader,
     Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
     SingleVlanHeaderSlice, UdpHeader, ip_number,
 };
 use lb_core::drop_reason::DropReason::{
-    self, BadChecksum, BadHeaderLength, BadSource, BadVersion, Fragment, MultiSegment,
-    NextHopUnresolved, NoBackend, NoHeadroom, NotOurs, SameSource, TooBig, TooManyExtensions,
-    Truncated,
+    self, BadChecksum, BadHeaderLength, BadSource, BadVersion, MultiSegment, NextHopUnresolved,
+    NoBackend, NoHeadroom, NotOurs, SameSource, TooBig, TooManyExtensions, Truncated,
 };
 use lb_core::frame::Checked;
 use lb_core::model::{
@@ -23,6 +24,7 @@ use lb_core::model::{
 use lb_core::tables::next_hop::{NextHop, Port, PortId};
 use lb_core::tuple::Tuple;
 
+use super::datagrams::{Datagrams, Name};
 use super::run::Arrival;
 use super::world::World;
 
@@ -31,8 +33,13 @@ use super::world::World;
 pub(crate) enum Verdict {
     Drop(DropReason),
     Punt,
-    /// It leaves by this port, and is these bytes.
-    Send(PortId, Vec<u8>),
+    /// It leaves by this port, as these frames: one, or the pieces of its outer packet.
+    Send(PortId, Vec<Vec<u8>>),
+    /// It leaves by this port, as an answer to its sender; unless too many are answered: then it is
+    /// dropped for this reason.
+    Answer(PortId, Vec<u8>, DropReason),
+    /// It waits for the first fragment of its datagram.
+    Hold,
 }
 
 impl From<DropReason> for Verdict {
@@ -41,39 +48,203 @@ impl From<DropReason> for Verdict {
     }
 }
 
-/// What has to become of a frame that came in by a port.
-pub(crate) fn verdict(world: &World, arrival: &Arrival) -> Verdict {
-    match decide(world, arrival) {
-        Ok(sent) => sent,
-        Err(Verdict::Punt) if !world.ports[arrival.port.index()].kernel => NotOurs.into(),
-        Err(other) => other,
+/// What a balancer remembers, and what it does.
+#[derive(Debug)]
+pub(crate) struct Model<'w> {
+    world: &'w World,
+    pub(crate) datagrams: Datagrams,
+    /// The last identification that was given to an outer packet in pieces.
+    last_id: u32,
+}
+
+impl<'w> Model<'w> {
+    pub(crate) fn new(world: &'w World) -> Self {
+        Self { world, datagrams: Datagrams::default(), last_id: 0 }
+    }
+
+    /// What has to become of a frame that came in by a port.
+    pub(crate) fn verdict(&mut self, arrival: &Arrival, now_ms: u64) -> Verdict {
+        match self.decide(arrival, now_ms) {
+            Ok(sent) => sent,
+            Err(Verdict::Punt) if !self.world.ports[arrival.port.index()].kernel => NotOurs.into(),
+            Err(other) => other,
+        }
+    }
+
+    fn decide(&mut self, arrival: &Arrival, now_ms: u64) -> Result<Verdict, Verdict> {
+        let world = self.world;
+        if arrival.is_split {
+            return Err(MultiSegment.into());
+        }
+        let l2 = L2::read(&arrival.bytes)?;
+        if l2.dst != world.ports[arrival.port.index()].mac.0 {
+            let is_group = l2.dst[0] % 2 == 1;
+            return Err(if is_group { Verdict::Punt } else { NotOurs.into() });
+        }
+        let mut ip = match l2.ether_type {
+            EtherType::IPV4 => Ip::read_v4(l2.payload, arrival.checked)?,
+            EtherType::IPV6 => Ip::read_v6(l2.payload)?,
+            _ => return Err(Verdict::Punt),
+        };
+        let (flow, is_later) = self.flow(&mut ip, now_ms)?;
+        let (place, service) = service_of(world, &flow)?;
+        let choice = choose(world, place, service, &flow)?;
+        let mss = service.spec().mss;
+        match service.spec().forward {
+            Forward::L2dsr => {
+                let sent = l2dsr(world, arrival, &l2, &ip, (&choice, mss));
+                if sent == Err(TooBig.into()) && (ip.dont_fragment || ip.dst.is_ipv6()) {
+                    return self.answer(arrival, &l2, &ip, (choice.way.port, 0, is_later));
+                }
+                Ok(Verdict::Send(choice.way.port, vec![sent?]))
+            }
+            Forward::Tunnel(Tunnel { kind, .. }) => {
+                let tunnel = Tunnelled::new(world, &ip, &choice, (kind, mss))?;
+                let mtu = usize::from(world.ports[choice.way.port.index()].mtu);
+                if tunnel.overhead() + ip.packet.len() <= mtu {
+                    let sent = tunnel.frame(world, arrival, &l2, &choice.way)?;
+                    return Ok(Verdict::Send(choice.way.port, vec![sent]));
+                }
+                let may_be_cut =
+                    if ip.dst.is_ipv4() { !ip.dont_fragment } else { ip.packet.len() <= 1280 };
+                if !may_be_cut {
+                    let told = (choice.way.port, tunnel.overhead(), is_later);
+                    return self.answer(arrival, &l2, &ip, told);
+                }
+                let whole = tunnel.frame(world, arrival, &l2, &choice.way)?;
+                self.last_id += 1;
+                // An IPv6 fragment header needs room in front, too.
+                let front_len = whole.len() - ip.packet.len();
+                let is_v6 = choice.backend.address.is_ipv6();
+                if is_v6 && front_len + 8 > l2.len() + arrival.headroom {
+                    return Err(NoHeadroom.into());
+                }
+                let pieces = pieces(&whole, mtu, self.last_id);
+                Ok(Verdict::Send(choice.way.port, pieces))
+            }
+            Forward::Nat => panic!("no service of the fixed world translates"),
+        }
+    }
+
+    /// The flow that a packet belongs to, or is about; and whether nobody is told what becomes of it.
+    fn flow(&mut self, ip: &mut Ip, now_ms: u64) -> Result<(Flow, bool), Verdict> {
+        let (src, dst, protocol) = (ip.src, ip.dst, ip.protocol.0);
+        let own = |ports| Flow { src, dst, ports, protocol };
+        let header_len = header_len(ip.protocol);
+        if matches!(ip.protocol, IpNumber::ICMP | IpNumber::IPV6_ICMP) {
+            let flow = ip.quoted_flow().filter(|flow| flow.dst == ip.dst);
+            return flow.map(|flow| (flow, true)).ok_or(Verdict::Punt);
+        }
+        let Some(piece) = ip.piece else {
+            let Some(header_len) = header_len else { return Ok((own([0; 2]), false)) };
+            return Ok((own(read_ports(ip.segment.get(..header_len).ok_or(Truncated)?)), false));
+        };
+        let addressed = addressed(self.world, ip);
+        if matches!(addressed, Addressed::Nobody) {
+            return Err(Verdict::Punt);
+        }
+        // RFC 791, RFC 8200: whole eights but for the last, and no more than 64 kB.
+        let len = ip.fragment_bytes;
+        if len == 0 || (piece.has_more && !len.is_multiple_of(8)) {
+            return Err(Truncated.into());
+        }
+        let (start, end) = (piece.offset * 8, piece.offset * 8 + len);
+        if end > 65_535 {
+            return Err(TooBig.into());
+        }
+        let is_later = start > 0;
+        match addressed {
+            Addressed::AnyPort { by_client } if header_len.is_none() || by_client => {
+                return Ok((own([0; 2]), is_later));
+            }
+            _ => {}
+        }
+        let first = if is_later { None } else { ip.first_of_datagram() };
+        let seen = self.datagrams.fragment(self.world, &name(ip), first, (start, end), now_ms)?;
+        Ok((Flow { ports: seen.0, protocol: seen.1, ..own([0; 2]) }, is_later))
+    }
+
+    /// Too big: whoever sent it is told what would fit, if he may be told.
+    fn answer(
+        &self,
+        arrival: &Arrival,
+        l2: &L2,
+        ip: &Ip,
+        (way, overhead, is_silent): (PortId, usize, bool),
+    ) -> Result<Verdict, Verdict> {
+        let sender = &arrival.bytes[6..12];
+        if is_silent || sender[0] % 2 == 1 || sender == [0; 6] {
+            return Err(TooBig.into());
+        }
+        let mtu = u16::try_from(usize::from(self.world.ports[way.index()].mtu) - overhead).unwrap();
+        let mut packet = Vec::new();
+        match (ip.dst, ip.src) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let quote = &ip.packet[..ip.packet.len().min(576 - 28)];
+                let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
+                let needed = Icmpv4Type::DestinationUnreachable(needed);
+                let message = Icmpv4Header::with_checksum(needed, quote);
+                let mut header =
+                    Ipv4Header::new(0, 64, IpNumber::ICMP, from.octets(), to.octets()).unwrap();
+                header.dscp = 0x30.try_into().unwrap();
+                header.dont_fragment = true;
+                header.set_payload_len(8 + quote.len()).unwrap();
+                header.write(&mut packet).unwrap();
+                message.write(&mut packet).unwrap();
+                packet.extend(quote);
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let quote = &ip.packet[..ip.packet.len().min(1280 - 48)];
+                let (source, destination) = (from.octets(), to.octets());
+                let too_big = Icmpv6Type::PacketTooBig { mtu: mtu.max(1280).into() };
+                let message =
+                    Icmpv6Header::with_checksum(too_big, source, destination, quote).unwrap();
+                let header = Ipv6Header {
+                    payload_length: u16::try_from(8 + quote.len()).unwrap(),
+                    next_header: IpNumber::IPV6_ICMP,
+                    hop_limit: 64,
+                    source,
+                    destination,
+                    ..Default::default()
+                };
+                header.write(&mut packet).unwrap();
+                message.write(&mut packet).unwrap();
+                packet.extend(quote);
+            }
+            mixed => panic!("two families: {mixed:?}"),
+        }
+        let own = self.world.ports[arrival.port.index()].mac.0;
+        let front = [sender, &own, l2.tags, &l2.ether_type.0.to_be_bytes()].concat();
+        // Headroom: what is in front of the packet grows by the new headers.
+        let new_bytes = if ip.dst.is_ipv4() { 28 } else { 48 };
+        if new_bytes > arrival.headroom {
+            return Err(NoHeadroom.into());
+        }
+        Ok(Verdict::Answer(arrival.port, [front, packet].concat(), TooBig))
     }
 }
 
-fn decide(world: &World, arrival: &Arrival) -> Result<Verdict, Verdict> {
-    if arrival.is_split {
-        return Err(MultiSegment.into());
+/// Who talks to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flow {
+    src: IpAddr,
+    dst: IpAddr,
+    ports: [u16; 2],
+    protocol: u8,
+}
+
+/// Bytes of the transport headers that begin with ports.
+fn header_len(protocol: IpNumber) -> Option<usize> {
+    match protocol {
+        IpNumber::TCP => Some(20),
+        IpNumber::UDP => Some(8),
+        IpNumber::SCTP => Some(12),
+        _ => None,
     }
-    let l2 = L2::read(&arrival.bytes)?;
-    if l2.dst != world.ports[arrival.port.index()].mac.0 {
-        let is_group = l2.dst[0] % 2 == 1;
-        return Err(if is_group { Verdict::Punt } else { NotOurs.into() });
-    }
-    let ip = match l2.ether_type {
-        EtherType::IPV4 => Ip::read_v4(l2.payload, arrival.checked)?,
-        EtherType::IPV6 => Ip::read_v6(l2.payload)?,
-        _ => return Err(Verdict::Punt),
-    };
-    let ports = ip.ports()?;
-    let (place, service) = service_of(world, &ip, ports)?;
-    let choice = choose(world, place, service, &ip, ports)?;
-    let sent = match service.spec().forward {
-        Forward::L2dsr => l2dsr(world, arrival, &l2, &ip, (&choice, service.spec().mss))?,
-        Forward::Tunnel(Tunnel { kind, .. }) => {
-            tunnel(world, arrival, &l2, &ip, (&choice, kind, service.spec().mss))?
-        }
-    };
-    Ok(Verdict::Send(choice.way.port, sent))
+}
+
+fn read_ports(header: &[u8]) -> [u16; 2] {
+    [[header[0], header[1]], [header[2], header[3]]].map(u16::from_be_bytes)
 }
 
 struct L2<'a> {
@@ -97,17 +268,37 @@ impl<'a> L2<'a> {
         let dst = ethernet.destination();
         Ok(Self { dst, tags: &frame[12..len - 2], ether_type, payload: &frame[len..] })
     }
+
+    fn len(&self) -> usize {
+        14 + self.tags.len()
+    }
 }
 
 struct Ip<'a> {
     src: IpAddr,
     dst: IpAddr,
     traffic_class: u8,
+    /// Behind all headers that were walked.
     protocol: IpNumber,
-    is_fragment: bool,
+    dont_fragment: bool,
+    /// If it is a part of a packet.
+    piece: Option<Piece>,
+    /// Bytes that it has of the packet, if it is a part.
+    fragment_bytes: usize,
     /// Without padding.
     packet: &'a [u8],
     segment: &'a [u8],
+}
+
+/// What a fragment says of itself.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    id: u32,
+    /// As its header says.
+    protocol: u8,
+    /// In eights.
+    offset: usize,
+    has_more: bool,
 }
 
 impl<'a> Ip<'a> {
@@ -142,7 +333,14 @@ impl<'a> Ip<'a> {
             dst: header.destination_addr().into(),
             traffic_class: header.dcp().value() << 2 | header.ecn().value(),
             protocol: header.protocol(),
-            is_fragment: header.is_fragmenting_payload(),
+            dont_fragment: header.dont_fragment(),
+            piece: header.is_fragmenting_payload().then(|| Piece {
+                id: header.identification().into(),
+                protocol: header.protocol().0,
+                offset: header.fragments_offset().value().into(),
+                has_more: header.more_fragments(),
+            }),
+            fragment_bytes: segment.len(),
             packet,
             segment,
         })
@@ -169,23 +367,27 @@ impl<'a> Ip<'a> {
             dst: header.destination_addr().into(),
             traffic_class: header.traffic_class(),
             protocol: header.next_header(),
-            is_fragment: false,
+            dont_fragment: true,
+            piece: None,
+            fragment_bytes: 0,
             packet,
             segment: &packet[40..],
         };
-        ip.skip_extensions()?;
+        ip.skip_extensions(false)?;
         Ok(ip)
     }
 
-    /// At most 8 of them; none behind a fragment header, where they may be another fragment's.
-    fn skip_extensions(&mut self) -> Result<(), Verdict> {
+    /// At most 8 of them; none behind a fragment header, where they may be another fragment's, unless
+    /// `beyond` says that this is the first one.
+    fn skip_extensions(&mut self, beyond: bool) -> Result<(), Verdict> {
         for walked in 0.. {
             let is_fragment_header = self.protocol == ip_number::IPV6_FRAG;
             let is_extension = matches!(
                 self.protocol,
                 ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS
             );
-            if self.is_fragment || !(is_fragment_header || is_extension) {
+            let is_over = self.piece.is_some() && !beyond;
+            if is_over || !(is_fragment_header || is_extension) {
                 break;
             }
             if walked == 8 {
@@ -195,32 +397,93 @@ impl<'a> Ip<'a> {
             (self.protocol, header_len) = if is_fragment_header {
                 let header =
                     Ipv6FragmentHeaderSlice::from_slice(self.segment).map_err(|_| Truncated)?;
-                self.is_fragment = header.is_fragmenting_payload();
+                if header.is_fragmenting_payload() {
+                    self.piece = Some(Piece {
+                        id: header.identification(),
+                        protocol: header.next_header().0,
+                        offset: header.fragment_offset().value().into(),
+                        has_more: header.more_fragments(),
+                    });
+                    self.fragment_bytes = self.segment.len() - 8;
+                }
                 (header.next_header(), 8)
             } else {
                 let header =
                     Ipv6RawExtHeaderSlice::from_slice(self.segment).map_err(|_| Truncated)?;
                 (header.next_header(), header.slice().len())
             };
-            self.segment = &self.segment[header_len..];
+            self.segment = self.segment.get(header_len..).ok_or(Truncated)?;
         }
         Ok(())
     }
 
-    /// Source and destination port; zeros in a fragment.
-    fn ports(&self) -> Result<[u16; 2], Verdict> {
-        let header_len = match self.protocol {
-            IpNumber::TCP => 20,
-            IpNumber::UDP => 8,
-            IpNumber::SCTP => 12,
-            IpNumber::ICMP | IpNumber::IPV6_ICMP => return Err(Verdict::Punt),
-            _ => return Ok([0; 2]),
-        };
-        if self.is_fragment {
-            return Ok([0; 2]);
+    /// Ports and protocol of a first fragment; `None`, if not all headers are in it.
+    fn first_of_datagram(&mut self) -> Option<([u16; 2], u8)> {
+        if self.dst.is_ipv6() {
+            // Anew, so that no more than 8 are walked in all.
+            self.protocol = IpNumber(self.packet[6]);
+            self.segment = &self.packet[40..];
+            self.skip_extensions(true).ok()?;
         }
-        let header = self.segment.get(..header_len).ok_or(Truncated)?;
-        Ok([[header[0], header[1]], [header[2], header[3]]].map(u16::from_be_bytes))
+        match header_len(self.protocol) {
+            None => Some(([0; 2], self.protocol.0)),
+            Some(len) => Some((read_ports(self.segment.get(..len)?), self.protocol.0)),
+        }
+    }
+
+    /// The flow that an ICMP error quotes, the other way round.
+    fn quoted_flow(&self) -> Option<Flow> {
+        if self.piece.is_some() {
+            return None;
+        }
+        let is_v4 = self.dst.is_ipv4();
+        let is_error = match (is_v4, self.protocol, *self.segment.first()?) {
+            (true, IpNumber::ICMP, message) => matches!(message, 3 | 11 | 12),
+            (false, IpNumber::IPV6_ICMP, message) => matches!(message, 1..=4),
+            _ => false,
+        };
+        let quote = self.segment.get(8..)?;
+        if !is_error {
+            return None;
+        }
+        let (src, dst, protocol, segment) = if is_v4 {
+            let header = Ipv4HeaderSlice::from_slice(quote).ok()?;
+            if header.fragments_offset().value() > 0 {
+                return None;
+            }
+            let segment = &quote[header.slice().len()..];
+            (
+                header.source_addr().into(),
+                header.destination_addr().into(),
+                header.protocol(),
+                segment,
+            )
+        } else {
+            let header = Ipv6HeaderSlice::from_slice(quote).ok()?;
+            let mut quoted = Self {
+                src: header.source_addr().into(),
+                dst: header.destination_addr().into(),
+                protocol: header.next_header(),
+                packet: quote,
+                segment: &quote[40..],
+                piece: None,
+                ..*self
+            };
+            quoted.skip_extensions(true).ok()?;
+            if quoted.piece.is_some_and(|piece| piece.offset > 0) {
+                return None;
+            }
+            (quoted.src, quoted.dst, quoted.protocol, quoted.segment)
+        };
+        let ports = match (protocol, header_len(protocol)) {
+            (IpNumber::ICMP | IpNumber::IPV6_ICMP, _) => return None,
+            (_, None) => [0; 2],
+            (_, Some(_)) => {
+                let [vip, client] = read_ports(segment.get(..4)?);
+                [client, vip]
+            }
+        };
+        Some(Flow { src: dst, dst: src, ports, protocol: protocol.0 })
     }
 }
 
@@ -232,33 +495,69 @@ pub(crate) fn internet_sum(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Of the services that a packet matches, the most specific: by ports, then prefix, then protocol.
-fn service_of<'w>(
-    world: &'w World,
-    ip: &Ip,
-    [_, port]: [u16; 2],
-) -> Result<(usize, &'w Service), Verdict> {
+/// The services that are addressed, whatever the ports, by their place.
+fn candidates(world: &World, dst: IpAddr, protocol: u8) -> Vec<(usize, &Service)> {
     let services = world.desired.services().iter().map(AsRef::as_ref).enumerate();
-    let mut candidates: Vec<(usize, &Service)> = services
-        .filter(|(_, service)| {
-            let vip = service.spec().vip;
-            let protocol = vip.protocol.number();
-            vip.address.contains(&ip.dst) && protocol.is_none_or(|number| number == ip.protocol.0)
-        })
-        .collect();
-    if ip.is_fragment {
-        return Err(candidates.first().map_or(Verdict::Punt, |_| Fragment.into()));
-    }
+    let is_meant = |service: &Service| {
+        let vip = service.spec().vip;
+        vip.address.contains(&dst) && vip.protocol.number().is_none_or(|number| number == protocol)
+    };
+    services.filter(|(_, service)| is_meant(service)).collect()
+}
+
+fn by_precedence(service: &Service) -> (u8, u8, bool) {
+    let vip = service.spec().vip;
+    let kind = if vip.ports == PortRange::ANY { 2 } else { u8::from(vip.ports.is_range()) };
+    (kind, 255 - vip.address.prefix_len(), vip.protocol == Protocol::Any)
+}
+
+/// Of the services that a packet matches, the most specific: by ports, then prefix, then protocol.
+fn service_of<'w>(world: &'w World, flow: &Flow) -> Result<(usize, &'w Service), Verdict> {
+    let mut candidates = candidates(world, flow.dst, flow.protocol);
     candidates.retain(|(_, service)| {
         let ports = service.spec().vip.ports;
-        ports.first() <= port && port <= ports.last()
+        ports.first() <= flow.ports[1] && flow.ports[1] <= ports.last()
     });
-    candidates.sort_by_key(|(_, service)| {
-        let vip = service.spec().vip;
-        let kind = if vip.ports == PortRange::ANY { 2 } else { u8::from(vip.ports.is_range()) };
-        (kind, 255 - vip.address.prefix_len(), vip.protocol == Protocol::Any)
-    });
+    candidates.sort_by_key(|(_, service)| by_precedence(service));
     candidates.first().copied().ok_or(Verdict::Punt)
+}
+
+/// What the address of a fragment says.
+enum Addressed {
+    Nobody,
+    /// One service, whatever the ports are; are clients kept together there?
+    AnyPort {
+        by_client: bool,
+    },
+    ByPort,
+}
+
+fn addressed(world: &World, ip: &Ip) -> Addressed {
+    let mut candidates = candidates(world, ip.dst, ip.protocol.0);
+    candidates.sort_by_key(|(_, service)| by_precedence(service));
+    match candidates.first() {
+        None => Addressed::Nobody,
+        Some((_, service)) if service.spec().vip.ports == PortRange::ANY => {
+            Addressed::AnyPort { by_client: service.spec().affinity == Affinity::Client }
+        }
+        Some(_) => Addressed::ByPort,
+    }
+}
+
+/// The datagram that a frame is a fragment of.
+pub(crate) fn datagram_of(arrival: &Arrival) -> Option<Name> {
+    let l2 = L2::read(&arrival.bytes).ok()?;
+    let ip = match l2.ether_type {
+        EtherType::IPV4 => Ip::read_v4(l2.payload, Checked::Good).ok()?,
+        _ => Ip::read_v6(l2.payload).ok()?,
+    };
+    ip.piece.is_some().then(|| name(&ip))
+}
+
+/// What the fragments of a datagram have in common.
+fn name(ip: &Ip) -> Name {
+    let piece = ip.piece.unwrap();
+    Name { src: ip.src, dst: ip.dst, id: piece.id, protocol: piece.protocol }
 }
 
 /// Where a packet goes.
@@ -275,8 +574,7 @@ fn choose<'w>(
     world: &'w World,
     place: usize,
     service: &'w Service,
-    ip: &Ip,
-    [src_port, dst_port]: [u16; 2],
+    flow: &Flow,
 ) -> Result<Choice<'w>, Verdict> {
     let spec = service.spec();
     let mut wanted = spec.backends.iter().filter(|b| b.weight > 0 && !b.drain).peekable();
@@ -286,7 +584,8 @@ fn choose<'w>(
     if !wanted.any(|backend| !ways(world, spec.forward, backend).is_empty()) {
         return Err(NextHopUnresolved.into());
     }
-    let tuple = Tuple::new(ip.src, ip.dst, src_port, dst_port, ip.protocol.0);
+    let [src_port, dst_port] = flow.ports;
+    let tuple = Tuple::new(flow.src, flow.dst, src_port, dst_port, flow.protocol);
     let hash = world.tables.hasher.hash(&tuple, spec.affinity == Affinity::Flow);
     let slots = world.tables.services[place].slots.slots();
     assert_eq!(slots.len(), service.slots() as usize);
@@ -301,7 +600,7 @@ fn choose<'w>(
         hash,
         way,
         source: match spec.forward {
-            Forward::L2dsr => None,
+            Forward::L2dsr | Forward::Nat => None,
             Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways)
                 .map(|source| vary(source, &tunnel, hash)),
         },
@@ -332,6 +631,7 @@ fn ways(world: &World, forward: Forward, backend: &Backend) -> Vec<NextHop> {
     };
     let reachable = match forward {
         Forward::L2dsr => gateway.is_none(),
+        Forward::Nat => true,
         Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways).is_some(),
     };
     if reachable { ways } else { Vec::new() }
@@ -398,43 +698,99 @@ fn l2dsr(
     fit(arrival, l2, &front, &payload)
 }
 
-fn tunnel(
-    world: &World,
-    arrival: &Arrival,
-    l2: &L2,
-    ip: &Ip,
-    (choice, kind, clamp): (&Choice, TunnelKind, MssClamp),
-) -> Result<Vec<u8>, Verdict> {
-    let inner = if ip.dst.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
-    let (protocol, mut shim) = match kind {
-        TunnelKind::Ipip if ip.dst.is_ipv4() => (IpNumber::IPV4, Vec::new()),
-        TunnelKind::Ipip => (IpNumber::IPV6, Vec::new()),
-        TunnelKind::Gre => (IpNumber::GRE, [[0; 2], inner.0.to_be_bytes()].concat()),
-        TunnelKind::Gue { port } => {
-            let source = u16::try_from(choice.hash % (1 << 14)).unwrap() + 49_152;
-            let len = u16::try_from(8 + ip.packet.len()).map_err(|_| TooBig)?;
-            let words = [source, port, len, 0].map(u16::to_be_bytes);
-            (IpNumber::UDP, words.concat())
+/// A packet behind its outer headers.
+struct Tunnelled {
+    ether_type: EtherType,
+    outer: Vec<u8>,
+    shim: Vec<u8>,
+    packet: Vec<u8>,
+}
+
+impl Tunnelled {
+    fn new(
+        world: &World,
+        ip: &Ip,
+        choice: &Choice,
+        (kind, clamp): (TunnelKind, MssClamp),
+    ) -> Result<Self, Verdict> {
+        let inner = if ip.dst.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        let (protocol, mut shim) = match kind {
+            TunnelKind::Ipip if ip.dst.is_ipv4() => (IpNumber::IPV4, Vec::new()),
+            TunnelKind::Ipip => (IpNumber::IPV6, Vec::new()),
+            TunnelKind::Gre => (IpNumber::GRE, [[0; 2], inner.0.to_be_bytes()].concat()),
+            TunnelKind::Gue { port } => {
+                let source = u16::try_from(choice.hash % (1 << 14)).unwrap() + 49_152;
+                let len = u16::try_from(8 + ip.packet.len()).map_err(|_| TooBig)?;
+                let words = [source, port, len, 0].map(u16::to_be_bytes);
+                (IpNumber::UDP, words.concat())
+            }
+        };
+        let payload_len = shim.len() + ip.packet.len();
+        let (ether_type, outer) = outer_header(ip.traffic_class, protocol, payload_len, choice)?;
+        let overhead = outer.len() + shim.len();
+        let mtu = usize::from(world.ports[choice.way.port.index()].mtu);
+        let packet = clamped(ip, clamp, mtu - overhead);
+        if protocol == IpNumber::UDP
+            && let (Some(IpAddr::V6(src)), IpAddr::V6(dst)) =
+                (choice.source, choice.backend.address)
+        {
+            let (udp, _) = UdpHeader::from_slice(&shim).unwrap();
+            let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &packet).unwrap();
+            shim[6..].copy_from_slice(&sum.to_be_bytes());
         }
+        Ok(Self { ether_type, outer, shim, packet })
+    }
+
+    fn overhead(&self) -> usize {
+        self.outer.len() + self.shim.len()
+    }
+
+    fn frame(
+        &self,
+        world: &World,
+        arrival: &Arrival,
+        l2: &L2,
+        way: &NextHop,
+    ) -> Result<Vec<u8>, Verdict> {
+        let front = l2_front(world, arrival.port, l2, way);
+        let ether_type = self.ether_type.0.to_be_bytes();
+        let front = [&front[..], &ether_type, &self.outer, &self.shim].concat();
+        fit(arrival, l2, &front, &self.packet)
+    }
+}
+
+/// The pieces of a frame's outer packet that fit `mtu`.
+fn pieces(frame: &[u8], mtu: usize, id: u32) -> Vec<Vec<u8>> {
+    let l2 = L2::read(frame).unwrap();
+    let front = &frame[..l2.len()];
+    let is_v4 = l2.ether_type == EtherType::IPV4;
+    let (header_len, more_len) = if is_v4 { (20, 0) } else { (40, 8) };
+    let payload = &l2.payload[header_len..];
+    let step = (mtu - header_len - more_len) / 8 * 8;
+    let count = payload.chunks(step).len();
+    let piece = |(number, bytes): (usize, &[u8])| {
+        let (offset, has_more) = (number * step / 8, number + 1 < count);
+        let offset = IpFragOffset::try_new(offset.try_into().unwrap()).unwrap();
+        let mut packet = front.to_vec();
+        if is_v4 {
+            let mut header = Ipv4HeaderSlice::from_slice(l2.payload).unwrap().to_header();
+            header.identification = u16::try_from(id % (1 << 16)).unwrap();
+            header.dont_fragment = false;
+            (header.fragment_offset, header.more_fragments) = (offset, has_more);
+            header.set_payload_len(bytes.len()).unwrap();
+            header.write(&mut packet).unwrap();
+        } else {
+            let mut header = Ipv6HeaderSlice::from_slice(l2.payload).unwrap().to_header();
+            let next = header.next_header;
+            header.next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
+            header.payload_length = u16::try_from(8 + bytes.len()).unwrap();
+            header.write(&mut packet).unwrap();
+            Ipv6FragmentHeader::new(next, offset, has_more, id).write(&mut packet).unwrap();
+        }
+        packet.extend(bytes);
+        packet
     };
-    let (ether_type, outer) =
-        outer_header(ip.traffic_class, protocol, shim.len() + ip.packet.len(), choice)?;
-    let mtu = usize::from(world.ports[choice.way.port.index()].mtu);
-    let overhead = outer.len() + shim.len();
-    if overhead + ip.packet.len() > mtu {
-        return Err(TooBig.into());
-    }
-    let packet = clamped(ip, clamp, mtu - overhead);
-    if protocol == IpNumber::UDP
-        && let (Some(IpAddr::V6(src)), IpAddr::V6(dst)) = (choice.source, choice.backend.address)
-    {
-        let (udp, _) = UdpHeader::from_slice(&shim).unwrap();
-        let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &packet).unwrap();
-        shim[6..].copy_from_slice(&sum.to_be_bytes());
-    }
-    let front = l2_front(world, arrival.port, l2, &choice.way);
-    let front = [&front[..], &ether_type.0.to_be_bytes(), &outer, &shim].concat();
-    fit(arrival, l2, &front, &packet)
+    payload.chunks(step).enumerate().map(piece).collect()
 }
 
 /// The packet; if it is a SYN that announces larger segments than wanted, with smaller ones.
@@ -447,7 +803,7 @@ fn clamped(ip: &Ip, clamp: MssClamp, packet_max: usize) -> Vec<u8> {
         MssClamp::Auto => u16::try_from(packet_max - headers).unwrap(),
     };
     let start = packet.len() - ip.segment.len();
-    if ip.protocol != IpNumber::TCP || ip.is_fragment || ip.segment[13] & 2 == 0 {
+    if ip.protocol != IpNumber::TCP || ip.piece.is_some() || ip.segment[13] & 2 == 0 {
         return packet;
     }
     let header_len = usize::from(ip.segment[12] / 16) * 4;

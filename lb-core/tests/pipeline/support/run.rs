@@ -1,17 +1,21 @@
 //! Frames through a real worker over simulated queues, and what has to be true afterwards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use lb_core::burst::WorkerId;
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
+use lb_core::fragments::LIFETIME_MS;
 use lb_core::frame::{BURST_MAX, Checked, Frame as _};
 use lb_core::publish::publication;
+use lb_core::rate::Tick;
 use lb_core::sim::{HEADROOM_BYTES, SimFrame, SimIo};
+use lb_core::state::Settings;
 use lb_core::tables::next_hop::PortId;
-use lb_core::worker::{Tick, Worker};
+use lb_core::worker::Worker;
 
-use super::model::{Verdict, verdict};
+use super::model::{Model, Verdict, datagram_of};
 use super::world::World;
 
 /// A frame on its way in.
@@ -88,49 +92,136 @@ pub(crate) fn run(world: &World, turns: &[Vec<Arrival>], limits: Limits) -> Outc
     (io.send_max, io.punt_max) = (limits.send_max, limits.punt_max);
     let (_publisher, mut subscribers) = publication(&world.tables, 1);
     let counters = Arc::new(Counters::new(world.tables.services.len()));
-    let mut worker = Worker::new(
-        io,
-        world.ports.len(),
-        subscribers.pop().unwrap(),
-        Arc::clone(&counters),
-        limits.punts_per_second,
-    );
+    let settings =
+        Settings { worker: WorkerId(0), workers: 1, punts_per_second: limits.punts_per_second };
+    let subscriber = subscribers.pop().unwrap();
+    let mut worker =
+        Worker::new(io, world.ports.len(), subscriber, Arc::clone(&counters), settings);
+    let arrivals: Vec<&Arrival> = turns.iter().flatten().collect();
+    let mut expected = Expected::new(world, &arrivals);
     let mut numbers = 0..;
     let mut now = Tick(0);
-    for arrivals in turns {
-        for (arrival, number) in arrivals.iter().zip(&mut numbers) {
+    for turn in turns {
+        for (arrival, number) in turn.iter().zip(&mut numbers) {
             let io = worker.io();
             let queues = if arrival.from_kernel { &mut io.from_kernel } else { &mut io.arriving };
             queues[arrival.port.index()].push_back(arrival.frame(number));
+            if !arrival.from_kernel {
+                expected.waiting[arrival.port.index()].push_back(number);
+            }
         }
-        for _ in 0..=arrivals.len() / BURST_MAX {
-            now.0 += 3;
+        for _ in 0..=turn.len() / BURST_MAX {
+            // Less than a fragment waits: that it is given up then, others test.
+            now.0 = (now.0 + 3).min(LIFETIME_MS - 1);
             worker.turn(now);
+            expected.turn(now.0);
         }
     }
     let io = worker.io();
-    assert!(io.arriving.iter().chain(&io.from_kernel).all(std::collections::VecDeque::is_empty));
-    let arrivals: Vec<&Arrival> = turns.iter().flatten().collect();
-    check_order(&arrivals, &io.sent);
-    let fates = judge(world, &arrivals, io, &limits, now, &counters);
+    assert!(io.arriving.iter().chain(&io.from_kernel).all(VecDeque::is_empty));
+    check_order(&arrivals, &expected.released, &io.sent);
+    let fates = judge(&expected, &arrivals, io, &limits, now, &counters);
     Outcome { fates, drops: std::array::from_fn(|i| counters.drops[i].get()) }
 }
 
+/// What the model says, frame by frame in the order in which a worker takes them.
+struct Expected<'w> {
+    world: &'w World,
+    arrivals: &'w [&'w Arrival],
+    model: Model<'w>,
+    /// By port: numbers of the frames that wait to be received.
+    waiting: Vec<VecDeque<usize>>,
+    /// Numbers of the fragments that wait for their first one; of those whose first one came.
+    held: Vec<usize>,
+    ready: VecDeque<usize>,
+    verdicts: BTreeMap<usize, Verdict>,
+    /// Frames that did not leave in their turn.
+    released: BTreeSet<usize>,
+}
+
+impl<'w> Expected<'w> {
+    fn new(world: &'w World, arrivals: &'w [&'w Arrival]) -> Self {
+        Self {
+            world,
+            arrivals,
+            model: Model::new(world),
+            waiting: vec![VecDeque::new(); world.ports.len()],
+            held: Vec::new(),
+            ready: VecDeque::new(),
+            verdicts: BTreeMap::new(),
+            released: BTreeSet::new(),
+        }
+    }
+
+    fn turn(&mut self, now_ms: u64) {
+        for port in 0..self.waiting.len() {
+            let n = self.waiting[port].len().min(BURST_MAX);
+            let burst: Vec<usize> = self.waiting[port].drain(..n).collect();
+            self.burst(&burst, now_ms);
+            while let Some(&first) = self.ready.front() {
+                let port = self.arrivals[first].port;
+                let mut burst = Vec::new();
+                while burst.len() < BURST_MAX
+                    && let Some(next) = self.ready.pop_front_if(|n| self.arrivals[*n].port == port)
+                {
+                    burst.push(next);
+                }
+                self.burst(&burst, now_ms);
+            }
+        }
+    }
+
+    fn burst(&mut self, burst: &[usize], now_ms: u64) {
+        let mut new = Vec::new();
+        for &number in burst {
+            let verdict = self.model.verdict(self.arrivals[number], now_ms);
+            if verdict == Verdict::Hold {
+                new.push(number);
+                continue;
+            }
+            self.verdicts.insert(number, verdict);
+            // Whoever waited for this one is ready now.
+            for number in std::mem::take(&mut self.held) {
+                if self.is_followed(number, now_ms) {
+                    self.ready.push_back(number);
+                } else {
+                    self.held.push(number);
+                }
+            }
+        }
+        for number in new {
+            self.released.insert(number);
+            if self.is_followed(number, now_ms) {
+                self.ready.push_back(number);
+            } else {
+                self.held.push(number);
+            }
+        }
+    }
+
+    /// Has the first fragment of this one's datagram come?
+    fn is_followed(&mut self, number: usize, now_ms: u64) -> bool {
+        let name = datagram_of(self.arrivals[number]).expect("a fragment");
+        self.model.datagrams.has_first(self.world, &name, now_ms)
+    }
+}
+
 /// Frames that came by one port and leave by one port keep their order.
-fn check_order(arrivals: &[&Arrival], sent: &[Vec<SimFrame>]) {
+/// Not so those that had to wait, and pieces of one frame come together.
+fn check_order(arrivals: &[&Arrival], released: &BTreeSet<usize>, sent: &[Vec<SimFrame>]) {
     for frames in sent {
         let mut last = BTreeMap::new();
-        for frame in frames {
+        for frame in frames.iter().filter(|frame| !released.contains(&frame.number)) {
             let arrival = arrivals[frame.number];
             let before = last.insert((arrival.port, arrival.from_kernel), frame.number);
-            assert!(before.is_none_or(|before| before < frame.number), "overtaken: {frame:?}");
+            assert!(before.is_none_or(|before| before <= frame.number), "overtaken: {frame:?}");
         }
     }
 }
 
 /// Compares what came out with what the model says about each frame.
 fn judge(
-    world: &World,
+    expected: &Expected,
     arrivals: &[&Arrival],
     io: &SimIo,
     limits: &Limits,
@@ -140,68 +231,95 @@ fn judge(
     let mut out = came_out(io);
     let mut drops = [0; DropReason::COUNT];
     let mut traffic = 0;
-    let fates: Vec<Verdict> = arrivals
-        .iter()
-        .enumerate()
-        .map(|(number, arrival)| {
-            let expect = if arrival.from_kernel {
-                Verdict::Send(arrival.port, arrival.bytes.clone())
-            } else {
-                let expect = verdict(world, arrival);
-                traffic += u64::from(matches!(expect, Verdict::Send(..)));
-                expect
-            };
-            let fate = match (out.remove(&number), &expect) {
-                (Some((port, frame)), Verdict::Send(..)) => {
-                    Verdict::Send(port.expect("not punted"), frame.bytes().to_vec())
-                }
-                (Some((None, frame)), Verdict::Punt) if frame.bytes() == arrival.bytes => {
-                    Verdict::Punt
-                }
-                (None, Verdict::Drop(reason)) => Verdict::Drop(*reason),
-                (None, Verdict::Send(port, _)) => {
-                    let sent = io.sent[port.index()].len();
-                    assert_eq!(sent, limits.send_max, "there was room to send frame {number}");
-                    Verdict::Drop(DropReason::TxFull)
-                }
-                (None, Verdict::Punt) => Verdict::Drop(DropReason::PuntLimit),
-                (out, expect) => panic!("frame {number} {arrival:?}: {out:?}, not {expect:?}"),
-            };
-            match fate {
-                Verdict::Drop(reason) => drops[reason as usize] += 1,
-                _ => assert_eq!(fate, expect, "frame {number}: {arrival:?}"),
+    let mut fates = Vec::new();
+    for (number, arrival) in arrivals.iter().enumerate() {
+        let kernels = || Verdict::Send(arrival.port, vec![arrival.bytes.clone()]);
+        let expect = if arrival.from_kernel {
+            kernels()
+        } else {
+            expected.verdicts.get(&number).cloned().unwrap_or(Verdict::Hold)
+        };
+        traffic += u64::from(!arrival.from_kernel && matches!(expect, Verdict::Send(..)));
+        let came = out.remove(&number);
+        let fate = fate(&expect, came, (number, arrival), io, limits);
+        match (&fate, &expect) {
+            (Verdict::Drop(reason), Verdict::Send(_, frames)) => {
+                drops[*reason as usize] += frames.len();
             }
-            fate
-        })
-        .collect();
+            (Verdict::Drop(reason), _) => drops[*reason as usize] += 1,
+            // Of the pieces of a frame some may have found no room.
+            (Verdict::Send(_, sent), Verdict::Send(_, all)) if sent.len() < all.len() => {
+                drops[DropReason::TxFull as usize] += all.len() - sent.len();
+                assert_eq!(*sent, all[..sent.len()], "frame {number}");
+            }
+            _ => assert_eq!(fate, expect, "frame {number}: {arrival:?}"),
+        }
+        fates.push(fate);
+    }
     assert!(out.is_empty(), "nobody sent {out:?}");
     for (reason, (count, counter)) in DropReason::ALL.iter().zip(drops.iter().zip(&counters.drops))
     {
-        assert_eq!(*count, counter.get(), "{reason}");
+        assert_eq!(*count as u64, counter.get(), "{reason}");
     }
-    check_totals(world, arrivals, io, traffic, counters);
+    check_totals(expected, arrivals, io, traffic, counters);
     check_punt_limits(arrivals, &fates, io, limits, now);
     fates
 }
 
-/// By number: the frame, and the port that it was sent by; none, if it was punted.
-fn came_out(io: &SimIo) -> BTreeMap<usize, (Option<PortId>, SimFrame)> {
-    let mut out = BTreeMap::new();
+/// What became of a frame.
+fn fate(
+    expect: &Verdict,
+    came: Option<(Option<PortId>, Vec<SimFrame>)>,
+    (number, arrival): (usize, &Arrival),
+    io: &SimIo,
+    limits: &Limits,
+) -> Verdict {
+    let bytes = |frames: &[SimFrame]| -> Vec<Vec<u8>> {
+        frames.iter().map(|frame| frame.bytes().to_vec()).collect()
+    };
+    let is_full = |port: &PortId| {
+        let sent = io.sent[port.index()].len();
+        assert_eq!(sent, limits.send_max, "there was room to send frame {number}");
+        Verdict::Drop(DropReason::TxFull)
+    };
+    match (came, expect) {
+        (Some((Some(port), frames)), Verdict::Send(..)) => Verdict::Send(port, bytes(&frames)),
+        (Some((Some(port), frames)), Verdict::Answer(_, _, reason)) => {
+            Verdict::Answer(port, bytes(&frames).concat(), *reason)
+        }
+        (Some((None, frames)), Verdict::Punt) if bytes(&frames) == [&arrival.bytes[..]] => {
+            Verdict::Punt
+        }
+        (None, Verdict::Drop(reason)) => Verdict::Drop(*reason),
+        (None, Verdict::Hold) => Verdict::Hold,
+        (None, Verdict::Answer(_, _, reason)) if limits.punts_per_second < u32::MAX => {
+            Verdict::Drop(*reason)
+        }
+        (None, Verdict::Send(port, _) | Verdict::Answer(port, ..)) => is_full(port),
+        (None, Verdict::Punt) => Verdict::Drop(DropReason::PuntLimit),
+        (came, expect) => panic!("frame {number} {arrival:?}: {came:?}, not {expect:?}"),
+    }
+}
+
+/// By number: the frames, and the port that they were sent by; none, if punted.
+fn came_out(io: &SimIo) -> BTreeMap<usize, (Option<PortId>, Vec<SimFrame>)> {
+    let mut out: BTreeMap<usize, (Option<PortId>, Vec<SimFrame>)> = BTreeMap::new();
     for (frames, port) in io.sent.iter().zip((0..).map(PortId)) {
         for frame in frames {
-            let twice = out.insert(frame.number, (Some(port), frame.clone()));
-            assert!(twice.is_none(), "frame {} came out twice", frame.number);
+            let (by, pieces) = out.entry(frame.number).or_insert((Some(port), Vec::new()));
+            assert_eq!(*by, Some(port), "frame {} went two ways", frame.number);
+            pieces.push(frame.clone());
         }
     }
     for frame in io.punted.iter().flatten() {
-        let twice = out.insert(frame.number, (None, frame.clone()));
+        let twice = out.insert(frame.number, (None, vec![frame.clone()]));
         assert!(twice.is_none(), "frame {} came out twice", frame.number);
     }
     out
 }
 
 fn check_totals(
-    world: &World,
+    expected: &Expected,
     arrivals: &[&Arrival],
     io: &SimIo,
     traffic: u64,
@@ -214,10 +332,14 @@ fn check_totals(
     assert_eq!(counters.injected.get(), injected.len() as u64);
     assert_eq!(counters.sent.get(), count(&io.sent));
     assert_eq!(counters.punted.get(), count(&io.punted));
+    assert_eq!(counters.held.get(), expected.released.len() as u64);
+    let held = counters.held.get() - counters.released.get();
+    assert_eq!(held, expected.held.len() as u64);
     let (came, went) = counters.balance();
     assert_eq!(came, went);
     let forwarded =
         |table: &lb_core::tables::ServiceTable| counters.service(table.id).unwrap().frames.get();
+    let world = expected.world;
     assert_eq!(world.tables.services.iter().map(forwarded).sum::<u64>(), traffic);
 }
 
