@@ -40,9 +40,10 @@ pub(crate) fn flow(quote: &[u8], is_ipv6: bool) -> Option<Tuple> {
     if matches!(protocol, ICMP | ICMPV6) {
         return None; // pings of a VIP are the kernel's
     }
+    let segment = quote.get(offset..)?;
     let mut tuple = Tuple { src: client, dst: vip, ports: [0; 4], protocol, is_ipv6 };
     if ports::header_bytes(protocol).is_some() {
-        let (ports, _) = Ports::ref_from_prefix(quote.get(offset..)?).ok()?;
+        let (ports, _) = Ports::ref_from_prefix(segment).ok()?;
         let ([a, b], [c, d]) = (ports.dst.to_bytes(), ports.src.to_bytes());
         tuple.ports = [a, b, c, d];
     }
@@ -111,6 +112,14 @@ mod tests {
         ] {
             assert_eq!(flow(&packet.ip(), packet.dst.is_ipv6()), expect, "{name}");
         }
+    }
+
+    #[test]
+    fn a_quote_that_ends_within_its_options_tells_nothing() {
+        let ip =
+            Packet::tcp(VIP, CLIENT).with(|p| (p.protocol.0, p.options) = (50, vec![1; 40])).ip();
+        assert_eq!(flow(&ip[..40], false), None);
+        assert!(flow(&ip[..60], false).is_some());
     }
 
     #[test]
