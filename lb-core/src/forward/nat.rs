@@ -42,7 +42,7 @@ impl End {
 /// # Errors
 /// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
 /// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
-#[inline]
+#[inline(never)]
 pub fn forward<F: Frame>(
     frame: &mut F,
     meta: &Meta,

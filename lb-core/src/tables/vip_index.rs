@@ -29,24 +29,28 @@ struct Specificity {
     is_any_protocol: bool,
 }
 
-/// What of a packet is looked up for one kind of VIP.
+/// What of a packet is looked up for one kind of VIP. Masks, so that no branch is needed.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
+    address_mask: [u64; 2],
+    port_mask: u16,
+    protocol_mask: u8,
     /// Part of the key: two shapes have no key in common.
     number: u16,
-    mask: u128,
-    specificity: Specificity,
+    ports: PortKind,
 }
 
 impl Shape {
     #[inline]
     fn key(&self, tuple: &Tuple) -> Key {
-        let has_port = self.specificity.ports == PortKind::One;
+        let (halves, _) = tuple.dst.as_chunks::<8>();
+        let [first, second] = [halves[0], halves[1]].map(u64::from_ne_bytes);
+        let port = u64::from(tuple.dst_port() & self.port_mask);
         Key {
-            address: u128::from_ne_bytes(tuple.dst) & self.mask,
-            port: if has_port { tuple.dst_port() } else { 0 },
-            shape: self.number,
-            protocol: if self.specificity.is_any_protocol { 0 } else { tuple.protocol },
+            address: [first & self.address_mask[0], second & self.address_mask[1]],
+            rest: u64::from(self.number) << 24
+                | port << 8
+                | u64::from(tuple.protocol & self.protocol_mask),
         }
     }
 }
@@ -55,17 +59,21 @@ impl Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     /// As it lies in memory.
-    address: u128,
-    port: u16,
-    shape: u16,
-    protocol: u8,
+    address: [u64; 2],
+    /// Shape, port, protocol.
+    rest: u64,
 }
 
 impl Key {
     /// Stands beside the keys of single ports, once for each address and protocol.
     fn of_some_port(self) -> Self {
-        const SOME_PORT: u16 = 1 << 15; // shapes are fewer: 2 families, 3 kinds, 129 lengths, 2
-        Self { port: 0, shape: self.shape | SOME_PORT, ..self }
+        const PORT: u64 = 0xffff << 8;
+        const SOME_PORT: u64 = 1 << 40; // behind all shapes
+        Self { rest: self.rest & !PORT | SOME_PORT, ..self }
+    }
+
+    fn has_port(self) -> bool {
+        self.rest >> 8 & 0xffff != 0
     }
 
     /// Not keyed: the entries are the operator's, and a packet can only look them up.
@@ -73,10 +81,9 @@ impl Key {
     #[expect(clippy::cast_possible_truncation, reason = "both halves of the product are used")]
     fn hash(&self) -> u64 {
         const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
-        let (low, high) = (self.address as u64, (self.address >> 64) as u64);
-        let rest =
-            u64::from(self.shape) << 24 | u64::from(self.port) << 8 | u64::from(self.protocol);
-        let product = u128::from(low ^ ODD[0]) * u128::from(high ^ rest.wrapping_mul(ODD[1]));
+        let [first, second] = self.address;
+        let rest = self.rest.wrapping_mul(ODD[1]);
+        let product = u128::from(first ^ ODD[0]) * u128::from(second ^ rest);
         (product >> 64) as u64 ^ product as u64
     }
 }
@@ -141,10 +148,16 @@ impl VipIndex {
         let mut entries = Vec::new();
         let mut ranges = Vec::new();
         for (((is_ipv6, specificity), mut vips), number) in kinds.into_iter().zip(0..) {
-            let shape =
-                Shape { number, mask: mask(is_ipv6, specificity.prefix_len.0), specificity };
+            let ports = specificity.ports;
+            let shape = Shape {
+                address_mask: mask(is_ipv6, specificity.prefix_len.0),
+                port_mask: if ports == PortKind::One { u16::MAX } else { 0 },
+                protocol_mask: if specificity.is_any_protocol { 0 } else { u8::MAX },
+                number,
+                ports,
+            };
             shapes[usize::from(is_ipv6)].push(shape);
-            if specificity.ports == PortKind::Range {
+            if ports == PortKind::Range {
                 vips.sort_unstable_by_key(|(vip, _)| (vip.address, vip.protocol, vip.ports));
                 add_ranges(&shape, &vips, &mut entries, &mut ranges);
             } else {
@@ -165,7 +178,7 @@ impl VipIndex {
     pub fn lookup(&self, tuple: &Tuple) -> Option<u32> {
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
             if let Some(value) = self.find(&shape.key(tuple)) {
-                if shape.specificity.ports != PortKind::Range {
+                if shape.ports != PortKind::Range {
                     return Some(value);
                 }
                 if let Some(service) = self.in_ranges(value, tuple.dst_port()) {
@@ -181,7 +194,7 @@ impl VipIndex {
     pub fn by_address(&self, tuple: &Tuple) -> ByAddress {
         let mut found = ByAddress::None;
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
-            match shape.specificity.ports {
+            match shape.ports {
                 PortKind::One if self.has_single_port(shape, tuple) => {
                     return ByAddress::NeedsPorts;
                 }
@@ -243,18 +256,19 @@ fn specificity(vip: &Vip) -> Specificity {
 }
 
 /// The bits of an address that count, as they lie in memory.
-fn mask(is_ipv6: bool, prefix_len: u8) -> u128 {
+fn mask(is_ipv6: bool, prefix_len: u8) -> [u64; 2] {
     let prefix_len = u32::from(prefix_len) + if is_ipv6 { 0 } else { 96 };
-    u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0).to_be()
+    let bytes = u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0).to_be_bytes();
+    let (halves, _) = bytes.as_chunks::<8>();
+    [halves[0], halves[1]].map(u64::from_ne_bytes)
 }
 
+/// The key of the packets of a VIP.
 fn key(shape: &Shape, vip: &Vip) -> Key {
-    Key {
-        address: u128::from_ne_bytes(address_bytes(vip.address.network())) & shape.mask,
-        port: vip.ports.single().unwrap_or(0),
-        shape: shape.number,
-        protocol: vip.protocol.number().unwrap_or(0),
-    }
+    let [high, low] = vip.ports.single().unwrap_or(0).to_be_bytes();
+    let dst = address_bytes(vip.address.network());
+    let protocol = vip.protocol.number().unwrap_or(0);
+    shape.key(&Tuple { dst, ports: [0, 0, high, low], protocol, ..Tuple::default() })
 }
 
 /// Adds the ranges of `vips`, which are sorted; one entry for each address and protocol.
@@ -280,7 +294,7 @@ fn hash_table(entries: &[Entry]) -> Box<[Option<Entry>]> {
     let capacity = (entries.len() * 4).next_power_of_two().max(8);
     let mut table = vec![None; capacity].into_boxed_slice();
     let some_port = |entry: &Entry| Entry { key: entry.key.of_some_port(), ..*entry };
-    let beside = entries.iter().filter(|entry| entry.key.port != 0).map(some_port);
+    let beside = entries.iter().filter(|entry| entry.key.has_port()).map(some_port);
     for entry in entries.iter().copied().chain(beside) {
         let mut at = home(&entry.key, capacity - 1);
         while table[at].as_ref().is_some_and(|other: &Entry| other.key != entry.key) {
