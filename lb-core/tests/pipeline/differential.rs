@@ -73,7 +73,7 @@ fn packet(random: &mut Random) -> Packet {
     packet.payload = vec![7; usize::try_from(*random.pick(&sizes)).unwrap()];
     packet.traffic_class = u8::try_from(random.below(256)).unwrap();
     if random.once_in(4) {
-        packet.tags = random.pick(&[vec![(VLAN, 3)], vec![(SERVICE_VLAN, 2), (VLAN, 4)]]).clone();
+        packet.tags.clone_from(random.pick(&[vec![(VLAN, 3)], vec![(SERVICE_VLAN, 2), (VLAN, 4)]]));
     }
     if random.once_in(4) {
         packet.options = vec![1; usize::try_from(random.below(11) * 4).unwrap()];
@@ -118,7 +118,7 @@ fn fragments(random: &mut Random) -> Vec<Packet> {
     let count = 1 + u16::try_from(random.below(5)).unwrap();
     let mut all: Vec<Packet> = (0..count)
         .map(|number| {
-            let shift = if random.once_in(12) { 1 } else { 0 };
+            let shift = u16::from(random.once_in(12));
             let (offset, has_more) = (number * eights + shift, number + 1 < count);
             base.clone().with(|p| {
                 p.fragment = Some((offset, has_more || count == 1));
