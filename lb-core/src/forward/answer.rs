@@ -82,10 +82,10 @@ pub fn tell<F: Frame>(
         (Refusal::TtlExceeded, false) => [icmp::TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
         (Refusal::TtlExceeded, true) => [icmp::V6_TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
     };
-    answer(frame, meta, (port_id, port), from, head).map_err(|reason| match reason {
-        DropReason::NotOurs => refusal.into(),
-        other => other,
-    })?;
+    if let Err(reason) = answer(frame, meta, (port_id, port), from, head) {
+        state.answers.give_back();
+        return Err(if reason == DropReason::NotOurs { refusal.into() } else { reason });
+    }
     (meta.rule, meta.out) = (Rule::Answer, port_id);
     counters.answered.add(1);
     Ok(())

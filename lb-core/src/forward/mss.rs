@@ -3,7 +3,7 @@
 
 use zerocopy::IntoBytes;
 
-use crate::burst::Meta;
+use crate::burst::{Meta, Rule};
 use crate::frame::Frame;
 use crate::model::MssClamp;
 use crate::wire::checksum::Checksum;
@@ -23,7 +23,9 @@ pub fn clamp<F: Frame>(frame: &mut F, meta: &Meta, clamp: MssClamp, packet_max: 
             u16::try_from(max).unwrap_or(u16::MAX)
         }
     };
-    if meta.tuple.protocol == TCP && !meta.is_fragment {
+    // An error about a flow has the flow's protocol, but not its header.
+    let is_whole = matches!(meta.rule, Rule::Flow | Rule::Return) && !meta.is_fragment;
+    if meta.tuple.protocol == TCP && is_whole {
         let packet_end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
         if let Some(segment) = frame.bytes_mut().get_mut(meta.l4_offset.into()..packet_end) {
             lower(segment, max);
@@ -119,5 +121,23 @@ mod tests {
                 assert_eq!(found, (expect, true), "{v6} {before} {how:?} {syn}");
             }
         }
+    }
+
+    /// What an error quotes can look like a SYN: its flow is TCP's, but it is not.
+    #[test]
+    fn an_error_is_left_alone() {
+        let mut quoted = Packet::tcp("10.0.0.100:80", "10.0.0.7:1").ip();
+        quoted[4..6].copy_from_slice(&[0, 2]); // the identification lies where flags would
+        (quoted[12], quoted[13]) = (2, 4); // the source address where the size would
+        quoted[4] = 0x70;
+        let mut packet = Packet::tcp("192.0.2.9:0", "2.4.0.100:0");
+        (packet.protocol, packet.raw_segment) = (etherparse::IpNumber::ICMP, true);
+        packet.payload = [&[3, 4, 0, 0, 0, 0, 5, 0], &quoted[..]].concat();
+        let bytes = packet.frame();
+        let meta = parsed(&bytes);
+        assert_eq!(meta.rule, Rule::IcmpError);
+        let mut frame = SimFrame::new(&bytes);
+        clamp(&mut frame, &meta, MssClamp::AtMost(1), 1400);
+        assert_eq!(frame.bytes(), bytes);
     }
 }

@@ -3,11 +3,12 @@
 use zerocopy::FromBytes;
 
 use super::answer::{self, Refusal};
-use super::{split, tunnel};
+use super::{mss, split, tunnel};
 use crate::burst::Meta;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
+use crate::model::MssClamp;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
 use crate::tables::{HopEntry, Path};
@@ -29,7 +30,7 @@ const IPV6_MTU_MIN: u16 = 1280;
 pub fn handle<F: Frame>(
     frame: &mut F,
     meta: &mut Meta,
-    (hop, path): (&HopEntry, &Path),
+    (hop, path, segments): (&HopEntry, &Path, MssClamp),
     (place, came_by, port): (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), DropReason> {
@@ -47,6 +48,7 @@ pub fn handle<F: Frame>(
     }
     if may_be_cut {
         let Path::Tunnel(kind, ends) = path else { return Err(DropReason::TooBig) };
+        mss::clamp(frame, meta, segments, usize::from(hop.mtu).saturating_sub(path.overhead()));
         let whole = HopEntry { mtu: u16::MAX, ..*hop };
         tunnel(frame, meta, &whole, came_by, (*kind, ends))?;
         return split::split(frame, hop, place, state, counters);

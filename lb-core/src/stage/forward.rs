@@ -44,7 +44,10 @@ pub fn forward<F: Frame>(
         let packet_len = u64::from(meta.packet_len);
         if service.mss != MssClamp::Keep {
             let packet_max = usize::from(hop.mtu).saturating_sub(backend.path.overhead());
-            mss::clamp(frame, meta, service.mss, packet_max);
+            // Not yet what is too big: an answer quotes what came.
+            if usize::from(meta.packet_len) <= packet_max {
+                mss::clamp(frame, meta, service.mss, packet_max);
+            }
         }
         let forwarded = match &backend.path {
             Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
@@ -56,7 +59,7 @@ pub fn forward<F: Frame>(
         match forwarded {
             Ok(()) => {}
             Err(DropReason::TooBig) => {
-                let way = (hop, &backend.path);
+                let way = (hop, &backend.path, service.mss);
                 let came = (place, came_by, port);
                 too_big::handle(frame, meta, way, came, (&mut *state, counters))?;
                 if meta.rule == Rule::Answer {
@@ -94,7 +97,7 @@ fn back<F: Frame>(
         .lookup(&meta.tuple.dst, meta.tuple.is_ipv6, meta.hash)
         .ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
-    if service.mss != MssClamp::Keep {
+    if service.mss != MssClamp::Keep && meta.packet_len <= hop.mtu {
         mss::clamp(frame, meta, service.mss, hop.mtu.into());
     }
     let packet_len = u64::from(meta.packet_len);
