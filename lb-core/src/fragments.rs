@@ -10,6 +10,7 @@ use std::mem;
 
 use arrayvec::ArrayVec;
 
+use crate::drop_reason::DropReason;
 use crate::frame::Frames;
 use crate::rate::Tick;
 use crate::tables::next_hop::PortId;
@@ -58,8 +59,8 @@ struct Datagram {
     key: Key,
     since: Tick,
     first: Option<First>,
-    /// Fragments overlapped: nothing more of it passes.
-    is_bad: bool,
+    /// Why nothing more of it passes, if so.
+    bad: Option<DropReason>,
     /// There are later fragments in the store.
     is_waited_for: bool,
     /// The bytes that have passed, as sorted, disjoint stretches.
@@ -143,7 +144,7 @@ impl<F> Fragments<F> {
             key: *key,
             since: now,
             first: None,
-            is_bad: false,
+            bad: None,
             is_waited_for: false,
             passed,
         });
@@ -160,15 +161,15 @@ impl<F> Fragments<F> {
     }
 
     /// Lets nothing more of the datagram pass.
-    pub fn condemn(&mut self, place: Place) {
+    pub fn condemn(&mut self, place: Place, why: DropReason) {
         if let Some(datagram) = self.datagram(place) {
-            datagram.is_bad = true;
+            datagram.bad = Some(why);
         }
     }
 
-    /// Is nothing more of the datagram to pass?
-    pub fn is_condemned(&mut self, place: Place) -> bool {
-        self.datagram(place).is_some_and(|datagram| datagram.is_bad)
+    /// Why nothing more of the datagram is to pass, if so.
+    pub fn condemned(&mut self, place: Place) -> Option<DropReason> {
+        self.datagram(place)?.bad
     }
 
     /// Notes that the bytes from `start` to `end` of the datagram pass.
@@ -183,7 +184,7 @@ impl<F> Fragments<F> {
         match passed.get(at).copied() {
             Some((s, e)) if s < end && start < e => {
                 if !(s <= start && end <= e) {
-                    datagram.is_bad = true;
+                    datagram.bad = Some(DropReason::FragmentOverlap);
                 }
                 return Err(Refused::Overlap);
             }
@@ -191,7 +192,7 @@ impl<F> Fragments<F> {
                 // Behind it, and perhaps right before the next.
                 match passed.get(at + 1).copied() {
                     Some((next, _)) if next < end => {
-                        datagram.is_bad = true;
+                        datagram.bad = Some(DropReason::FragmentOverlap);
                         return Err(Refused::Overlap);
                     }
                     Some((next, next_end)) if next == end => {
@@ -324,7 +325,7 @@ mod tests {
             for (start, len) in parts {
                 let new: std::collections::BTreeSet<u32> = (start..start + len).collect();
                 let common = passed.intersection(&new).count();
-                let was_bad = fragments.is_condemned(place);
+                let was_bad = fragments.condemned(place).is_some();
                 let result = fragments.pass(place, start, start + len);
                 match result {
                     Ok(()) => {
@@ -334,7 +335,7 @@ mod tests {
                     Err(Refused::Overlap) => {
                         prop_assert!(common > 0);
                         let whole = common == new.len();
-                        prop_assert_eq!(fragments.is_condemned(place), was_bad || !whole);
+                        prop_assert_eq!(fragments.condemned(place).is_some(), was_bad || !whole);
                     }
                     Err(Refused::Full) => prop_assert_eq!(common, 0),
                 }
@@ -413,11 +414,12 @@ mod tests {
         let mut fragments = Fragments::<()>::new();
         let place = fragments.find(&key(1), hash(1), Tick(0));
         fragments.set_first(place, hash(1), FIRST);
-        fragments.condemn(place);
+        fragments.condemn(place, DropReason::FragmentTiny);
         let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS - 1));
-        assert_eq!((fragments.first(place), fragments.is_condemned(place)), (Some(FIRST), true));
+        let bad = fragments.condemned(place);
+        assert_eq!((fragments.first(place), bad), (Some(FIRST), Some(DropReason::FragmentTiny)));
         let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS));
-        assert_eq!((fragments.first(place), fragments.is_condemned(place)), (None, false));
+        assert_eq!((fragments.first(place), fragments.condemned(place)), (None, None));
     }
 
     #[test]

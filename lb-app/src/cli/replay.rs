@@ -319,7 +319,7 @@ impl Replay {
                     decision.reason = Some(DropReason::TooBig.to_string());
                 }
             }
-            Fate::Exit(Exit::Punt) => decision.verdict = PUNT,
+            Fate::Exit(Exit::Punt) => (decision.verdict, decision.service) = (PUNT, None),
             Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),
             Fate::Exit(Exit::Hold | Exit::HandOver(_)) => return None,
         }

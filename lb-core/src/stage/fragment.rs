@@ -14,6 +14,7 @@ use crate::tuple::Tuple;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6;
 use crate::wire::ports::{self, Ports};
+use crate::wire::{SCTP, TCP, UDP};
 
 /// Gives fragments the ports of their datagram, which only the first one has. Reads `meta`; writes
 /// `meta.tuple`, `meta.rule`. Costs a glance where there are no fragments.
@@ -43,10 +44,7 @@ fn one<F>(
     tables: &Tables,
     state: &mut State<F>,
 ) -> Result<(), Exit> {
-    let by_address = match tables.vips.by_address(&meta.tuple) {
-        ByAddress::None => tables.stations.by_address(&meta.tuple.reversed()).of_a_station(),
-        found => found,
-    };
+    let by_address = by_address(&meta.tuple, tables);
     if by_address == ByAddress::None {
         return Err(Exit::Punt);
     }
@@ -64,12 +62,12 @@ fn one<F>(
         return Err(Exit::HandOver(WorkerId(u8::try_from(owner).unwrap_or(0))));
     }
     let place = state.fragments.find(&key, hash, state.now);
-    if state.fragments.is_condemned(place) {
-        return Err(DropReason::FragmentOverlap.into());
+    if let Some(why) = state.fragments.condemned(place) {
+        return Err(why.into());
     }
     let first = if piece.start == 0 {
         let Some(first) = piece.first(frame, meta) else {
-            state.fragments.condemn(place);
+            state.fragments.condemn(place, DropReason::FragmentTiny);
             return Err(DropReason::FragmentTiny.into());
         };
         Some(first)
@@ -89,6 +87,20 @@ fn one<F>(
     }
     (meta.tuple.ports, meta.tuple.protocol) = (first.ports, first.protocol);
     Ok(())
+}
+
+/// What is known of the service without ports.
+fn by_address(tuple: &Tuple, tables: &Tables) -> ByAddress {
+    if tuple.is_ipv6 && ipv6::is_extension(tuple.protocol) {
+        // What the pieces are of stands behind, in the first one.
+        let of = |protocol| by_address(&Tuple { protocol, ..*tuple }, tables);
+        let any = [TCP, UDP, SCTP].into_iter().any(|protocol| of(protocol) != ByAddress::None);
+        return if any { ByAddress::NeedsPorts } else { ByAddress::None };
+    }
+    match tables.vips.by_address(tuple) {
+        ByAddress::None => tables.stations.by_address(&tuple.reversed()).of_a_station(),
+        found => found,
+    }
 }
 
 /// Is its backend found without ports?

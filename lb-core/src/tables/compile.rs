@@ -16,7 +16,9 @@ use super::{
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::maglev;
-use crate::model::{Backend, DesiredState, Forward, Service, StaticHop, Tunnel, Vip};
+use crate::model::{
+    Affinity, Backend, DesiredState, Forward, Protocol, Service, StaticHop, Tunnel, Vip,
+};
 use crate::tuple::address_bytes;
 
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
@@ -135,7 +137,11 @@ fn service_table(
     let someone_wanted = spec.backends.iter().any(|backend| backend.effective_weight() > 0);
     ServiceTable {
         id,
-        affinity: spec.affinity,
+        // By address alone means that ports do not count.
+        affinity: match spec.vip.protocol {
+            Protocol::Any => Affinity::Client,
+            _ => spec.affinity,
+        },
         mss: spec.mss,
         slots: slot_table(identities, weights, service.slots(), old),
         without_slots: if someone_wanted {

@@ -96,7 +96,10 @@ impl Ipv6 {
     }
 }
 
-fn is_extension(next_header: u8) -> bool {
+/// Is this the number of an extension header that is walked?
+#[inline]
+#[must_use]
+pub fn is_extension(next_header: u8) -> bool {
     matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 

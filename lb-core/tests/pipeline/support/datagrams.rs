@@ -27,7 +27,8 @@ struct Datagram {
     name: Name,
     since_ms: u64,
     first: Option<First>,
-    is_bad: bool,
+    /// Why nothing more of it passes.
+    bad: Option<DropReason>,
     /// Each byte that has passed.
     passed: BTreeSet<usize>,
 }
@@ -48,20 +49,20 @@ impl Datagrams {
         now_ms: u64,
     ) -> Result<First, Verdict> {
         let datagram = self.find(world, name, now_ms);
-        if datagram.is_bad {
-            return Err(DropReason::FragmentOverlap.into());
+        if let Some(why) = datagram.bad {
+            return Err(why.into());
         }
         let told = match first {
             Some(first) => first,
             None if start == 0 => {
-                datagram.is_bad = true;
+                datagram.bad = Some(DropReason::FragmentTiny);
                 return Err(DropReason::FragmentTiny.into());
             }
             None => datagram.first.ok_or(Verdict::Hold)?,
         };
         let common = (start..end).filter(|byte| datagram.passed.contains(byte)).count();
         if common > 0 {
-            datagram.is_bad = common < end - start;
+            datagram.bad = (common < end - start).then_some(DropReason::FragmentOverlap);
             return Err(DropReason::FragmentOverlap.into());
         }
         let mut after = datagram.passed.clone();
@@ -109,7 +110,7 @@ impl Datagrams {
             name: *name,
             since_ms: now_ms,
             first: None,
-            is_bad: false,
+            bad: None,
             passed: BTreeSet::new(),
         })
     }

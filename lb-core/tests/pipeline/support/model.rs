@@ -522,6 +522,13 @@ fn service_of<'w>(world: &'w World, flow: &Flow) -> Result<(usize, &'w Service),
     candidates.first().copied().ok_or(Verdict::Punt)
 }
 
+/// Do ports count for where its packets go? Not where clients are kept together, and not where all
+/// protocols go by address alone.
+fn counts_ports(service: &Service) -> bool {
+    let spec = service.spec();
+    spec.affinity == Affinity::Flow && spec.vip.protocol != Protocol::Any
+}
+
 /// What the address of a fragment says.
 enum Addressed {
     Nobody,
@@ -533,12 +540,17 @@ enum Addressed {
 }
 
 fn addressed(world: &World, ip: &Ip) -> Addressed {
+    // Behind a fragment header may be other headers; then only the first fragment knows.
+    if matches!(ip.protocol.0, 0 | 43 | 44 | 60) && ip.dst.is_ipv6() {
+        let any = [6, 17, 132].iter().any(|number| !candidates(world, ip.dst, *number).is_empty());
+        return if any { Addressed::ByPort } else { Addressed::Nobody };
+    }
     let mut candidates = candidates(world, ip.dst, ip.protocol.0);
     candidates.sort_by_key(|(_, service)| by_precedence(service));
     match candidates.first() {
         None => Addressed::Nobody,
         Some((_, service)) if service.spec().vip.ports == PortRange::ANY => {
-            Addressed::AnyPort { by_client: service.spec().affinity == Affinity::Client }
+            Addressed::AnyPort { by_client: !counts_ports(service) }
         }
         Some(_) => Addressed::ByPort,
     }
@@ -586,7 +598,7 @@ fn choose<'w>(
     }
     let [src_port, dst_port] = flow.ports;
     let tuple = Tuple::new(flow.src, flow.dst, src_port, dst_port, flow.protocol);
-    let hash = world.tables.hasher.hash(&tuple, spec.affinity == Affinity::Flow);
+    let hash = world.tables.hasher.hash(&tuple, counts_ports(service));
     let slots = world.tables.services[place].slots.slots();
     assert_eq!(slots.len(), service.slots() as usize);
     let slot = u128::from(hash) * slots.len() as u128 / (1 << 64);

@@ -1,0 +1,228 @@
+//! Golden packets: what `weir replay` does with the frames that `golden/make.py` made, byte by byte.
+//!
+//! All cases of a configuration are one capture, each in a stretch of time of its own, longer than
+//! Weir remembers fragments for.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "golden/case.rs"]
+mod case;
+#[path = "golden/run.rs"]
+mod run;
+#[path = "golden/walk.rs"]
+mod walk;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::process::Command;
+
+use case::{Case, Verdict, hex};
+use run::{Outcome, outcomes, pcap};
+use serde_json::Value;
+use walk::Walk;
+
+/// Fails with all that was found, not only the first.
+fn none(what: &str, findings: &[String]) {
+    assert!(findings.is_empty(), "{} {what}:\n\n{}", findings.len(), findings.join("\n"));
+}
+
+/// The outcomes of all cases that Weir took at all; the others are told by `verdicts_and_frames`.
+fn taken() -> impl Iterator<Item = (&'static Case, &'static Outcome)> {
+    outcomes().iter().filter_map(|(case, outcome)| Some((case, outcome.as_ref().ok()?)))
+}
+
+#[test]
+fn there_are_enough_cases_with_names_of_their_own() {
+    let names: std::collections::BTreeSet<&str> =
+        outcomes().iter().map(|(case, _)| case.name.as_str()).collect();
+    assert_eq!(names.len(), outcomes().len());
+    assert!(names.len() >= 300, "{}", names.len());
+}
+
+/// The heart of it.
+#[test]
+fn verdicts_and_frames_are_those_expected() {
+    let mut failed = Vec::new();
+    let mut not_run = BTreeMap::<_, usize>::new();
+    for (case, outcome) in outcomes() {
+        match outcome {
+            Ok(outcome) => {
+                let wrong = compare(case, outcome);
+                if !wrong.is_empty() {
+                    failed.push(format!("{} ({})\n{wrong}", case.name, case.config));
+                }
+            }
+            Err(error) => *not_run.entry((&case.config, error)).or_default() += 1,
+        }
+    }
+    for ((config, error), count) in not_run {
+        failed.push(format!("{count} cases of {config}: {error}"));
+    }
+    none(&format!("of {} cases fail", outcomes().len()), &failed);
+}
+
+fn compare(case: &Case, outcome: &Outcome) -> String {
+    let mut wrong = String::new();
+    for (i, (expect, found)) in case.verdicts.iter().zip(&outcome.verdicts).enumerate() {
+        if !expect.is_met_by(found) {
+            writeln!(wrong, "  frame {i}: expected {}, got {found}", expect.text).unwrap();
+        }
+    }
+    let mut names = HashMap::new();
+    for i in 0..case.out.len().max(outcome.frames.len()) {
+        match (case.out.get(i), outcome.frames.get(i)) {
+            (Some(expect), Some(found)) if expect.is_met_by(found, &mut names) => {}
+            (expect, found) => {
+                let expect = expect.map_or("no frame".into(), ToString::to_string);
+                let found = found.map_or("no frame".into(), |frame| hex(frame));
+                let differ = expect.bytes().zip(found.bytes()).take_while(|(a, b)| a == b).count();
+                writeln!(wrong, "  out {i}: expected {expect}\n         got      {found}").unwrap();
+                writeln!(wrong, "  {:>width$} from here", '^', width = 17 + differ).unwrap();
+            }
+        }
+    }
+    // Cut datagrams have an id each.
+    let mut ids: Vec<_> = names.values().collect();
+    ids.sort();
+    ids.dedup();
+    if ids.len() != names.len() {
+        writeln!(wrong, "  two datagrams have one id: {names:?}").unwrap();
+    }
+    wrong
+}
+
+/// As many verdicts as frames, and a frame for each that says that one was sent.
+#[test]
+fn no_frame_is_lost_or_made_up() {
+    let mut findings = Vec::new();
+    for (case, outcome) in taken() {
+        if outcome.verdicts.len() != case.input.len() {
+            let [found, given] = [outcome.verdicts.len(), case.input.len()];
+            findings.push(format!("{}: {found} verdicts for {given} frames", case.name));
+        }
+        let leaves = |verdict: &Value, expect: &Verdict| match verdict["verdict"].as_str() {
+            Some("send") => expect.frames.max(1), // one that is cut outside leaves as several
+            Some("answer") => 1,
+            _ => 0,
+        };
+        let leave: usize =
+            outcome.verdicts.iter().zip(&case.verdicts).map(|(v, e)| leaves(v, e)).sum();
+        if leave != outcome.frames.len() {
+            let frames = outcome.frames.len();
+            findings.push(format!("{}: {frames} frames left, {leave} were told", case.name));
+        }
+    }
+    none("cases lose or invent frames", &findings);
+}
+
+/// What is inside a tunnel is byte for byte what came in.
+#[test]
+fn tunnels_do_not_touch_what_they_carry() {
+    let mut findings = Vec::new();
+    let mut seen = 0;
+    for (case, outcome) in taken().filter(|(case, _)| !case.rewrites) {
+        let given: Vec<&[u8]> = case.input.iter().filter_map(|(_, f)| walk::packet(f)).collect();
+        for frame in &outcome.frames {
+            if let Some(inner) = Walk::of(frame).tunnelled {
+                seen += 1;
+                // Clients may send tunnelled packets themselves.
+                let came_in = |packet| given.contains(&packet);
+                if !came_in(inner) && !walk::packet(frame).is_some_and(came_in) {
+                    findings.push(format!("{}: {}", case.name, hex(frame)));
+                }
+            }
+        }
+    }
+    assert!(seen > 100, "{seen} tunnelled packets are too few to mean anything");
+    none("tunnelled packets are none that came in", &findings);
+}
+
+/// Over all cases of a configuration: a flow has one backend.
+#[test]
+fn a_flow_has_one_backend() {
+    let mut findings = Vec::new();
+    let mut backends = BTreeMap::new();
+    for (case, outcome) in taken() {
+        for ((_, frame), verdict) in case.input.iter().zip(&outcome.verdicts) {
+            let (Some(flow), "send") = (walk::flow(frame), verdict["verdict"].as_str().unwrap())
+            else {
+                continue;
+            };
+            let [backend, slot] = ["backend", "slot"].map(|key| verdict[key].clone());
+            let (first, name) = backends
+                .entry((&case.config, flow))
+                .or_insert_with(|| ((backend.clone(), slot.clone()), &case.name));
+            if *first != (backend, slot) {
+                findings.push(format!("{} and {name}: {verdict}, not {first:?}", case.name));
+            }
+        }
+    }
+    assert!(backends.len() > 100, "{} flows are too few to mean anything", backends.len());
+    none("flows have two backends", &findings);
+}
+
+/// If all that came in was true, all that leaves is; and outer headers always are.
+#[test]
+fn checksums_stay_as_true_as_they_were() {
+    let mut findings = Vec::new();
+    for (case, outcome) in taken() {
+        let was_true = case.input.iter().all(|(_, frame)| Walk::of(frame).wrong.is_empty());
+        for frame in &outcome.frames {
+            let wrong = Walk::of(frame).wrong;
+            let ours = wrong.iter().any(|wrong| wrong.is_outermost && Walk::of(frame).is_tunnel());
+            if !wrong.is_empty() && (was_true || ours) {
+                findings.push(format!("{}: {wrong:?} in {}", case.name, hex(frame)));
+            }
+        }
+    }
+    none("frames left with wrong checksums", &findings);
+}
+
+/// What tshark knows to be wrong. It takes quoted packets, which end too early, for whole ones.
+const TSHARK_FILTER: &str = "_ws.malformed || ip.checksum.status == 0 \
+    || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 || sctp.checksum.status == 0 \
+    || (!icmp && !icmpv6 && (tcp.checksum.status == 0 || udp.checksum.status == 0))";
+
+/// Another judge of what leaves. Without tshark on this machine there is none.
+#[test]
+fn tshark_finds_nothing_wrong() {
+    let is_there =
+        Command::new("tshark").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !is_there {
+        eprintln!("skipped: there is no tshark (apt-get install tshark)");
+        return;
+    }
+    let mut frames = Vec::new();
+    let mut names = Vec::new();
+    for (case, outcome) in taken().filter(|(case, _)| !case.bad) {
+        for frame in &outcome.frames {
+            // Far apart, so that no fragments of two cases are put together.
+            frames.push((names.len() as u64 * 1_000_000, frame.clone()));
+            names.push(&case.name);
+        }
+    }
+    let folder = run::Folder::new("tshark");
+    let file = folder.file("out.pcap", pcap(&frames));
+    let output = Command::new("tshark")
+        .args(["-n", "-r"])
+        .arg(&file)
+        .args(["-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE"])
+        .args(["-o", "udp.check_checksum:TRUE", "-o", "sctp.checksum:TRUE"])
+        // Their payloads are not what these ports promise.
+        .args(
+            ["dns", "http", "sip", "ssh", "syslog"]
+                .map(|name| format!("--disable-protocol={name}")),
+        )
+        // GUE variant 1 has no dissector of its own: what follows the UDP header is IP.
+        .args(["-d", "udp.port==6080,ip", "-d", "udp.port==6081,ip"])
+        .args(["-Y", TSHARK_FILTER])
+        .args(["-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut findings = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let number: usize = line.split('\t').next().unwrap().parse().unwrap();
+        findings.push(format!("{}: {line}: {}", names[number - 1], hex(&frames[number - 1].1)));
+    }
+    none("frames are wrong, says tshark", &findings);
+}
