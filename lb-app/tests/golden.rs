@@ -2,7 +2,7 @@
 //!
 //! All cases of a configuration are one capture, each in a stretch of time of its own, longer than
 //! Weir remembers fragments for.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "golden/case.rs"]
 mod case;

@@ -63,13 +63,15 @@ struct Datagram {
     bad: Option<DropReason>,
     /// There are later fragments in the store.
     is_waited_for: bool,
-    /// The bytes that have passed, as sorted, disjoint stretches.
-    passed: ArrayVec<(u32, u32), STRETCHES_MAX>,
+    /// The bytes that came, as sorted, disjoint stretches.
+    came: ArrayVec<(u32, u32), STRETCHES_MAX>,
 }
 
 /// Why a stretch is not let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// Others had all of its bytes.
+    Again,
     /// Others had some of its bytes.
     Overlap,
     /// It would be one stretch too many.
@@ -139,14 +141,14 @@ impl<F> Fragments<F> {
         }
         let age = |way: &Option<Datagram>| way.as_ref().map_or(0, |it| it.since.0 + 1);
         let oldest = (0..WAYS).min_by_key(|&way| age(&ways[way])).unwrap_or(0);
-        let passed = ArrayVec::new();
+        let came = ArrayVec::new();
         ways[oldest] = Some(Datagram {
             key: *key,
             since: now,
             first: None,
             bad: None,
             is_waited_for: false,
-            passed,
+            came,
         });
         Place(bucket, oldest)
     }
@@ -160,10 +162,11 @@ impl<F> Fragments<F> {
         self.datagram(place)?.first
     }
 
-    /// Lets nothing more of the datagram pass.
-    pub fn condemn(&mut self, place: Place, why: DropReason) {
+    /// Lets nothing more of the datagram pass. What waits for it waits no more.
+    pub fn condemn(&mut self, place: Place, hash: u64, why: DropReason) {
         if let Some(datagram) = self.datagram(place) {
             datagram.bad = Some(why);
+            self.release(place, hash);
         }
     }
 
@@ -172,49 +175,51 @@ impl<F> Fragments<F> {
         self.datagram(place)?.bad
     }
 
-    /// Notes that the bytes from `start` to `end` of the datagram pass.
+    /// Notes that the bytes from `start` to `end` of the datagram came.
     ///
     /// # Errors
-    /// [`Refused`]; if they were not all there already, the datagram is condemned (RFC 5722 §4).
-    pub fn pass(&mut self, place: Place, start: u32, end: u32) -> Result<(), Refused> {
+    /// [`Refused`]; if some of them were there already, the datagram is to be condemned (RFC 5722 §4).
+    pub fn note(&mut self, place: Place, start: u32, end: u32) -> Result<(), Refused> {
         let Some(datagram) = self.datagram(place) else { return Err(Refused::Full) };
-        let passed = &mut datagram.passed;
-        let at = passed.partition_point(|&(_, before)| before < start);
+        let came = &mut datagram.came;
+        let at = came.partition_point(|&(_, before)| before < start);
         // What is at `at` ends at or behind the start: it touches, overlaps, or is behind.
-        match passed.get(at).copied() {
+        match came.get(at).copied() {
             Some((s, e)) if s < end && start < e => {
-                if !(s <= start && end <= e) {
-                    datagram.bad = Some(DropReason::FragmentOverlap);
-                }
-                return Err(Refused::Overlap);
+                let is_whole = s <= start && end <= e;
+                return Err(if is_whole { Refused::Again } else { Refused::Overlap });
             }
             Some((s, e)) if e == start => {
                 // Behind it, and perhaps right before the next.
-                match passed.get(at + 1).copied() {
-                    Some((next, _)) if next < end => {
-                        datagram.bad = Some(DropReason::FragmentOverlap);
-                        return Err(Refused::Overlap);
-                    }
+                match came.get(at + 1).copied() {
+                    Some((next, _)) if next < end => return Err(Refused::Overlap),
                     Some((next, next_end)) if next == end => {
-                        passed[at] = (s, next_end);
-                        passed.remove(at + 1);
+                        came[at] = (s, next_end);
+                        came.remove(at + 1);
                     }
-                    _ => passed[at] = (s, end),
+                    _ => came[at] = (s, end),
                 }
             }
-            Some((s, e)) if s == end => passed[at] = (start, e),
-            _ if passed.is_full() => return Err(Refused::Full),
-            _ => passed.insert(at, (start, end)),
+            Some((s, e)) if s == end => came[at] = (start, e),
+            _ if came.is_full() => return Err(Refused::Full),
+            _ => came.insert(at, (start, end)),
         }
         Ok(())
     }
 
     /// Notes what the first fragment told. Those that waited for it are ready now.
     pub fn set_first(&mut self, place: Place, hash: u64, first: First) {
+        if let Some(datagram) = self.datagram(place) {
+            datagram.first = Some(first);
+            self.release(place, hash);
+        }
+    }
+
+    /// Nothing that waits for this datagram has to wait any more.
+    fn release(&mut self, place: Place, hash: u64) {
         let Some(datagram) = self.datagram(place) else { return };
         let key = datagram.key;
-        let was_known = datagram.first.replace(first).is_some();
-        if was_known || !mem::take(&mut datagram.is_waited_for) {
+        if !mem::take(&mut datagram.is_waited_for) {
             return;
         }
         for (slot, tag) in self.waiting.iter_mut().zip(&self.tags) {
@@ -244,7 +249,7 @@ impl<F> Fragments<F> {
         }
         let place = self.find(&key, hash, now);
         let Some(datagram) = self.datagram(place) else { return Err(frame) };
-        if datagram.first.is_some() {
+        if datagram.first.is_some() || datagram.bad.is_some() {
             self.ready.push_back((port, frame)); // it came in the same burst, behind this one
             return Ok(());
         }
@@ -325,18 +330,14 @@ mod tests {
             for (start, len) in parts {
                 let new: std::collections::BTreeSet<u32> = (start..start + len).collect();
                 let common = passed.intersection(&new).count();
-                let was_bad = fragments.condemned(place).is_some();
-                let result = fragments.pass(place, start, start + len);
+                let result = fragments.note(place, start, start + len);
                 match result {
                     Ok(()) => {
                         prop_assert_eq!(common, 0);
                         passed.extend(&new);
                     }
-                    Err(Refused::Overlap) => {
-                        prop_assert!(common > 0);
-                        let whole = common == new.len();
-                        prop_assert_eq!(fragments.condemned(place).is_some(), was_bad || !whole);
-                    }
+                    Err(Refused::Again) => prop_assert_eq!(common, new.len()),
+                    Err(Refused::Overlap) => prop_assert!(common > 0 && common < new.len()),
                     Err(Refused::Full) => prop_assert_eq!(common, 0),
                 }
             }
@@ -414,7 +415,7 @@ mod tests {
         let mut fragments = Fragments::<()>::new();
         let place = fragments.find(&key(1), hash(1), Tick(0));
         fragments.set_first(place, hash(1), FIRST);
-        fragments.condemn(place, DropReason::FragmentTiny);
+        fragments.condemn(place, hash(1), DropReason::FragmentTiny);
         let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS - 1));
         let bad = fragments.condemned(place);
         assert_eq!((fragments.first(place), bad), (Some(FIRST), Some(DropReason::FragmentTiny)));

@@ -34,6 +34,8 @@ pub struct State<F> {
     pub workers: u8,
     /// The datagrams that come in pieces.
     pub fragments: Fragments<F>,
+    /// The frames of this burst have been here before: fragments that had to wait.
+    pub is_releasing: bool,
     /// ICMP errors that are sent.
     pub answers: RateLimit,
     /// What packets were split into, with the place in the burst of the first piece.
@@ -51,6 +53,7 @@ impl<F> State<F> {
             worker: settings.worker,
             workers: settings.workers.max(1),
             fragments: Fragments::new(),
+            is_releasing: false,
             answers: RateLimit::new(settings.punts_per_second),
             created: VecDeque::with_capacity(CREATED_MAX),
             // Balancers and workers begin apart.

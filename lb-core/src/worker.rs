@@ -107,6 +107,7 @@ impl<I: Io> Worker<I> {
     /// The burst through the pipeline, and then the fragments that were waiting for what was in it.
     fn run(&mut self) {
         self.run_once();
+        self.state.is_releasing = true;
         loop {
             let mut frames = Frames::new();
             let Some(port) = self.state.fragments.take_ready(&mut frames) else { break };
@@ -114,6 +115,7 @@ impl<I: Io> Worker<I> {
             self.burst.refill(port, |into| into.extend(frames));
             self.run_once();
         }
+        self.state.is_releasing = false;
     }
 
     fn run_once(&mut self) {

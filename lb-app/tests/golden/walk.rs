@@ -43,7 +43,7 @@ pub(crate) fn packet(frame: &[u8]) -> Option<&[u8]> {
 pub(crate) fn flow(frame: &[u8]) -> Option<String> {
     let packet = packet(frame)?;
     let (addresses, protocol, l4) = match packet.first()? >> 4 {
-        4 if word(packet, 6)? & 0x3fff == 0 => {
+        4 if word(packet, 6)?.trailing_zeros() >= 14 => {
             (packet.get(12..20)?, *packet.get(9)?, packet.get(usize::from(packet[0] & 15) * 4..)?)
         }
         6 => (packet.get(8..40)?, *packet.get(6)?, packet.get(40..)?),

@@ -67,19 +67,25 @@ fn one<F>(
     }
     let first = if piece.start == 0 {
         let Some(first) = piece.first(frame, meta) else {
-            state.fragments.condemn(place, DropReason::FragmentTiny);
+            state.fragments.condemn(place, hash, DropReason::FragmentTiny);
             return Err(DropReason::FragmentTiny.into());
         };
         Some(first)
     } else {
         state.fragments.first(place)
     };
-    let first = first.ok_or(Exit::Hold)?;
-    match state.fragments.pass(place, piece.start, piece.end) {
-        Ok(()) => {}
-        Err(Refused::Overlap) => return Err(DropReason::FragmentOverlap.into()),
-        Err(Refused::Full) => return Err(DropReason::FragmentFull.into()),
+    if !state.is_releasing {
+        state.fragments.note(place, piece.start, piece.end).map_err(|refused| {
+            if refused == Refused::Overlap {
+                state.fragments.condemn(place, hash, DropReason::FragmentOverlap);
+            }
+            match refused {
+                Refused::Again | Refused::Overlap => DropReason::FragmentOverlap,
+                Refused::Full => DropReason::FragmentFull,
+            }
+        })?;
     }
+    let first = first.ok_or(Exit::Hold)?;
     if piece.start == 0 {
         state.fragments.set_first(place, hash, first);
     } else {

@@ -29,7 +29,7 @@ struct Datagram {
     first: Option<First>,
     /// Why nothing more of it passes.
     bad: Option<DropReason>,
-    /// Each byte that has passed.
+    /// Each byte that came.
     passed: BTreeSet<usize>,
 }
 
@@ -46,41 +46,42 @@ impl Datagrams {
         name: &Name,
         first: Option<First>,
         (start, end): (usize, usize),
-        now_ms: u64,
+        (now_ms, is_released): (u64, bool),
     ) -> Result<First, Verdict> {
         let datagram = self.find(world, name, now_ms);
         if let Some(why) = datagram.bad {
             return Err(why.into());
         }
-        let told = match first {
-            Some(first) => first,
-            None if start == 0 => {
-                datagram.bad = Some(DropReason::FragmentTiny);
-                return Err(DropReason::FragmentTiny.into());
+        if first.is_none() && start == 0 {
+            datagram.bad = Some(DropReason::FragmentTiny);
+            return Err(DropReason::FragmentTiny.into());
+        }
+        // What had to wait was looked at when it came.
+        if !is_released {
+            let common = (start..end).filter(|byte| datagram.passed.contains(byte)).count();
+            if common > 0 {
+                datagram.bad = (common < end - start).then_some(DropReason::FragmentOverlap);
+                return Err(DropReason::FragmentOverlap.into());
             }
-            None => datagram.first.ok_or(Verdict::Hold)?,
-        };
-        let common = (start..end).filter(|byte| datagram.passed.contains(byte)).count();
-        if common > 0 {
-            datagram.bad = (common < end - start).then_some(DropReason::FragmentOverlap);
-            return Err(DropReason::FragmentOverlap.into());
+            let mut after = datagram.passed.clone();
+            after.extend(start..end);
+            let begins = |byte: &&usize| **byte == 0 || !after.contains(&(**byte - 1));
+            if after.iter().filter(begins).count() > STRETCHES_MAX {
+                return Err(DropReason::FragmentFull.into());
+            }
+            datagram.passed = after;
         }
-        let mut after = datagram.passed.clone();
-        after.extend(start..end);
-        let stretches = after.iter().filter(|byte| **byte == 0 || !after.contains(&(**byte - 1)));
-        if stretches.count() > STRETCHES_MAX {
-            return Err(DropReason::FragmentFull.into());
-        }
-        datagram.passed = after;
+        let told = first.or(datagram.first).ok_or(Verdict::Hold)?;
         if first.is_some() {
             datagram.first = Some(told);
         }
         Ok(told)
     }
 
-    /// Has the first fragment come?
-    pub(crate) fn has_first(&mut self, world: &World, name: &Name, now_ms: u64) -> bool {
-        self.find(world, name, now_ms).first.is_some()
+    /// Has the first fragment come, or is there nothing to wait for any more?
+    pub(crate) fn is_decided(&mut self, world: &World, name: &Name, now_ms: u64) -> bool {
+        let datagram = self.find(world, name, now_ms);
+        datagram.first.is_some() || datagram.bad.is_some()
     }
 
     fn find(&mut self, world: &World, name: &Name, now_ms: u64) -> &mut Datagram {

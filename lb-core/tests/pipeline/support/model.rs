@@ -62,16 +62,17 @@ impl<'w> Model<'w> {
         Self { world, datagrams: Datagrams::default(), last_id: 0 }
     }
 
-    /// What has to become of a frame that came in by a port.
-    pub(crate) fn verdict(&mut self, arrival: &Arrival, now_ms: u64) -> Verdict {
-        match self.decide(arrival, now_ms) {
+    /// What has to become of a frame that came in by a port; `now` in milliseconds, and whether the frame
+    /// has been here before, and had to wait.
+    pub(crate) fn verdict(&mut self, arrival: &Arrival, now: (u64, bool)) -> Verdict {
+        match self.decide(arrival, now) {
             Ok(sent) => sent,
             Err(Verdict::Punt) if !self.world.ports[arrival.port.index()].kernel => NotOurs.into(),
             Err(other) => other,
         }
     }
 
-    fn decide(&mut self, arrival: &Arrival, now_ms: u64) -> Result<Verdict, Verdict> {
+    fn decide(&mut self, arrival: &Arrival, now: (u64, bool)) -> Result<Verdict, Verdict> {
         let world = self.world;
         if arrival.is_split {
             return Err(MultiSegment.into());
@@ -86,7 +87,7 @@ impl<'w> Model<'w> {
             EtherType::IPV6 => Ip::read_v6(l2.payload)?,
             _ => return Err(Verdict::Punt),
         };
-        let (flow, is_later) = self.flow(&mut ip, now_ms)?;
+        let (flow, is_later) = self.flow(&mut ip, now)?;
         let (place, service) = service_of(world, &flow)?;
         let choice = choose(world, place, service, &flow)?;
         let mss = service.spec().mss;
@@ -127,7 +128,7 @@ impl<'w> Model<'w> {
     }
 
     /// The flow that a packet belongs to, or is about; and whether nobody is told what becomes of it.
-    fn flow(&mut self, ip: &mut Ip, now_ms: u64) -> Result<(Flow, bool), Verdict> {
+    fn flow(&mut self, ip: &mut Ip, now: (u64, bool)) -> Result<(Flow, bool), Verdict> {
         let (src, dst, protocol) = (ip.src, ip.dst, ip.protocol.0);
         let own = |ports| Flow { src, dst, ports, protocol };
         let header_len = header_len(ip.protocol);
@@ -160,7 +161,7 @@ impl<'w> Model<'w> {
             _ => {}
         }
         let first = if is_later { None } else { ip.first_of_datagram() };
-        let seen = self.datagrams.fragment(self.world, &name(ip), first, (start, end), now_ms)?;
+        let seen = self.datagrams.fragment(self.world, &name(ip), first, (start, end), now)?;
         Ok((Flow { ports: seen.0, protocol: seen.1, ..own([0; 2]) }, is_later))
     }
 

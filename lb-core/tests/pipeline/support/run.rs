@@ -157,7 +157,7 @@ impl<'w> Expected<'w> {
         for port in 0..self.waiting.len() {
             let n = self.waiting[port].len().min(BURST_MAX);
             let burst: Vec<usize> = self.waiting[port].drain(..n).collect();
-            self.burst(&burst, now_ms);
+            self.burst(&burst, (now_ms, false));
             while let Some(&first) = self.ready.front() {
                 let port = self.arrivals[first].port;
                 let mut burst = Vec::new();
@@ -166,15 +166,16 @@ impl<'w> Expected<'w> {
                 {
                     burst.push(next);
                 }
-                self.burst(&burst, now_ms);
+                self.burst(&burst, (now_ms, true));
             }
         }
     }
 
-    fn burst(&mut self, burst: &[usize], now_ms: u64) {
+    fn burst(&mut self, burst: &[usize], now: (u64, bool)) {
+        let (now_ms, _) = now;
         let mut new = Vec::new();
         for &number in burst {
-            let verdict = self.model.verdict(self.arrivals[number], now_ms);
+            let verdict = self.model.verdict(self.arrivals[number], now);
             if verdict == Verdict::Hold {
                 new.push(number);
                 continue;
@@ -199,10 +200,10 @@ impl<'w> Expected<'w> {
         }
     }
 
-    /// Has the first fragment of this one's datagram come?
+    /// Has the first fragment of this one's datagram come, or is there nothing to wait for?
     fn is_followed(&mut self, number: usize, now_ms: u64) -> bool {
         let name = datagram_of(self.arrivals[number]).expect("a fragment");
-        self.model.datagrams.has_first(self.world, &name, now_ms)
+        self.model.datagrams.is_decided(self.world, &name, now_ms)
     }
 }
 
