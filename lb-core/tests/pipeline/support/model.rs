@@ -557,6 +557,17 @@ fn addressed(world: &World, ip: &Ip) -> Addressed {
     }
 }
 
+/// The flow that a frame, an ICMP error, is about.
+pub(crate) fn quoted(frame: &[u8]) -> Option<Tuple> {
+    let l2 = L2::read(frame).ok()?;
+    let ip = match l2.ether_type {
+        EtherType::IPV4 => Ip::read_v4(l2.payload, Checked::Good).ok()?,
+        _ => Ip::read_v6(l2.payload).ok()?,
+    };
+    let Flow { src, dst, ports: [src_port, dst_port], protocol } = ip.quoted_flow()?;
+    Some(Tuple::new(src, dst, src_port, dst_port, protocol))
+}
+
 /// The datagram that a frame is a fragment of.
 pub(crate) fn datagram_of(arrival: &Arrival) -> Option<Name> {
     let l2 = L2::read(&arrival.bytes).ok()?;

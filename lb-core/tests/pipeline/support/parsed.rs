@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_core::burst::{Burst, Fate, Meta};
+use lb_core::burst::{Burst, Fate, Meta, Rule};
 use lb_core::frame::Checked;
 use lb_core::sim::SimFrame;
 use lb_core::stage::parse::parse;
@@ -11,6 +11,7 @@ use lb_core::tables::next_hop::{Port, PortId};
 use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::MacAddr;
 
+use super::model::quoted;
 use super::packet::BALANCER;
 
 /// Parses a frame whose first byte says what the NIC thinks of its checksum (0: nothing, else:
@@ -46,6 +47,9 @@ fn check_meta(bytes: &[u8], meta: &Meta) {
     assert!(matches!(meta.l3_offset, 14 | 18 | 22));
     let end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
     assert!(end <= bytes.len(), "{meta:?}: {} bytes", bytes.len());
+    if meta.rule == Rule::IcmpError {
+        return assert_eq!(Some(meta.tuple), quoted(bytes));
+    }
     // What `etherparse` refuses is stricter: it looks into TCP's options and UDP's length.
     let Ok(sliced) = SlicedPacket::from_ethernet(bytes) else { return };
     let (src, dst, fragmented): (IpAddr, IpAddr, bool) = match sliced.net.as_ref().unwrap() {
@@ -78,6 +82,9 @@ fn check_meta(bytes: &[u8], meta: &Meta) {
             assert_eq!(tuple.protocol, 17);
             assert_eq!(ports, (udp.source_port(), udp.destination_port()));
         }
-        _ => assert!(meta.is_fragment, "{tuple:?} without ports"),
+        _ if meta.is_fragment || !matches!(tuple.protocol, 6 | 17 | 132) => {
+            assert_eq!(ports, (0, 0), "{tuple:?}");
+        }
+        _ => assert_eq!(tuple.protocol, 132, "{tuple:?} without a header"),
     }
 }
