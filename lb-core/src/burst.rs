@@ -12,8 +12,8 @@ pub struct Meta {
     pub tuple: Tuple,
     /// Is this a part of a packet, without ports? By `parse`.
     pub is_fragment: bool,
-    /// Bytes before the IP header; by `parse`.
-    pub l3_offset: u16,
+    /// Bytes before the IP header: 14, 18 or 22; by `parse`.
+    pub l3_offset: u8,
     /// Bytes before the transport header; by `parse`.
     pub l4_offset: u16,
     /// Bytes of the IP packet, without padding; by `parse`.
@@ -30,9 +30,10 @@ pub struct Meta {
     pub out: PortId,
     /// Why it is the service's; by `parse` and those who know better.
     pub rule: Rule,
-    /// How the frame left the pipeline, if it is not live any more.
-    exit: Exit,
 }
+
+// A cache line each: stages walk over them again and again.
+const _: () = assert!(size_of::<Meta>() == 64);
 
 /// By which rule a frame is a service's, or what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub struct Burst<F> {
     has_fragments: bool,
     frames: Frames<F>,
     meta: [Meta; BURST_MAX],
+    /// How the frames that are not live any more left the pipeline.
+    exits: [Exit; BURST_MAX],
     /// Bit `i`: frame `i` is on its way through the pipeline.
     live: u64,
 }
@@ -119,6 +122,7 @@ impl<F> Default for Burst<F> {
             has_fragments: false,
             frames: Frames::new(),
             meta: [Meta::default(); BURST_MAX],
+            exits: [Exit::default(); BURST_MAX],
             live: 0,
         }
     }
@@ -193,7 +197,7 @@ impl<F: Frame> Burst<F> {
     #[cold]
     fn leave(&mut self, i: usize, exit: Exit) {
         self.live &= !(1 << i);
-        self.meta[i].exit = match exit {
+        self.exits[i] = match exit {
             Exit::Punt if !self.has_kernel => DropReason::NotOurs.into(),
             exit => exit,
         };
@@ -223,8 +227,11 @@ impl<F: Frame> Burst<F> {
     #[inline]
     #[must_use]
     pub fn fate(&self, i: usize) -> Fate {
-        let meta = &self.meta[i];
-        if self.live >> i & 1 != 0 { Fate::Send(meta.out) } else { Fate::Exit(meta.exit) }
+        if self.live >> i & 1 != 0 {
+            Fate::Send(self.meta[i].out)
+        } else {
+            Fate::Exit(self.exits[i])
+        }
     }
 
     /// What the stages wrote down about frame `i`.
@@ -240,7 +247,7 @@ impl<F: Frame> Burst<F> {
         for (i, frame) in self.frames.drain(..).enumerate() {
             let meta = &self.meta[i];
             let is_live = live >> i & 1 != 0;
-            let fate = if is_live { Fate::Send(meta.out) } else { Fate::Exit(meta.exit) };
+            let fate = if is_live { Fate::Send(meta.out) } else { Fate::Exit(self.exits[i]) };
             taker(i, frame, meta, fate);
         }
     }

@@ -56,7 +56,7 @@ pub fn forward<F: Frame>(
     let l3 = usize::from(meta.l3_offset);
     let packet_end = l3 + usize::from(meta.packet_len);
     let packet = frame.bytes_mut().get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
-    let l4 = usize::from(meta.l4_offset.saturating_sub(meta.l3_offset));
+    let l4 = usize::from(meta.l4_offset).saturating_sub(l3);
     translate(packet, l4, meta, end, station)?;
     let l2_bytes = frame.bytes().get(..l3).ok_or(DropReason::Truncated)?;
     let l2 = L2Header::new(hop, came_by, l2_bytes);

@@ -180,7 +180,7 @@ impl Piece {
             let packet = frame.get(meta.l3_offset.into()..packet_end)?;
             let upper = ipv6::upper_layer_of_first(packet).ok()?;
             protocol = upper.protocol;
-            meta.l4_offset = meta.l3_offset + u16::try_from(upper.offset).ok()?;
+            meta.l4_offset = u16::from(meta.l3_offset) + u16::try_from(upper.offset).ok()?;
         }
         let Some(header_bytes) = ports::header_bytes(protocol) else {
             return Some(First { ports: [0; 4], protocol });

@@ -37,7 +37,7 @@ pub fn parse<F: Frame>(burst: &mut Burst<F>, port: &Port) {
         let packet = bytes.get(payload.offset..).ok_or(DropReason::Truncated)?;
         #[expect(clippy::cast_possible_truncation, reason = "14, 18 or 22")]
         {
-            meta.l3_offset = payload.offset as u16;
+            meta.l3_offset = payload.offset as u8;
         }
         match payload.ether_type {
             ethernet::IPV4 => ipv4(packet, checked, meta)?,
@@ -80,7 +80,7 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
     let segment = packet.get(l4..usize::from(meta.packet_len)).ok_or(DropReason::Truncated)?;
     #[expect(clippy::cast_possible_truncation, reason = "at most 60")]
     {
-        meta.l4_offset = meta.l3_offset + l4 as u16;
+        meta.l4_offset = u16::from(meta.l3_offset) + l4 as u16;
     }
     meta.tuple = Tuple {
         src: mapped(ip.src),
@@ -111,7 +111,7 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let segment = packet.get(upper.offset..).ok_or(DropReason::Truncated)?;
     #[expect(clippy::cast_possible_truncation, reason = "within a packet of at most 65,535 bytes")]
     {
-        meta.l4_offset = meta.l3_offset.saturating_add(upper.offset as u16);
+        meta.l4_offset = u16::from(meta.l3_offset).saturating_add(upper.offset as u16);
     }
     (meta.is_fragment, meta.rule) = (upper.is_fragment, Rule::Flow);
     ports(segment, meta)
