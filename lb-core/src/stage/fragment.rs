@@ -14,7 +14,7 @@ use crate::tuple::Tuple;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6;
 use crate::wire::ports::{self, Ports};
-use crate::wire::{SCTP, TCP, UDP};
+use crate::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// Gives fragments the ports of their datagram, which only the first one has. Reads `meta`; writes
 /// `meta.tuple`, `meta.rule`. Costs a glance where there are no fragments.
@@ -92,7 +92,8 @@ fn one<F>(
         meta.rule = Rule::Fragment;
     }
     (meta.tuple.ports, meta.tuple.protocol) = (first.ports, first.protocol);
-    Ok(())
+    // Found behind an extension header; `parse` punts the others.
+    if matches!(first.protocol, ICMP | ICMPV6) { Err(Exit::Punt) } else { Ok(()) }
 }
 
 /// What is known of the service without ports.

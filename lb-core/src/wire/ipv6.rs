@@ -112,7 +112,8 @@ fn walk(packet: &[u8], here: UpperLayer) -> Result<UpperLayer, DropReason> {
 /// fragment header are walked, too.
 ///
 /// # Errors
-/// [`DropReason::Truncated`], [`DropReason::TooManyExtensions`].
+/// [`DropReason::Truncated`], also of a fragment's fragment: who knows what the rest begins with;
+/// [`DropReason::TooManyExtensions`].
 pub fn upper_layer_of_first(packet: &[u8]) -> Result<UpperLayer, DropReason> {
     let &protocol = packet.get(NEXT_HEADER).ok_or(DropReason::Truncated)?;
     walk_while(packet, UpperLayer { protocol, offset: HEADER_BYTES, is_fragment: false }, |_| true)
@@ -139,7 +140,11 @@ fn walk_while(
         };
         let len = match here.protocol {
             FRAGMENT => {
-                here.is_fragment |= u16::from_be_bytes([third, fourth]) & 0xfff9 != 0;
+                let is_fragment = is_fragment(u16::from_be_bytes([third, fourth]));
+                if is_fragment && here.is_fragment {
+                    return Err(DropReason::Truncated);
+                }
+                here.is_fragment |= is_fragment;
                 8
             }
             _ => 8 + usize::from(len) * 8,
@@ -151,6 +156,11 @@ fn walk_while(
         }
     }
     Err(DropReason::TooManyExtensions)
+}
+
+/// Is there more of the packet than what is behind this fragment header?
+fn is_fragment(offset_and_more: u16) -> bool {
+    offset_and_more & 0xfff9 != 0
 }
 
 /// Where the first `next_header` lies in a packet.
@@ -170,7 +180,8 @@ pub struct FragmentHeader {
     pub id: U32,
 }
 
-/// Finds the fragment header of `packet`, and where it begins.
+/// Finds the fragment header of `packet` that says that there is more than this packet, and where it
+/// begins.
 #[must_use]
 pub fn fragment_header(packet: &[u8]) -> Option<(&FragmentHeader, usize)> {
     let mut protocol = *packet.get(NEXT_HEADER)?;
@@ -180,7 +191,10 @@ pub fn fragment_header(packet: &[u8]) -> Option<(&FragmentHeader, usize)> {
         match protocol {
             FRAGMENT => {
                 let (header, _) = FragmentHeader::ref_from_prefix(header).ok()?;
-                return Some((header, offset));
+                if is_fragment(header.offset_and_more.get()) {
+                    return Some((header, offset));
+                }
+                (protocol, offset) = (header.next_header, offset + FRAGMENT_BYTES);
             }
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
                 let &[next_header, len, ..] = header else { return None };
@@ -229,6 +243,29 @@ mod tests {
             (60, chain(&[&[options(60); 7][..], &[options(6)]].concat()), Ok((6, 104, false))),
         ] {
             assert_eq!(upper(&packet(next, &payload)), expect, "{next} {payload:?}");
+        }
+    }
+
+    /// One that does not count may stand before the one that does; a second that does makes it a
+    /// fragment's fragment.
+    #[test]
+    fn the_fragment_header_that_counts_is_found() {
+        let header = |next, field: u16| {
+            let [high, low] = field.to_be_bytes();
+            [next, 0, high, low, 0, 0, 0, 9]
+        };
+        let ports = [7; 8];
+        let later = packet(FRAGMENT, &[header(FRAGMENT, 0), header(17, 5 << 3), ports].concat());
+        let (found, at) = fragment_header(&later).unwrap();
+        assert_eq!((found.next_header, found.offset_and_more.get(), at), (17, 5 << 3, 48));
+        let whole = packet(FRAGMENT, &[header(17, 0), ports].concat());
+        assert!(fragment_header(&whole).is_none());
+        let first = packet(FRAGMENT, &[header(FRAGMENT, 0), header(17, 1), ports].concat());
+        assert_eq!(upper_layer_of_first(&first).unwrap().offset, 56);
+        for inner in [1, 5 << 3] {
+            let nested =
+                packet(FRAGMENT, &[header(FRAGMENT, 1), header(17, inner), ports].concat());
+            assert_eq!(upper_layer_of_first(&nested).unwrap_err(), DropReason::Truncated);
         }
     }
 

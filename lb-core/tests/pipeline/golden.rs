@@ -154,6 +154,40 @@ fn what_is_the_kernels_goes_there() {
     }
 }
 
+/// What hides behind other headers in a first fragment.
+#[test]
+fn first_fragments_are_read_to_the_end() {
+    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let fragment = |next: u8, offset_and_more: u8| [next, 0, 0, offset_and_more, 0, 0, 0, 9];
+    let [tcp_number, icmp, option, again] = [6, 58, 60, 44];
+    for (name, dst, next, behind, expect) in [
+        ("options", "[fd00::100]:80", option, options(tcp_number), Fate::Send(0)),
+        ("ICMPv6", "[fd00::107]:80", option, options(icmp), Fate::Punt),
+        (
+            "a fragment's fragment",
+            "[fd00::100]:80",
+            again,
+            fragment(tcp_number, 1),
+            Fate::Drop(DropReason::FragmentTiny),
+        ),
+    ] {
+        let packet = tcp(dst).with(|p| p.payload = vec![0; 28]); // 48 with a header
+        let segment = packet.ip()[40..].to_vec();
+        let packet = packet.with(|p| {
+            (p.protocol.0, p.fragment, p.raw_segment) = (next, Some((0, true)), true);
+            p.payload = [&behind[..], &segment].concat();
+        });
+        assert_eq!(fates(vec![Arrival::new(packet.frame())]), [expect], "{name}");
+    }
+    // A fragment header that says "whole" stands before the one of a later fragment.
+    let packet = tcp("[fd00::100]:80").with(|p| {
+        p.extensions = vec![(etherparse::IpNumber(again), vec![0; 6])];
+        (p.fragment, p.raw_segment, p.payload) = (Some((5, true)), true, vec![0; 24]);
+    });
+    let outcome = run(&World::fixed(), &[vec![Arrival::new(packet.frame())]], Limits::NONE);
+    assert_eq!(outcome.fates, [Verdict::Hold]);
+}
+
 /// Place and payload of a fragment of 32 bytes, with a UDP header in the first.
 fn whole_eights(offset: u16) -> (Option<(u16, bool)>, Vec<u8>) {
     (Some((offset, true)), vec![7; if offset == 0 { 24 } else { 32 }])

@@ -162,6 +162,9 @@ impl<'w> Model<'w> {
         }
         let first = if is_later { None } else { ip.first_of_datagram() };
         let seen = self.datagrams.fragment(self.world, &name(ip), first, (start, end), now)?;
+        if [IpNumber::ICMP.0, IpNumber::IPV6_ICMP.0].contains(&seen.1) {
+            return Err(Verdict::Punt); // found behind an extension header
+        }
         Ok((Flow { ports: seen.0, protocol: seen.1, ..own([0; 2]) }, is_later))
     }
 
@@ -399,6 +402,9 @@ impl<'a> Ip<'a> {
                 let header =
                     Ipv6FragmentHeaderSlice::from_slice(self.segment).map_err(|_| Truncated)?;
                 if header.is_fragmenting_payload() {
+                    if self.piece.is_some() {
+                        return Err(Truncated.into()); // a fragment's fragment
+                    }
                     self.piece = Some(Piece {
                         id: header.identification(),
                         protocol: header.next_header().0,
@@ -423,7 +429,7 @@ impl<'a> Ip<'a> {
         if self.dst.is_ipv6() {
             // Anew, so that no more than 8 are walked in all.
             self.protocol = IpNumber(self.packet[6]);
-            self.segment = &self.packet[40..];
+            (self.segment, self.piece) = (&self.packet[40..], None);
             self.skip_extensions(true).ok()?;
         }
         match header_len(self.protocol) {

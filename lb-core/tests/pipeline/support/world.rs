@@ -105,6 +105,11 @@ fn fixed_services() -> Vec<ServiceSpec> {
         tunnel("gre6", "udp [fd00::106]:53", TunnelKind::Gre, None, &["10.2.0.1", "fd02::1"]),
         many(l2dsr("sctp", "sctp 10.0.0.107:80", &web[..2]), None, 8000..=8099),
         many(l2dsr("all", "tcp 10.0.0.107:80", &web[..2]), Some(Protocol::Any), 0..=65_535),
+        many(
+            l2dsr("all6", "tcp [fd00::107]:80", &plain(&["fd00::11"])),
+            Some(Protocol::Any),
+            0..=65_535,
+        ),
         many(ipip("prefix", "tcp 10.9.0.0/24:1", &["10.2.0.2"]), None, 0..=65_535),
         ipip("one-of-it", "tcp 10.9.0.7:80", &["10.2.0.2"]),
         l2dsr("vlan", "udp 10.0.0.102:53", &plain(&["10.3.0.1"])),
