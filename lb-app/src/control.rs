@@ -199,6 +199,8 @@ impl Control {
         if let Err(error) = self.kernel.set_vips(&vips(&self.config.desired)).await {
             warn!("{error}");
         }
+        // Before the next hops: the gateways of new routes are asked about with them.
+        self.resolve_clients().await?;
         self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
         self.resolve_clients().await?;
         let tables = self.compile();
