@@ -96,6 +96,15 @@ impl Counters {
         self.drops[reason as usize].add(1);
     }
 
+    /// Counts a frame forwarded for a service, with an IP packet of `packet_len` bytes as it came.
+    #[inline]
+    pub fn forwarded(&self, id: ServiceId, packet_len: u64) {
+        if let Some(traffic) = self.service(id) {
+            traffic.frames.add(1);
+            traffic.bytes.add(packet_len);
+        }
+    }
+
     /// Traffic of one service.
     #[inline]
     #[must_use]

@@ -16,8 +16,8 @@ use crate::tables::{Path, Tables};
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
 ///
-/// Drops: [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::NoHeadroom`],
-/// [`DropReason::NoBuffer`].
+/// Drops: [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::TtlExceeded`],
+/// [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`].
 #[inline(always)]
 pub fn forward<F: Frame>(
     burst: &mut Burst<F>,
@@ -73,10 +73,7 @@ pub fn forward<F: Frame>(
             }
             Err(other) => return Err(other.into()),
         }
-        if let Some(traffic) = counters.service(service.id) {
-            traffic.frames.add(1);
-            traffic.bytes.add(packet_len);
-        }
+        counters.forwarded(service.id, packet_len);
         Ok(())
     });
 }
@@ -103,10 +100,7 @@ fn back<F: Frame>(
     let packet_len = u64::from(meta.packet_len);
     let refusal = match nat::forward(frame, meta, hop, came_by, (End::Source, &found.vip)) {
         Ok(()) => {
-            if let Some(traffic) = counters.service(service.id) {
-                traffic.frames.add(1);
-                traffic.bytes.add(packet_len);
-            }
+            counters.forwarded(service.id, packet_len);
             return Ok(());
         }
         Err(DropReason::TooBig) => Refusal::TooBig(hop.mtu),
