@@ -18,7 +18,9 @@ use crate::config::{Config, Service, Spec};
 use crate::fragments;
 use crate::netns::Netns;
 use crate::pattern::Checksum;
-use crate::topology::{CLIENT, Segment, Setup, WEIR, at, v4, v6};
+use crate::topology::{
+    CLIENT, Segment, Setup, WEIR, add_addresses, add_default, at, narrow, v4, v6,
+};
 use crate::weir::Weir;
 
 /// Networks: the near client's, the backends', the far client's.
@@ -38,16 +40,6 @@ struct Networks {
     _router: Netns,
     lb: Netns,
     segments: [Segment; 2],
-}
-
-fn add_addresses(netns: &Netns, interface: &str, net: u8, host: u8) {
-    netns.ip(&format!("addr add {}/24 dev {interface}", v4(net, host)));
-    netns.ip(&format!("addr add {}/64 dev {interface}", v6(net, host)));
-}
-
-fn add_default(netns: &Netns, net: u8, gateway: u8) {
-    netns.ip(&format!("route add default via {}", v4(net, gateway)));
-    netns.ip(&format!("route add default via {}", v6(net, gateway)));
 }
 
 impl Networks {
@@ -72,12 +64,7 @@ impl Networks {
         add_addresses(&router, "eth1", FAR, ROUTER);
         add_addresses(&far, "eth0", FAR, CLIENT);
         add_default(&far, FAR, ROUTER);
-        router.ip(&format!(
-            "route replace {}/24 dev eth1 mtu lock {NARROW_MTU}\n\
-             route add {}/64 dev eth1 metric 1 mtu lock {NARROW_MTU}",
-            v4(FAR, 0),
-            v6(FAR, 0)
-        ));
+        narrow(&router, "eth1", FAR, NARROW_MTU);
 
         let backends = (1..=2).map(|number| {
             let name = format!("b{number}");

@@ -17,7 +17,10 @@ use crate::client::{self, Http, Outcome};
 use crate::config::{Config, Service, Spec};
 use crate::netns::{Netns, expect_success};
 use crate::pattern::Checksum;
-use crate::topology::{Segment, Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, backend_netns, v4, v6, vips};
+use crate::topology::{
+    Segment, Setup, VIP_IPIP, VIP_L2DSR, WEIR, add_addresses, add_default, at, backend_netns,
+    narrow, v4, v6, vips,
+};
 use crate::weir::Weir;
 
 /// Networks: the switch's, and the client's.
@@ -58,25 +61,11 @@ impl Narrow {
             (&client, "eth0", CLIENTS, 1),
             (&net, "eth0", SWITCH, 11),
         ] {
-            host.ip(&format!(
-                "addr add {}/24 dev {interface}\naddr add {}/64 dev {interface}",
-                v4(network, number),
-                v6(network, number)
-            ));
+            add_addresses(host, interface, network, number);
         }
-        // Narrow in one direction only: a narrow interface would not take what comes, either.
-        router.ip(&format!(
-            "route replace {}/24 dev eth1 mtu lock {NARROW_MTU}\n\
-             route add {}/64 dev eth1 metric 1 mtu lock {NARROW_MTU}",
-            v4(CLIENTS, 0),
-            v6(CLIENTS, 0)
-        ));
+        narrow(&router, "eth1", CLIENTS, NARROW_MTU);
         for (host, network) in [(&client, CLIENTS), (&net, SWITCH)] {
-            host.ip(&format!(
-                "route add default via {}\nroute add default via {}",
-                v4(network, ROUTER),
-                v6(network, ROUTER)
-            ));
+            add_default(host, network, ROUTER);
         }
         let (address4, address6) = (v4(SWITCH, 11).into(), v6(SWITCH, 11).into());
         let backend = Backend::start("b1", address4, address6, net, &vips());

@@ -12,7 +12,10 @@ use crate::client::{self, assert_fair, ping};
 use crate::config::{Config, Service, Spec};
 use crate::decap::{Family, Kind};
 use crate::netns::Netns;
-use crate::topology::{CLIENT, Segment, Setup, VIP_IPIP, WEIR, at, backend_netns, v4, v6, vips};
+use crate::topology::{
+    CLIENT, Segment, Setup, VIP_IPIP, WEIR, add_addresses, add_default, at, backend_netns, v4, v6,
+    vips,
+};
 use crate::weir::Weir;
 
 /// Networks: the client's, the gateway's, and those of the two backends.
@@ -65,14 +68,8 @@ fn backend(gateway: &Netns, net: u8) -> Backend {
     netns.ip("link set eth0 up");
     add_addresses(gateway, &name, net, GATEWAY);
     add_addresses(&netns, "eth0", net, 11);
-    netns.ip(&format!("route add default via {}", v4(net, GATEWAY)));
-    netns.ip(&format!("route add default via {}", v6(net, GATEWAY)));
+    add_default(&netns, net, GATEWAY);
     Backend::start(&name, v4(net, 11).into(), v6(net, 11).into(), netns, &vips())
-}
-
-fn add_addresses(netns: &Netns, interface: &str, net: u8, host: u8) {
-    netns.ip(&format!("addr add {}/24 dev {interface}", v4(net, host)));
-    netns.ip(&format!("addr add {}/64 dev {interface}", v6(net, host)));
 }
 
 /// The kernel's routes, added while the balancer runs, lead to the backends.

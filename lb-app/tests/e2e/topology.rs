@@ -143,6 +143,29 @@ pub(crate) fn v6(net: u8, host: u8) -> Ipv6Addr {
     format!("fd0{net}::{host}").parse().expect("digits are hex digits")
 }
 
+/// Gives an interface the addresses of `host` in network `net`.
+pub(crate) fn add_addresses(netns: &Netns, interface: &str, net: u8, host: u8) {
+    netns.ip(&format!("addr add {}/24 dev {interface}", v4(net, host)));
+    netns.ip(&format!("addr add {}/64 dev {interface}", v6(net, host)));
+}
+
+/// Leads all other traffic through the host `gateway` of network `net`.
+pub(crate) fn add_default(netns: &Netns, net: u8, gateway: u8) {
+    netns.ip(&format!("route add default via {}", v4(net, gateway)));
+    netns.ip(&format!("route add default via {}", v6(net, gateway)));
+}
+
+/// Makes the way out of `interface` to network `net` narrow, in that direction only: a narrow
+/// interface would not take what comes, either.
+pub(crate) fn narrow(netns: &Netns, interface: &str, net: u8, mtu: u16) {
+    netns.ip(&format!(
+        "route replace {}/24 dev {interface} mtu lock {mtu}\n\
+         route add {}/64 dev {interface} metric 1 mtu lock {mtu}",
+        v4(net, 0),
+        v6(net, 0)
+    ));
+}
+
 /// The last part of the client's, the balancer's and the VIPs' addresses.
 pub(crate) const CLIENT: u8 = 1;
 pub(crate) const WEIR: u8 = 2;
