@@ -251,3 +251,31 @@ fn replay_refuses_what_is_no_capture() {
         assert!(text(&output.stderr).contains(part), "{output:?}");
     }
 }
+
+#[test]
+fn replay_says_why_a_frame_is_answered() {
+    let folder = Folder::new("answered");
+    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
+    let config = folder.file("weir.toml", config);
+    let (mut last_hop, mut big) = (Vec::new(), Vec::new());
+    for (frame, ttl, len) in [(&mut last_hop, 1, 0), (&mut big, 60, 1461)] {
+        PacketBuilder::ethernet2(CLIENT, BALANCER)
+            .ipv4([198, 51, 100, 7], [10, 0, 0, 100], ttl)
+            .tcp(40_000, 80, 1, 1024)
+            .write(frame, &vec![0; len])
+            .unwrap();
+    }
+    let input = folder.file("in.pcap", pcap(&[last_hop, big]));
+    let out = folder.0.join("out.pcap");
+    let [config, input, out] = [&config, &input, &out].map(|path| path.to_str().unwrap());
+    let output = weir(&["replay", "-c", config, "--in", input, "--out", out, "--verdicts", "-"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines = text(&output.stdout);
+    let told: Vec<(String, String)> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|decision| (decision["verdict"].to_string(), decision["reason"].to_string()))
+        .collect();
+    let answer = |reason: &str| ("\"answer\"".to_owned(), format!("\"{reason}\""));
+    assert_eq!(told, [answer("ttl_exceeded"), answer("too_big")]);
+}

@@ -53,8 +53,8 @@ pub enum Rule {
     ReturnFragment,
     /// It is an ICMP error about a packet that was translated, on its way to the client.
     ReturnError,
-    /// It was one of those, and is now an answer to its sender.
-    Answer,
+    /// It was one of those, and is now an answer that tells its sender why it went no further.
+    Answer(DropReason),
 }
 
 impl Rule {

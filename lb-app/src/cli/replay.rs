@@ -313,11 +313,11 @@ impl Replay {
                     Rule::Return | Rule::ReturnFragment | Rule::ReturnError => {
                         (SEND, Some("return"))
                     }
-                    Rule::Answer => (ANSWER, Some("flow")),
+                    Rule::Answer(reason) => {
+                        decision.reason = Some(reason.to_string());
+                        (ANSWER, Some("flow"))
+                    }
                 };
-                if meta.rule == Rule::Answer {
-                    decision.reason = Some(DropReason::TooBig.to_string());
-                }
             }
             Fate::Exit(Exit::Punt) => (decision.verdict, decision.service) = (PUNT, None),
             Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),

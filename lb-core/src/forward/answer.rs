@@ -86,7 +86,7 @@ pub fn tell<F: Frame>(
         state.answers.give_back();
         return Err(if reason == DropReason::NotOurs { refusal.into() } else { reason });
     }
-    (meta.rule, meta.out) = (Rule::Answer, port_id);
+    (meta.rule, meta.out) = (Rule::Answer(refusal.into()), port_id);
     counters.answered.add(1);
     Ok(())
 }

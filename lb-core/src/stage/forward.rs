@@ -62,7 +62,7 @@ pub fn forward<F: Frame>(
                 let way = (hop, &backend.path, service.mss);
                 let came = (place, came_by, port);
                 too_big::handle(frame, meta, way, came, (&mut *state, counters))?;
-                if meta.rule == Rule::Answer {
+                if matches!(meta.rule, Rule::Answer(_)) {
                     return Ok(());
                 }
             }
