@@ -10,7 +10,7 @@
 //! 2. [`burst`]: the frames that go through it together; [`frame`]: what a frame is, and where it
 //!    comes from and goes to; [`drop_reason`]: why one goes nowhere.
 //! 3. [`worker`]: one turn of the loop around it; [`state`]: what it remembers, [`fragments`] above
-//!    all; [`counters`]; [`rate`].
+//!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`].
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
 //! 5. [`publish`]: how a new version of the tables reaches the workers.
@@ -26,6 +26,7 @@ pub mod frame;
 pub mod maglev;
 pub mod model;
 pub mod pipeline;
+pub mod pool;
 mod prefetch;
 pub mod publish;
 mod quote;

@@ -4,8 +4,12 @@ use std::ops::Range;
 
 /// Where the flags lie in the header.
 pub const FLAGS: usize = 13;
+/// The flag that ends what a side has to say.
+pub const FIN: u8 = 0x01;
 /// The flag that opens a connection.
 pub const SYN: u8 = 0x02;
+/// The flag that ends a connection at once.
+pub const RST: u8 = 0x04;
 /// Where the checksum lies in the header.
 pub const CHECKSUM: Range<usize> = 16..18;
 

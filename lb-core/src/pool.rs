@@ -1,0 +1,394 @@
+//! The addresses and ports that clients stand behind (`fullnat`), and whose each is.
+//!
+//! A connection's place in the table *is* its address and port. The flow hash names two buckets of
+//! eight ports each, the connection takes a free one of them, and what a backend sends to that port
+//! leads to the same place without a search.
+//!
+//! * **Shared**: every worker looks up, opens and refreshes connections in the same table, so it does
+//!   not matter which queue a packet comes by, in either direction. An entry is a word of state,
+//!   which is changed by compare-and-swap, and a cache line of content, which is written only while
+//!   the state says so, and believed only if the state is the same after reading (a seqlock: Boehm,
+//!   *Can Seqlocks Get Along with Programming Language Memory Models?*, MSPC '12).
+//! * **Bounded**: 64,512 connections an address, of 72 bytes each. Connections of which nobody knows
+//!   whether there is a client (half-open) take half of a bucket at most, and compete only with each
+//!   other: a flood of them pushes nobody out who talks.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use ipnet::IpNet;
+
+use crate::flow_hash::reduce_low;
+use crate::rate::Tick;
+use crate::tables::Station;
+use crate::tuple::{Tuple, address_bytes};
+use crate::wire::{TCP, UDP};
+
+mod state;
+
+pub use state::{Phase, State};
+
+/// Addresses of a pool, at most.
+pub const ADDRESSES_MAX: u32 = 64;
+/// The ports below are not the pool's: they belong to well-known services (RFC 6056 §3.2).
+pub const FIRST_PORT: u16 = 1024;
+/// Ports of one address.
+pub const PORTS: u32 = 65_536 - FIRST_PORT as u32;
+/// Ports of one bucket.
+const WAYS: usize = 8;
+const BUCKETS: u32 = PORTS / WAYS as u32;
+/// Half-open connections in a bucket, at most.
+const OPENING_MAX: usize = WAYS / 2;
+
+/// The clients' connections, and the balancer's own addresses and ports that they leave by.
+#[derive(Debug)]
+pub struct Pool {
+    net: IpNet,
+    first: u128,
+    /// Of the first address, then of the second, ...
+    buckets: Box<[Bucket]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket {
+    states: [AtomicU64; WAYS],
+    contents: [Content; WAYS],
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Content([AtomicU64; 8]);
+
+const _: () = assert!(size_of::<Bucket>() == 64 + 64 * WAYS && PORTS % WAYS as u32 == 0);
+
+/// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// The client's address.
+    pub client: [u8; 16],
+    /// The service's address that it uses.
+    pub vip: [u8; 16],
+    /// The server that it talks to.
+    pub backend: [u8; 16],
+    /// The client's port.
+    pub client_port: [u8; 2],
+    /// The service's.
+    pub vip_port: [u8; 2],
+    /// The server's.
+    pub backend_port: [u8; 2],
+    /// Is it TCP, not UDP?
+    pub is_tcp: bool,
+    /// How long it may be silent, see [`units`].
+    pub idle_max: u16,
+    /// Place of the backend in the service's list, when it was last looked for.
+    pub place: u16,
+    /// The sequence number of the client's SYN.
+    pub isn: u32,
+}
+
+/// A connection in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Where.
+    pub place: u32,
+    /// How it was when it was read.
+    pub state: State,
+    /// Its content then.
+    pub connection: Connection,
+}
+
+/// Time in units of 4.096 seconds, which a state counts in: they come around after three days.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "it comes around")]
+pub fn units(tick: Tick) -> u16 {
+    (tick.0 >> 12) as u16
+}
+
+/// How long a connection may be silent, at most: a day.
+pub const IDLE_MAX: u16 = 21_094;
+
+impl Connection {
+    /// Is it the flow's?
+    fn is_of(&self, flow: &Tuple) -> bool {
+        let [a, b, c, d] = flow.ports;
+        self.client == flow.src
+            && self.vip == flow.dst
+            && ([a, b], [c, d]) == (self.client_port, self.vip_port)
+            && self.protocol() == flow.protocol
+    }
+
+    /// IANA's number.
+    #[must_use]
+    pub fn protocol(&self) -> u8 {
+        if self.is_tcp { TCP } else { UDP }
+    }
+
+    /// From the client to the service.
+    #[must_use]
+    pub fn flow(&self) -> Tuple {
+        let ([a, b], [c, d]) = (self.client_port, self.vip_port);
+        Tuple {
+            src: self.client,
+            dst: self.vip,
+            ports: [a, b, c, d],
+            protocol: self.protocol(),
+            is_ipv6: is_ipv6(&self.vip),
+        }
+    }
+
+    fn words(&self) -> [u64; 8] {
+        let [a, b] = halves(&self.client);
+        let [c, d] = halves(&self.vip);
+        let [e, f] = halves(&self.backend);
+        let kind = self.idle_max.min(IDLE_MAX) | u16::from(self.is_tcp) << 15;
+        let ports = [self.client_port, self.vip_port, self.backend_port, kind.to_be_bytes()];
+        let (ports, _) = ports.as_flattened().as_chunks();
+        let rest = u64::from(self.isn) << 32 | u64::from(self.place);
+        [a, b, c, d, e, f, u64::from_be_bytes(ports[0]), rest]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    fn from_words([a, b, c, d, e, f, ports, rest]: [u64; 8]) -> Self {
+        let port = |from: u32| ((ports >> from) as u16).to_be_bytes();
+        let kind = ports as u16;
+        Self {
+            client: joined([a, b]),
+            vip: joined([c, d]),
+            backend: joined([e, f]),
+            client_port: port(48),
+            vip_port: port(32),
+            backend_port: port(16),
+            is_tcp: kind >> 15 != 0,
+            idle_max: kind & 0x7fff,
+            place: rest as u16,
+            isn: (rest >> 32) as u32,
+        }
+    }
+}
+
+fn halves(address: &[u8; 16]) -> [u64; 2] {
+    let (halves, _) = address.as_chunks::<8>();
+    [halves[0], halves[1]].map(u64::from_ne_bytes)
+}
+
+fn joined(halves: [u64; 2]) -> [u8; 16] {
+    let mut address = [0; 16];
+    let (first, second) = address.split_at_mut(8);
+    first.copy_from_slice(&halves[0].to_ne_bytes());
+    second.copy_from_slice(&halves[1].to_ne_bytes());
+    address
+}
+
+/// Is this no IPv4-mapped address?
+fn is_ipv6(address: &[u8; 16]) -> bool {
+    address[..12] != [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+}
+
+impl Pool {
+    /// Nobody's yet. Of the prefix, [`ADDRESSES_MAX`] addresses are used at most.
+    #[must_use]
+    pub fn new(net: IpNet) -> Self {
+        let addresses = addresses(net);
+        Self {
+            net,
+            first: u128::from_be_bytes(address_bytes(net.network())),
+            buckets: (0..addresses * BUCKETS).map(|_| Bucket::default()).collect(),
+        }
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub fn net(&self) -> IpNet {
+        self.net
+    }
+
+    /// Are its addresses IPv6?
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        self.net.addr().is_ipv6()
+    }
+
+    /// The connection of a flow from a client to a service, whose hash with ports is `hash`.
+    #[must_use]
+    pub fn find(&self, flow: &Tuple, hash: u64) -> Option<Found> {
+        let tag = tag(hash);
+        for bucket in self.buckets_of(hash) {
+            let states = &self.buckets.get(bucket as usize)?.states;
+            for (way, state) in (0..).zip(states) {
+                let state = State(state.load(Ordering::Acquire));
+                if state.tag() == tag
+                    && let Some(found) = self.get(bucket * WAYS as u32 + way)
+                    && found.connection.is_of(flow)
+                {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// The connection that has this address and port.
+    #[must_use]
+    pub fn at(&self, address: &[u8; 16], port: [u8; 2]) -> Option<Found> {
+        let nth = u128::from_be_bytes(*address).checked_sub(self.first)?;
+        let nth = u32::try_from(nth).ok().filter(|nth| *nth < ADDRESSES_MAX)?;
+        let port = u16::from_be_bytes(port).checked_sub(FIRST_PORT)?;
+        self.get(nth * PORTS + u32::from(port))
+    }
+
+    /// The connection at `place`.
+    #[must_use]
+    pub fn get(&self, place: u32) -> Option<Found> {
+        let (states, contents) = self.entry(place)?;
+        let state = State(states.load(Ordering::Acquire));
+        let connection = Connection::from_words(contents.read());
+        // What was read is believed only if nobody has written in the meantime.
+        fence(Ordering::Acquire);
+        let after = State(states.load(Ordering::Relaxed));
+        let is_whole = state.phase().is_connection() && state.is_same_writing(after);
+        is_whole.then_some(Found { place, state, connection })
+    }
+
+    /// The address and port that a place stands for.
+    #[must_use]
+    pub fn station(&self, place: u32) -> Station {
+        #[expect(clippy::cast_possible_truncation, reason = "below PORTS")]
+        let port = FIRST_PORT + (place % PORTS) as u16;
+        let address = self.first + u128::from(place / PORTS);
+        Station { address: address.to_be_bytes(), port: Some(port.to_be_bytes()) }
+    }
+
+    /// Gives a flow with this hash an address and port. `None`: all that could be its are taken by
+    /// connections in use.
+    #[must_use]
+    pub fn open(&self, connection: &Connection, hash: u64, now: Tick) -> Option<u32> {
+        let now = units(now);
+        // Another worker may be faster: then there is one candidate less.
+        for _ in 0..2 * WAYS {
+            let Candidate { place, before, .. } = self.candidate(hash, now)?;
+            if self.write(place, before, connection, State::opening(before, tag(hash), now)) {
+                return Some(place);
+            }
+        }
+        None
+    }
+
+    /// Changes the content of an entry that was `before`. `false`, and nothing has happened, if it is
+    /// not as it was any more.
+    pub fn rewrite(&self, found: &Found, connection: &Connection, to: State) -> bool {
+        self.write(found.place, found.state, connection, to)
+    }
+
+    /// Changes the state of an entry, if it is as it was.
+    #[inline]
+    pub fn update(&self, found: &Found, to: State) {
+        if to != found.state
+            && let Some((state, _)) = self.entry(found.place)
+        {
+            // Somebody else was faster: as good.
+            let _ =
+                state.compare_exchange(found.state.0, to.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// A place that nobody needs, or that of a half-open connection.
+    fn candidate(&self, hash: u64, now: u16) -> Option<Candidate> {
+        let mut half_open = None;
+        for bucket in self.buckets_of(hash) {
+            let (mut free, mut opening) = (None, 0);
+            let Bucket { states, contents } = self.buckets.get(bucket as usize)?;
+            for (way, (state, content)) in (0..).zip(states.iter().zip(contents)) {
+                let before = State(state.load(Ordering::Acquire));
+                let age = before.age(now);
+                let idle_max = || Connection::from_words(content.read()).idle_max;
+                let this = Candidate { place: bucket * WAYS as u32 + way, before, age };
+                match before.phase() {
+                    Phase::Busy => {}
+                    Phase::Free => keep_oldest(&mut free, Candidate { age: u16::MAX, ..this }),
+                    // Of those that are over, what has been for the longest: its server is the most
+                    // likely to have forgotten it as well.
+                    _ if age > before.idle_max(idle_max) => keep_oldest(&mut free, this),
+                    Phase::Opening | Phase::Answered => {
+                        opening += 1;
+                        keep_oldest(&mut half_open, this);
+                    }
+                    Phase::Established | Phase::Closed => {}
+                }
+            }
+            if free.is_some() && opening < OPENING_MAX {
+                return free;
+            }
+        }
+        half_open
+    }
+
+    fn write(&self, place: u32, before: State, connection: &Connection, to: State) -> bool {
+        let Some((state, content)) = self.entry(place) else { return false };
+        let busy = before.busy();
+        let taken =
+            state.compare_exchange(before.0, busy.0, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if taken {
+            // Who reads any of the new words will see that the state has changed.
+            fence(Ordering::Release);
+            content.write(&connection.words());
+            state.store(to.written_after(busy).0, Ordering::Release);
+        }
+        taken
+    }
+
+    fn entry(&self, place: u32) -> Option<(&AtomicU64, &Content)> {
+        let Bucket { states, contents } = self.buckets.get(place as usize / WAYS)?;
+        Some((&states[place as usize % WAYS], &contents[place as usize % WAYS]))
+    }
+
+    /// The two buckets of a hash.
+    #[expect(clippy::cast_possible_truncation, reason = "at most ADDRESSES_MAX * BUCKETS")]
+    fn buckets_of(&self, hash: u64) -> [u32; 2] {
+        // Fibonacci hashing: other bits for the other bucket.
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let n = self.buckets.len() as u32;
+        [hash, hash.wrapping_mul(ODD) >> 32].map(|hash| reduce_low(hash, n))
+    }
+}
+
+impl Content {
+    fn read(&self) -> [u64; 8] {
+        self.0.each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    fn write(&self, words: &[u64; 8]) {
+        for (place, word) in self.0.iter().zip(words) {
+            place.store(*word, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A place that a new connection could have.
+struct Candidate {
+    place: u32,
+    before: State,
+    /// Units since it was last in use.
+    age: u16,
+}
+
+fn keep_oldest(oldest: &mut Option<Candidate>, other: Candidate) {
+    if oldest.as_ref().is_none_or(|oldest| other.age > oldest.age) {
+        *oldest = Some(other);
+    }
+}
+
+/// How many addresses of a prefix a pool uses.
+#[must_use]
+pub fn addresses(net: IpNet) -> u32 {
+    let host_bits = net.max_prefix_len() - net.prefix_len();
+    1_u32.checked_shl(host_bits.into()).map_or(ADDRESSES_MAX, |n| n.min(ADDRESSES_MAX))
+}
+
+/// The part of a hash that is kept beside the state.
+#[expect(clippy::cast_possible_truncation, reason = "the high half")]
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! How far a connection is: one word, changed as a whole.
+
+use crate::wire::tcp;
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// There is none.
+    Free,
+    /// It is being written.
+    Busy,
+    /// The client has sent something.
+    Opening,
+    /// The backend has answered.
+    Answered,
+    /// The client has answered that.
+    Established,
+    /// It was reset, or both sides have said that they are done.
+    Closed,
+}
+
+impl Phase {
+    /// Is there a connection?
+    #[must_use]
+    pub fn is_connection(self) -> bool {
+        !matches!(self, Self::Free | Self::Busy)
+    }
+}
+
+/// The state of an entry.
+///
+/// | bits | |
+/// | --- | --- |
+/// | 0..8 | counts writings |
+/// | 8..12 | [`Phase`] |
+/// | 12..15 | the client is done; the backend is done; the backend has the PROXY header |
+/// | 16..32 | when it was last seen, in [`super::units`] |
+/// | 32..64 | a part of the flow's hash |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State(pub(super) u64);
+
+const PHASES: [Phase; 6] =
+    [Phase::Free, Phase::Busy, Phase::Opening, Phase::Answered, Phase::Established, Phase::Closed];
+const CLIENT_DONE: u64 = 1 << 12;
+const BACKEND_DONE: u64 = 1 << 13;
+const HAS_HEADER: u64 = 1 << 14;
+/// How long half-open connections are kept, in units: about half a minute.
+const OPENING_UNITS: u16 = 8;
+/// As long as the other end may be in TIME-WAIT (a minute with Linux), so that it knows the port no
+/// more when it is used again.
+const CLOSED_UNITS: u16 = 16;
+
+impl State {
+    /// Of a connection whose first packet has come, in the place of one that was `before`.
+    pub(super) fn opening(before: Self, tag: u32, now: u16) -> Self {
+        Self(before.0 & 0xff | u64::from(tag) << 32).with_phase(Phase::Opening).seen(now)
+    }
+
+    /// A part of the flow's hash.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the high half")]
+    pub fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn phase(self) -> Phase {
+        PHASES.get((self.0 >> 8 & 0xf) as usize).copied().unwrap_or(Phase::Free)
+    }
+
+    fn with_phase(self, phase: Phase) -> Self {
+        Self(self.0 & !(0xf << 8) | (phase as u64) << 8)
+    }
+
+    fn seen(self, now: u16) -> Self {
+        Self(self.0 & !(0xffff << 16) | u64::from(now) << 16)
+    }
+
+    /// Does the backend have the PROXY header, by its own word?
+    #[must_use]
+    pub fn has_header(self) -> bool {
+        self.0 & HAS_HEADER != 0
+    }
+
+    /// The backend says that it has the PROXY header.
+    #[must_use]
+    pub fn with_header(self) -> Self {
+        Self(self.0 | HAS_HEADER)
+    }
+
+    /// Units since it was last seen.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+    pub(super) fn age(self, now: u16) -> u16 {
+        now.wrapping_sub((self.0 >> 16) as u16)
+    }
+
+    /// How long it may be silent, in units.
+    pub(super) fn idle_max(self, established: impl FnOnce() -> u16) -> u16 {
+        match self.phase() {
+            Phase::Closed => CLOSED_UNITS,
+            Phase::Established => established(),
+            _ => OPENING_UNITS,
+        }
+    }
+
+    /// While an entry is written.
+    pub(super) fn busy(self) -> Self {
+        Self(self.0 & !0xff | self.0.wrapping_add(1) & 0xff).with_phase(Phase::Busy)
+    }
+
+    /// This state, as the outcome of the writing that began with `busy`.
+    pub(super) fn written_after(self, busy: Self) -> Self {
+        Self(self.0 & !0xff | busy.0 & 0xff)
+    }
+
+    /// Is the content that was written when this was read also that of `other`?
+    pub(super) fn is_same_writing(self, other: Self) -> bool {
+        self.0 & 0xff == other.0 & 0xff && other.phase().is_connection()
+    }
+
+    /// After a packet of the client; its flags, if it is a TCP segment's.
+    #[must_use]
+    pub fn client_sent(self, flags: Option<u8>, now: u16) -> Self {
+        let next = if self.phase() == Phase::Answered && !has(flags, tcp::SYN) {
+            self.with_phase(Phase::Established)
+        } else {
+            self
+        };
+        next.seen(now).after(flags, CLIENT_DONE)
+    }
+
+    /// After a packet of the backend.
+    #[must_use]
+    pub fn backend_sent(self, flags: Option<u8>, now: u16) -> Self {
+        let next =
+            if self.phase() == Phase::Opening { self.with_phase(Phase::Answered) } else { self };
+        next.seen(now).after(flags, BACKEND_DONE)
+    }
+
+    /// RFC 9293 §3.6: it is over when both sides have sent a FIN, or one a RST.
+    fn after(self, flags: Option<u8>, done: u64) -> Self {
+        let state = if has(flags, tcp::FIN) { Self(self.0 | done) } else { self };
+        let both = state.0 & CLIENT_DONE != 0 && state.0 & BACKEND_DONE != 0;
+        if both || has(flags, tcp::RST) { state.with_phase(Phase::Closed) } else { state }
+    }
+
+    /// Of the same entry, for a new connection of the same client and port.
+    #[must_use]
+    pub fn reopened(self, now: u16) -> Self {
+        Self::opening(self, self.tag(), now)
+    }
+
+    /// Is a SYN of the client a new connection, not a part of this one?
+    #[must_use]
+    pub fn may_reopen(self) -> bool {
+        matches!(self.phase(), Phase::Closed | Phase::Opening)
+    }
+}
+
+fn has(flags: Option<u8>, flag: u8) -> bool {
+    flags.is_some_and(|flags| flags & flag != 0)
+}
