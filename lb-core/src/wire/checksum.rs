@@ -50,9 +50,15 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub fn replace(self, old: &[u8], new: &[u8]) -> Self {
+        self.replace_sum(Sum::default().plus(old), Sum::default().plus(new))
+    }
+
+    /// As [`Checksum::replace`], of what is summed up already.
+    #[inline]
+    #[must_use]
+    pub fn replace_sum(self, old: Sum, new: Sum) -> Self {
         let Self([a, b]) = self;
-        let without = |bytes: &[u8]| Sum::default().plus(bytes).complement();
-        Sum::default().plus(&[!a, !b]).join(without(old)).plus(new).checksum()
+        new.plus(&[!a, !b]).minus(old).checksum()
     }
 
     /// As UDP writes it: zero means that there is none (RFC 768), so a sum of zero is written as its
@@ -91,14 +97,12 @@ impl Sum {
         self.plus(src).plus(dst).plus(&len.to_be_bytes()).plus(&[0, protocol])
     }
 
+    /// Adds the complement of `other`; of its 48 bits, which is that of 16 when all is folded, because
+    /// it is as many times all ones. No sum over a packet has more.
     #[inline]
-    fn join(self, other: u16) -> Self {
-        Self(self.0 + u64::from(other))
-    }
-
-    #[inline]
-    fn complement(self) -> u16 {
-        u16::from_ne_bytes(self.checksum().0)
+    fn minus(self, other: Self) -> Self {
+        const ALL_ONES: u64 = (1 << 48) - 1;
+        Self(self.0 + (ALL_ONES - other.0))
     }
 
     /// Folds the carries in and complements (RFC 1071 §4.1).
