@@ -17,7 +17,7 @@ pub enum DropReason {
     /// An IPv4 header of fewer than five words (RFC 791 §3.1).
     #[error("bad_header_length")]
     BadHeaderLength,
-    /// The IPv4 header checksum is wrong.
+    /// The IPv4 header checksum is wrong; or that of an ICMP error that has to be written anew.
     #[error("bad_checksum")]
     BadChecksum,
     /// A source address that no sender can have: multicast, loopback, unspecified, broadcast
@@ -68,6 +68,10 @@ pub enum DropReason {
     /// The packet has been on its way for too many hops (RFC 1812 §5.3.1).
     #[error("ttl_exceeded")]
     TtlExceeded,
+    /// Nothing of the other family says the same (RFC 7915): a source route, some errors; a part of a
+    /// datagram without checksum.
+    #[error("untranslatable")]
+    Untranslatable,
     /// No buffer for the rest of a packet that has to leave in pieces.
     #[error("no_buffer")]
     NoBuffer,
@@ -78,7 +82,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -99,6 +103,7 @@ impl DropReason {
         Self::NoHeadroom,
         Self::TooBig,
         Self::TtlExceeded,
+        Self::Untranslatable,
         Self::NoBuffer,
         Self::TxFull,
     ];

@@ -18,6 +18,7 @@ pub mod l2dsr;
 pub mod mss;
 pub mod nat;
 mod outer;
+pub mod siit;
 mod split;
 pub mod too_big;
 

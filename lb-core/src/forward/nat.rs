@@ -99,7 +99,7 @@ fn translate(
 
 type Address = ArrayVec<u8, 16>;
 
-fn address(station: &Station, is_ipv6: bool) -> &[u8] {
+pub(super) fn address(station: &Station, is_ipv6: bool) -> &[u8] {
     if is_ipv6 { &station.address } else { &station.address[12..] }
 }
 

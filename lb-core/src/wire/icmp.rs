@@ -17,10 +17,14 @@ pub const FRAGMENTATION_NEEDED: u8 = 4;
 pub const TIME_EXCEEDED: u8 = 11;
 /// ICMP: parameter problem.
 pub const PARAMETER_PROBLEM: u8 = 12;
+/// `ICMPv6`: destination unreachable.
+pub const V6_UNREACHABLE: u8 = 1;
 /// `ICMPv6`: packet too big.
 pub const V6_TOO_BIG: u8 = 2;
 /// `ICMPv6`: time exceeded.
 pub const V6_TIME_EXCEEDED: u8 = 3;
+/// `ICMPv6`: parameter problem.
+pub const V6_PARAMETER_PROBLEM: u8 = 4;
 
 /// Is this type of message an error about a packet that it quotes?
 #[must_use]

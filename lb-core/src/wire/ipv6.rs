@@ -11,7 +11,8 @@ pub const HEADER_BYTES: usize = 40;
 pub const EXTENSIONS_MAX: usize = 8;
 
 const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
+/// The routing header's number among next headers.
+pub const ROUTING: u8 = 43;
 /// The fragment header's number among next headers.
 pub const FRAGMENT: u8 = 44;
 /// Bytes of a fragment header.

@@ -1,0 +1,260 @@
+//! What IP headers say in both families.
+
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Ends, IPV6_MTU_MIN, LONGER_BYTES};
+use crate::drop_reason::DropReason;
+use crate::tables::Station;
+use crate::wire::checksum::{Checksum, Sum};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, FragmentHeader, Ipv6};
+use crate::wire::{ICMP, ICMPV6, ethernet};
+
+/// An IPv4 packet of more bytes was made of one that IPv6's least link could not carry: its sender
+/// looks for the MTU, so routers may not cut it (RFC 7915 §5.1).
+const CUT_BYTES_MAX: u16 = IPV6_MTU_MIN - LONGER_BYTES;
+
+/// What the headers of a packet say in both families.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) is_ipv6: bool,
+    /// Bytes of the headers, with options or extension headers.
+    pub(super) bytes: usize,
+    /// Bytes behind them, as they say.
+    pub(super) payload_len: usize,
+    pub(super) traffic_class: u8,
+    pub(super) hops: u8,
+    pub(super) protocol: u8,
+    pub(super) fragment: Option<Fragment>,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fragment {
+    pub(super) id: u32,
+    /// In 8 bytes.
+    pub(super) offset: u16,
+    pub(super) has_more: bool,
+}
+
+impl Head {
+    /// Reads what `packet` begins with, which may be cut short behind its headers. Options are of no
+    /// consequence (RFC 7915 §4.1), but for a route.
+    #[inline(always)]
+    pub(super) fn of_ipv4(packet: &[u8]) -> Result<Self, DropReason> {
+        let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        let bytes = ip.header_len();
+        if bytes != ipv4::HEADER_BYTES {
+            check_options(packet.get(ipv4::HEADER_BYTES..bytes).ok_or(DropReason::Truncated)?)?;
+        }
+        let fragment = ip.is_fragment().then(|| Fragment {
+            id: ip.id.get().into(),
+            offset: ip.fragment.get() & ipv4::OFFSET_MASK,
+            has_more: ip.fragment.get() & ipv4::MORE_FRAGMENTS != 0,
+        });
+        Ok(Self {
+            is_ipv6: false,
+            bytes,
+            payload_len: usize::from(ip.total_len.get()).saturating_sub(bytes),
+            traffic_class: ip.tos,
+            hops: ip.ttl,
+            protocol: ip.protocol,
+            fragment,
+        })
+    }
+
+    /// As [`Head::of_ipv4`], without extension headers: one would be taken for the protocol.
+    #[inline(always)]
+    pub(super) fn of_ipv6(packet: &[u8]) -> Result<Self, DropReason> {
+        let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        Ok(Self {
+            is_ipv6: true,
+            bytes: ipv6::HEADER_BYTES,
+            payload_len: ip.payload_len.get().into(),
+            traffic_class: ip.traffic_class(),
+            hops: ip.hop_limit,
+            protocol: ip.next_header,
+            fragment: None,
+        })
+    }
+
+    /// As [`Head::of_ipv4`]. All extension headers go, but for what a fragment header says (RFC 7915
+    /// §5.1, §5.1.1).
+    pub(super) fn of_extended_ipv6(packet: &[u8]) -> Result<Self, DropReason> {
+        let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        let upper = ip.upper_layer(packet)?;
+        let mut rest = packet.get(ipv6::HEADER_BYTES..upper.offset).ok_or(DropReason::Truncated)?;
+        let (mut kind, mut fragment) = (ip.next_header, None);
+        while let &[next, len, _, segments_left, ..] = rest {
+            let mut bytes = 8 + usize::from(len) * 8;
+            match kind {
+                ipv6::ROUTING if segments_left != 0 => return Err(DropReason::Untranslatable),
+                ipv6::FRAGMENT => {
+                    let (header, _) =
+                        FragmentHeader::ref_from_prefix(rest).map_err(|_| DropReason::Truncated)?;
+                    let field = header.offset_and_more.get();
+                    let (offset, has_more) = (field >> 3, field & 1 != 0);
+                    fragment = Some(Fragment { id: header.id.get(), offset, has_more });
+                    bytes = ipv6::FRAGMENT_BYTES;
+                }
+                _ => {}
+            }
+            (kind, rest) = (next, rest.get(bytes..).unwrap_or_default());
+        }
+        let payload_len = ip.total_len().saturating_sub(upper.offset);
+        let (bytes, protocol) = (upper.offset, upper.protocol);
+        Ok(Self { bytes, payload_len, protocol, fragment, ..Self::of_ipv6(packet)? })
+    }
+
+    /// RFC 7915 §4.1, §5.1.
+    #[inline(always)]
+    pub(super) fn one_hop_less(&self) -> Result<u8, DropReason> {
+        match self.hops {
+            0 | 1 => Err(DropReason::TtlExceeded),
+            hops => Ok(hops - 1),
+        }
+    }
+
+    /// Is it a protocol that is the same in both families? An extension header that comes behind a
+    /// fragment's (RFC 7915 §5.1.1) or in IPv4's clothes is none, and ICMP is only as an error.
+    #[inline(always)]
+    pub(super) fn check_protocol(&self) -> Result<(), DropReason> {
+        if matches!(self.protocol, ICMP | ICMPV6) || ipv6::is_extension(self.protocol) {
+            return Err(DropReason::Untranslatable);
+        }
+        Ok(())
+    }
+
+    /// The sum of the addresses of the `packet` that this was read from.
+    #[inline(always)]
+    pub(super) fn addresses(&self, packet: &[u8]) -> Sum {
+        let place = if self.is_ipv6 { 8..ipv6::HEADER_BYTES } else { 12..ipv4::HEADER_BYTES };
+        Sum::default().plus(packet.get(place).unwrap_or_default())
+    }
+
+    /// The header of the other family before `payload_len` bytes. `id` names an IPv4 packet that
+    /// brought no name and that routers may cut.
+    #[inline(always)]
+    pub(super) fn translated(
+        &self,
+        payload_len: usize,
+        ends: Ends<'_>,
+        hops: u8,
+        id: u16,
+    ) -> Header {
+        let len = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
+        if self.is_ipv6 {
+            let total_len = len(ipv4::HEADER_BYTES + payload_len);
+            let (id, flags) = match self.fragment {
+                #[expect(clippy::cast_possible_truncation, reason = "RFC 7915 §5.1.1")]
+                Some(part) => {
+                    let more = if part.has_more { ipv4::MORE_FRAGMENTS } else { 0 };
+                    (part.id as u16, more | part.offset)
+                }
+                None if total_len > CUT_BYTES_MAX => (0, ipv4::DONT_FRAGMENT), // RFC 6864 §4.1
+                None => (id, 0),
+            };
+            let mut header = Ipv4 {
+                version_ihl: 0x45,
+                tos: self.traffic_class,
+                total_len: U16::new(total_len),
+                id: U16::new(id),
+                fragment: U16::new(flags),
+                ttl: hops,
+                protocol: self.protocol,
+                checksum: Checksum::ZERO,
+                src: ipv4_address(ends.0),
+                dst: ipv4_address(ends.1),
+            };
+            header.checksum = Checksum::of(header.as_bytes());
+            return Header::V4(header);
+        }
+        // RFC 7915 §4.1
+        let fragment = self.fragment.map(|part| FragmentHeader {
+            next_header: self.protocol,
+            reserved: 0,
+            offset_and_more: U16::new(part.offset << 3 | u16::from(part.has_more)),
+            id: U32::new(part.id),
+        });
+        let (next_header, extra) = match fragment {
+            Some(_) => (ipv6::FRAGMENT, ipv6::FRAGMENT_BYTES),
+            None => (self.protocol, 0),
+        };
+        let header = Ipv6 {
+            version_class_flow: U32::new(6 << 28 | u32::from(self.traffic_class) << 20),
+            payload_len: U16::new(len(extra + payload_len)),
+            next_header,
+            hop_limit: hops,
+            src: ends.0.address,
+            dst: ends.1.address,
+        };
+        Header::V6(header, fragment)
+    }
+}
+
+fn ipv4_address(station: &Station) -> [u8; 4] {
+    let [.., a, b, c, d] = station.address;
+    [a, b, c, d]
+}
+
+/// An unexpired source route (RFC 791 §3.1) leads to where the address does not.
+#[cold]
+fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_ROUTE: u8 = 131;
+    const STRICT_ROUTE: u8 = 137;
+    while let [kind, after @ ..] = options {
+        options = match (*kind, after) {
+            (NO_OPERATION, _) => after,
+            (LOOSE_ROUTE | STRICT_ROUTE, [len, pointer, ..]) if pointer <= len => {
+                return Err(DropReason::Untranslatable);
+            }
+            (END, _) => return Ok(()),
+            (_, [len, ..]) if *len >= 2 => options.get(usize::from(*len)..).unwrap_or_default(),
+            _ => return Ok(()),
+        };
+    }
+    Ok(())
+}
+
+/// What a packet begins with from now on.
+pub(super) enum Header {
+    V4(Ipv4),
+    V6(Ipv6, Option<FragmentHeader>),
+}
+
+impl Header {
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::V4(_) => ipv4::HEADER_BYTES,
+            Self::V6(_, None) => ipv6::HEADER_BYTES,
+            Self::V6(_, Some(_)) => ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn ether_type(&self) -> u16 {
+        match self {
+            Self::V4(_) => ethernet::IPV4,
+            Self::V6(..) => ethernet::IPV6,
+        }
+    }
+
+    /// Writes it to the front of `bytes`; returns the rest.
+    #[inline(always)]
+    pub(super) fn write<'a>(&self, bytes: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
+        let (place, rest) = bytes.split_at_mut_checked(self.len()).ok_or(DropReason::NoHeadroom)?;
+        let written = match self {
+            Self::V4(ip) => ip.write_to(place).ok(),
+            Self::V6(ip, None) => ip.write_to(place).ok(),
+            Self::V6(ip, Some(fragment)) => {
+                ip.write_to_prefix(place).ok().and_then(|()| fragment.write_to_suffix(place).ok())
+            }
+        };
+        written.ok_or(DropReason::NoHeadroom)?;
+        Ok(rest)
+    }
+}

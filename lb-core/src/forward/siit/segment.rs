@@ -1,0 +1,137 @@
+//! What changes behind IP headers.
+
+use std::ops::Range;
+
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::Ends;
+use super::head::Head;
+use crate::drop_reason::DropReason;
+use crate::forward::nat::address;
+use crate::wire::checksum::{Checksum, Sum};
+use crate::wire::ports::{self, Ports};
+use crate::wire::udp::{self, Udp};
+use crate::wire::{TCP, UDP, tcp};
+
+/// What changes in a transport header.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    ports: Option<Ports>,
+    checksum: Option<(Range<usize>, Checksum)>,
+}
+
+impl Change {
+    /// Of a whole packet, or of a fragment: the first has all of the header, and a checksum that covers
+    /// all of the datagram; the others have nothing.
+    #[inline(always)]
+    pub(super) fn of_packet(
+        head: &Head,
+        packet: &[u8],
+        segment: &[u8],
+        ends: Ends<'_>,
+    ) -> Result<Self, DropReason> {
+        if head.fragment.is_some_and(|part| part.offset != 0) {
+            return Ok(Self::default());
+        }
+        if ports::header_bytes(head.protocol).is_some_and(|needed| segment.len() < needed) {
+            return Err(match head.fragment {
+                Some(_) => DropReason::FragmentTiny,
+                None => DropReason::Truncated,
+            });
+        }
+        let mut change = Self::new(head, packet, segment, ends);
+        if head.protocol == UDP && !head.is_ipv6 && change.checksum.is_none() {
+            change.checksum = Some(change.udp_checksum(head, segment, ends)?);
+        }
+        Ok(change)
+    }
+
+    /// As far as ports and checksum are there: a quote may end anywhere. (SCTP's checksum covers no
+    /// address, but its ports: they stay.)
+    #[inline(always)]
+    pub(super) fn new(head: &Head, packet: &[u8], segment: &[u8], (src, dst): Ends<'_>) -> Self {
+        let Some(place) = checksum_place(head.protocol) else { return Self::default() };
+        let Ok((old, _)) = Ports::ref_from_prefix(segment) else { return Self::default() };
+        let new = Ports {
+            src: src.port.map_or(old.src, U16::from_bytes),
+            dst: dst.port.map_or(old.dst, U16::from_bytes),
+        };
+        let mut change = Self { ports: Some(new), checksum: None };
+        let Some(&[high, low]) = segment.get(place.clone()) else { return change };
+        let sum = Checksum::from([high, low]);
+        if head.protocol == UDP && sum == Checksum::ZERO {
+            return change; // none (RFC 768)
+        }
+        let old = head.addresses(packet).plus(old.as_bytes());
+        let [src, dst] = [src, dst].map(|station| address(station, !head.is_ipv6));
+        let new = Sum::default().plus(src).plus(dst).plus(new.as_bytes());
+        let sum = sum.replace_sum(old, new);
+        change.checksum = Some((place, if head.protocol == UDP { sum.never_zero() } else { sum }));
+        change
+    }
+
+    /// The checksum of a datagram that came without: IPv6 has to have one (RFC 7915 §4.5). Of a part
+    /// of a datagram nobody can tell it.
+    #[cold]
+    fn udp_checksum(
+        &self,
+        head: &Head,
+        segment: &[u8],
+        (src, dst): Ends<'_>,
+    ) -> Result<(Range<usize>, Checksum), DropReason> {
+        if head.fragment.is_some() {
+            return Err(DropReason::Untranslatable);
+        }
+        let (udp, _) = Udp::ref_from_prefix(segment).map_err(|_| DropReason::Truncated)?;
+        let len = udp.len.get();
+        let behind_ports = segment.get(4..len.into()).ok_or(DropReason::Truncated)?;
+        if usize::from(len) < ports::UDP_HEADER_BYTES {
+            return Err(DropReason::Truncated);
+        }
+        let sum = Sum::default()
+            .pseudo_header(&src.address, &dst.address, len, UDP)
+            .plus(self.ports.as_ref().map_or(&[][..], IntoBytes::as_bytes))
+            .plus(behind_ports);
+        Ok((udp::CHECKSUM, sum.checksum().never_zero()))
+    }
+
+    #[inline(always)]
+    pub(super) fn apply(self, segment: &mut [u8]) {
+        // Both are there: that is where they came from.
+        if let Some(ports) = self.ports {
+            let _ = ports.write_to_prefix(segment);
+        }
+        if let Some((place, sum)) = self.checksum
+            && let Some(place) = segment.get_mut(place)
+        {
+            let _ = sum.write_to(place);
+        }
+    }
+}
+
+/// A name for a packet that may be cut. Nothing counts packets here; but a checksum covers all of one,
+/// so that two of the same ends hardly ever have the same name. The flow hash, which is keyed, hides it
+/// from those who would send other pieces (RFC 7739).
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
+pub(super) fn id(protocol: u8, segment: &[u8], hash: u64) -> u16 {
+    let checksum = checksum_place(protocol).and_then(|place| segment.get(place));
+    let distinct = if let Some(&[high, low]) = checksum {
+        u16::from_be_bytes([high, low])
+    } else {
+        // ESP's sequence number, for example.
+        zerocopy::transmute!(Checksum::of(segment.get(..8).unwrap_or(segment)))
+    };
+    distinct ^ hash as u16
+}
+
+/// Where a transport header has a checksum that covers addresses.
+#[inline(always)]
+fn checksum_place(protocol: u8) -> Option<Range<usize>> {
+    match protocol {
+        TCP => Some(tcp::CHECKSUM),
+        UDP => Some(udp::CHECKSUM),
+        _ => None,
+    }
+}
