@@ -134,6 +134,13 @@ pub enum Problem {
     #[diagnostic(help("remove it, or write `forward = {modes}`"))]
     KeyOfOtherMode { key: &'static str, modes: &'static str },
 
+    #[error("\"fullnat\" needs a `pool`: addresses that backends see instead of the clients'")]
+    #[diagnostic(help(
+        "add `pool = \"10.0.0.200/30\"`, or one address: of the backends' family, nobody else's, and \
+         on a port's subnet or routed to the balancer"
+    ))]
+    NoPool,
+
     #[error("no [[port]] is named {}", cut(given))]
     #[diagnostic(help("{}", port_names(given, ports)))]
     NoSuchPort { given: String, ports: Vec<String> },

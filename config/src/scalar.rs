@@ -1,9 +1,12 @@
 //! The values that a key can have: for each, how it is read, and what the schema says of it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol};
+use lb_core::model::{
+    Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol,
+};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -252,7 +255,7 @@ impl Scalar for IpAddr {
     }
 }
 
-/// The address of a service. Prefixes are recognised, and not available yet.
+/// The address of a service, or its pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ServiceAddress(pub(crate) IpNet);
 
@@ -328,8 +331,6 @@ impl Scalar for HashKey {
 pub(crate) trait Word: Copy + 'static {
     /// What may be written, and what it means.
     const WORDS: &'static [(&'static str, Self)];
-    /// Planned for later versions.
-    const LATER: &'static [&'static str] = &[];
     /// One of the words in quotes.
     const EXAMPLE: &'static str;
 }
@@ -344,13 +345,7 @@ impl<T: Word> Scalar for T {
             return Ok(*meaning);
         }
         let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
-        Err(if T::LATER.contains(&given) {
-            let words = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>();
-            let instead = format!("use one of {}", words.join(", "));
-            Problem::NotAvailable { given: given.into(), instead }
-        } else {
-            Problem::UnknownWord { given: given.into(), words }
-        })
+        Err(Problem::UnknownWord { given: given.into(), words })
     }
 
     fn schema() -> Schema {
@@ -373,6 +368,7 @@ pub(crate) enum ForwardMode {
     Gue,
     Gre,
     Nat,
+    FullNat,
 }
 
 impl ForwardMode {
@@ -389,9 +385,29 @@ impl Word for ForwardMode {
         ("gue", Self::Gue),
         ("gre", Self::Gre),
         ("nat", Self::Nat),
+        ("fullnat", Self::FullNat),
     ];
-    const LATER: &'static [&'static str] = &["fullnat"];
     const EXAMPLE: &'static str = "\"l2dsr\"";
+}
+
+impl Word for ClientAddress {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("hidden", Self::Hidden), ("toa", Self::Toa), ("proxy", Self::Proxy)];
+    const EXAMPLE: &'static str = "\"proxy\"";
+}
+
+impl Scalar for Duration {
+    const EXPECTED: &'static str = "a time with its unit";
+    const EXAMPLE: &'static str = "\"15m\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        humantime::parse_duration(given).map_err(|_| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^([0-9]+ ?[a-z]+ ?)+$" })
+    }
 }
 
 impl Word for Flows {

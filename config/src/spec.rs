@@ -3,9 +3,10 @@
 //! To add a key, add it here and use it in [`crate::validate`].
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
+use lb_core::model::{Affinity, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -106,13 +107,23 @@ table! {
         protocol: Required<Protocol>,
         /// How packets reach a backend: "l2dsr" sets the destination MAC address; "ipip", "gue" (over
         /// UDP) and "gre" put the packet into another IP packet; "nat" sets the destination address
-        /// and port, and backends answer through the balancer.
+        /// and port, and backends answer through the balancer; "fullnat" sets the source as well, to
+        /// one of `pool`, so that backends need no route for the answer, and may be of another family.
         forward: Required<ForwardMode>,
         /// Prefix that the sources of outer headers are drawn from, by flow, so that the network and
         /// the backends spread flows; "ipip", "gue" and "gre" only. Absent: the port's address.
         outer_source: Optional<IpNet>,
         /// The backends' UDP port; "gue" only. Absent: 6080.
         gue_port: Optional<Within<u16, 1, 65_535>>,
+        /// "fullnat" only: the addresses of the balancer's that backends see instead of the client's,
+        /// one or a prefix, which nobody else may have. Each has room for 64,512 connections.
+        pool: Optional<ServiceAddress>,
+        /// "fullnat" only: how backends learn of the client's address: by a TCP option ("toa"), by a
+        /// PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
+        client_address: Optional<ClientAddress>,
+        /// "fullnat" only: how long a connection may be silent before its port is another's. Absent:
+        /// 15 minutes, for UDP one.
+        idle_timeout: Optional<Duration>,
         /// Lowers the largest segment size in TCP's SYNs to this, or with "auto" to what fits the way
         /// to the backend.
         mss: Optional<Mss>,
@@ -133,7 +144,7 @@ table! {
     Backend("a backend", "{ address = \"10.0.0.11\" }") {
         /// Its address.
         address: Required<IpAddr>,
-        /// Its port, if not the service's; "nat" only.
+        /// Its port, if not the service's; "nat" and "fullnat" only.
         port: Optional<Within<u16, 1, 65_535>>,
         /// Its share of the flows, relative to the other backends.
         weight: Optional<Within<u32, 0, { WEIGHT_MAX as i64 }>> = 1,

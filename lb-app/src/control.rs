@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::model::{DesiredState, Forward, Vip};
+use lb_core::model::{DesiredState, Forward, ServiceSpec, Vip};
+use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{compile, ways};
@@ -295,15 +296,19 @@ impl Control {
     }
 }
 
-/// All service addresses that the kernel is to have. A prefix is routed here, not assigned.
+/// All service addresses that the kernel is to have, and those of pools, so that it answers ARP and
+/// neighbour discovery for them. A service's prefix is routed here, not assigned.
 fn vips(desired: &DesiredState) -> BTreeSet<IpAddr> {
-    let vips = desired.services().iter().map(|service| service.spec().vip);
-    vips.filter(Vip::is_one_address).map(|vip| vip.address.addr()).collect()
+    let specs = || desired.services().iter().map(|service| service.spec());
+    let vips = specs().map(|spec| spec.vip).filter(Vip::is_one_address);
+    let pools = specs().filter_map(ServiceSpec::pool).flat_map(pool::all_addresses);
+    vips.map(|vip| vip.address.addr()).chain(pools).collect()
 }
 
 /// Are there services whose answers come through the balancer?
 fn needs_fib(desired: &DesiredState) -> bool {
-    desired.services().iter().any(|service| service.spec().forward == Forward::Nat)
+    let translates = |forward| matches!(forward, Forward::Nat | Forward::FullNat(_));
+    desired.services().iter().any(|service| translates(service.spec().forward))
 }
 
 /// The backends that the kernel is asked about.

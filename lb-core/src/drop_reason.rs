@@ -56,6 +56,12 @@ pub enum DropReason {
     /// The service has no backend that may take traffic.
     #[error("no_backend")]
     NoBackend,
+    /// It belongs to a connection that is not known (any more), and opens none.
+    #[error("no_connection")]
+    NoConnection,
+    /// All ports of the pool that the connection could have are in use.
+    #[error("pool_full")]
+    PoolFull,
     /// No next hop of the backend is known yet.
     #[error("next_hop_unresolved")]
     NextHopUnresolved,
@@ -82,7 +88,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -99,6 +105,8 @@ impl DropReason {
         Self::NotOurs,
         Self::PuntLimit,
         Self::NoBackend,
+        Self::NoConnection,
+        Self::PoolFull,
         Self::NextHopUnresolved,
         Self::NoHeadroom,
         Self::TooBig,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -15,6 +16,7 @@ mod vip;
 
 pub use vip::{PortRange, Protocol, Vip};
 
+use crate::pool;
 use crate::wire::ethernet::MacAddr;
 
 /// Services in a [`DesiredState`], at most.
@@ -41,6 +43,30 @@ pub enum Forward {
     /// The destination becomes the backend's address and port; the way back leads through the
     /// balancer, which puts the VIP in its place again.
     Nat,
+    /// As `Nat`, and the source becomes an address and port of the balancer's, so that answers come
+    /// back whatever the backend's routes are. Backends may be of another family than the VIP.
+    FullNat(FullNat),
+}
+
+/// Where clients stand behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FullNat {
+    /// The addresses that backends see; services may share them.
+    pub pool: IpNet,
+    /// How backends learn of the client's own.
+    pub client_address: ClientAddress,
+}
+
+/// How a backend is told who the client is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// It is not.
+    #[default]
+    Hidden,
+    /// By a TCP option of kind 254 in the first segments: port and address.
+    Toa,
+    /// By a PROXY protocol header, version 2, before the first byte of the stream.
+    Proxy,
 }
 
 impl Forward {
@@ -155,6 +181,9 @@ pub struct ServiceSpec {
     pub flows: Flows,
     /// TCP only: are segments kept small?
     pub mss: MssClamp,
+    /// How long a flow may be silent and is still remembered; absent: see
+    /// [`ServiceSpec::idle_timeout`].
+    pub idle_timeout: Option<Duration>,
     /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
     pub slots: Option<u32>,
     /// The servers; may be empty (then packets are dropped, and counted).
@@ -172,8 +201,26 @@ impl ServiceSpec {
             affinity: Affinity::default(),
             flows: Flows::default(),
             mss: MssClamp::default(),
+            idle_timeout: None,
             slots: None,
             backends: Vec::new(),
+        }
+    }
+
+    /// How long a flow may be silent and is still remembered: a quarter of an hour for TCP, a minute
+    /// for what has no connections, if nothing else was asked for.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        let seconds = if self.vip.protocol == Protocol::Udp { 60 } else { 15 * 60 };
+        self.idle_timeout.unwrap_or(Duration::from_secs(seconds))
+    }
+
+    /// The addresses that backends see instead of the client's, if there are any.
+    #[must_use]
+    pub fn pool(&self) -> Option<IpNet> {
+        match self.forward {
+            Forward::FullNat(FullNat { pool, .. }) => Some(pool),
+            _ => None,
         }
     }
 
@@ -204,6 +251,9 @@ pub enum Key {
     Port,
     OuterSource,
     GuePort,
+    Pool,
+    ClientAddress,
+    IdleTimeout,
     Flows,
     Mss,
     Slots,
@@ -306,11 +356,12 @@ pub enum Invalid {
     /// A translated packet stays of its family.
     #[error(
         "{0} is of another family than the service's address, and nat keeps the family; use a \
-         backend of the same, or a tunnel: forward = \"ipip\", \"gue\" or \"gre\""
+         backend of the same, or forward = \"fullnat\" with a pool of the backend's family, or a \
+         tunnel: \"ipip\", \"gue\" or \"gre\""
     )]
     NatFamily(IpAddr),
     /// The way back would have to guess the VIP.
-    #[error("nat puts the service's address back into answers: write one address, not {0}")]
+    #[error("this mode puts the service's address back into answers: write one address, not {0}")]
     NatPrefix(IpNet),
     /// The way back would have to guess the port.
     #[error(
@@ -321,6 +372,54 @@ pub enum Invalid {
     /// SCTP's checksum covers the ports, and all of the packet.
     #[error("nat keeps the port of SCTP: leave it out, or write {0}, the service's")]
     NatSctpPort(PortRange),
+    /// A pool tells connections apart by ports.
+    #[error(
+        "fullnat tells connections apart by the ports of TCP and UDP; use one of them, or \
+         forward = \"nat\" or a tunnel"
+    )]
+    PoolProtocol,
+    /// More addresses than a pool may have.
+    #[error(
+        "{0} has more than {max} addresses; a pool has at most {max}, of {ports} connections each: \
+         write a longer prefix",
+        max = pool::ADDRESSES_MAX, ports = pool::PORTS
+    )]
+    PoolTooLarge(IpNet),
+    /// Backends that packets from the pool cannot be addressed to.
+    #[error(
+        "{backend} is of another family than the pool {pool}, which its packets come from; use a \
+         pool of the backends' family, and a service for each family"
+    )]
+    PoolFamily {
+        /// The backend.
+        backend: IpAddr,
+        /// The pool.
+        pool: IpNet,
+    },
+    /// An address that is somebody's cannot stand for clients.
+    #[error("{address} is in the pool {pool}; a pool needs addresses that are nobody's")]
+    TakenByPool {
+        /// A service's or a backend's address.
+        address: IpAddr,
+        /// The pool.
+        pool: IpNet,
+    },
+    /// Two pools that share addresses but not all.
+    #[error("the pool {pool} of service {other:?} overlaps this one; let them be equal, or apart")]
+    OverlappingPools {
+        /// The other pool.
+        pool: IpNet,
+        /// The service that came first.
+        other: String,
+    },
+    /// Nothing that could carry the client's address.
+    #[error(
+        "only TCP can carry the client's address; remove `client_address`, or write protocol = \"tcp\""
+    )]
+    ClientAddressOfTcp,
+    /// Longer than is counted.
+    #[error("an idle timeout of {}s is not of use; use 4s to 24h", .0.as_secs())]
+    IdleTimeout(Duration),
     /// Answers of a backend could be of two services.
     #[error(
         "service {other:?} also translates to {backend}, and an answer from there could be of \
@@ -429,8 +528,12 @@ fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
             find(Key::OuterSource, Invalid::SourceFamily(net));
         }
     }
-    if spec.forward == Forward::Nat && !spec.vip.is_one_address() {
+    let translates = matches!(spec.forward, Forward::Nat | Forward::FullNat(_));
+    if translates && !spec.vip.is_one_address() {
         find(Key::Address, Invalid::NatPrefix(spec.vip.address));
+    }
+    if let Forward::FullNat(full_nat) = spec.forward {
+        check_pool(spec, full_nat, find);
     }
     if let Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { port: 0 }, .. }) = spec.forward {
         find(Key::GuePort, Invalid::PortZero);
@@ -441,10 +544,39 @@ fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
     if spec.mss != MssClamp::Keep && spec.vip.protocol != Protocol::Tcp {
         find(Key::Mss, Invalid::MssOfTcp);
     }
+    if let Some(idle) = spec.idle_timeout
+        && !(4..=24 * 3600).contains(&idle.as_secs())
+    {
+        find(Key::IdleTimeout, Invalid::IdleTimeout(idle));
+    }
     if let MssClamp::AtMost(mss) = spec.mss
         && mss < MSS_MIN
     {
         find(Key::Mss, Invalid::MssTooSmall(mss));
+    }
+}
+
+fn check_pool(spec: &ServiceSpec, full_nat: FullNat, find: &mut impl FnMut(Key, Invalid)) {
+    let FullNat { pool: net, client_address } = full_nat;
+    if net.trunc() != net {
+        find(Key::Pool, Invalid::HostBits(net));
+    } else if !is_unicast(net.network()) || !is_unicast(net.broadcast()) {
+        find(Key::Pool, Invalid::NotUnicast(net.network()));
+    } else if pool::is_larger_than_used(net) {
+        find(Key::Pool, Invalid::PoolTooLarge(net));
+    }
+    if !matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Udp) {
+        find(Key::Pool, Invalid::PoolProtocol);
+    } else if client_address != ClientAddress::Hidden && spec.vip.protocol != Protocol::Tcp {
+        find(Key::ClientAddress, Invalid::ClientAddressOfTcp);
+    }
+    for (i, backend) in spec.backends.iter().enumerate() {
+        let address = backend.address;
+        if address.is_ipv4() != net.addr().is_ipv4() {
+            find(Key::BackendAddress(i), Invalid::PoolFamily { backend: address, pool: net });
+        } else if net.contains(&address) {
+            find(Key::BackendAddress(i), Invalid::TakenByPool { address, pool: net });
+        }
     }
 }
 
@@ -469,7 +601,7 @@ fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)) {
                 Forward::Nat if spec.vip.ports.single().is_none() => {
                     find(Key::BackendPort(i), Invalid::NatPorts(spec.vip.ports));
                 }
-                Forward::Nat => {}
+                Forward::Nat | Forward::FullNat(_) => {}
                 Forward::L2dsr | Forward::Tunnel(_) => {
                     find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.ports));
                 }
@@ -570,6 +702,43 @@ pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>
     found
 }
 
+/// Finds pools that overlap, and services with an address of a pool. As [`ambiguous_returns`].
+pub fn pool_conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
+    let services: Vec<&ServiceSpec> = services.into_iter().collect();
+    // Disjoint, so that the one that has an address is the last that begins before it.
+    let mut pools: BTreeMap<(IpAddr, IpAddr), usize> = BTreeMap::new();
+    let mut found = Vec::new();
+    let mut conflict = |place, first, (key, first_key), invalid| {
+        let finding = Finding { key, invalid };
+        found.push(Conflict { place, first, first_key, finding });
+    };
+    for (place, spec) in services.iter().enumerate() {
+        let Some(net) = spec.pool() else { continue };
+        let ends = (net.network(), net.broadcast());
+        match pools.range(..=(ends.1, ends.1)).next_back() {
+            Some((&other, _)) if other == ends => {}
+            Some((&(_, last), &first)) if last >= ends.0 => {
+                let (pool, other) = (services[first].pool().unwrap_or(net), &services[first].name);
+                let invalid = Invalid::OverlappingPools { pool, other: other.clone() };
+                conflict(place, first, (Key::Pool, Key::Pool), invalid);
+            }
+            _ => drop(pools.insert(ends, place)),
+        }
+    }
+    for (place, spec) in services.iter().enumerate() {
+        let net = spec.vip.address;
+        let last = net.broadcast();
+        if let Some((&(_, end), &first)) = pools.range(..=(last, last)).next_back()
+            && end >= net.network()
+            && let Some(pool) = services[first].pool()
+        {
+            let invalid = Invalid::TakenByPool { address: net.addr(), pool };
+            conflict(place, first, (Key::Address, Key::Pool), invalid);
+        }
+    }
+    found
+}
+
 /// Of one address: could a packet be of both?
 fn overlap(a: &Vip, b: &Vip) -> bool {
     let protocols =
@@ -608,6 +777,7 @@ impl DesiredState {
         let mut findings: Vec<_> = conflicts(specs)
             .into_iter()
             .chain(returns)
+            .chain(pool_conflicts(services.iter().map(|service| &service.spec)))
             .map(|conflict| (conflict.place, conflict.finding))
             .collect();
         if services.len() > SERVICES_MAX {

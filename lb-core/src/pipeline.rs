@@ -5,6 +5,7 @@ use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::stage::classify::classify;
+use crate::stage::connect::connect;
 use crate::stage::forward::forward;
 use crate::stage::fragment::fragment;
 use crate::stage::parse::parse;
@@ -33,5 +34,6 @@ pub fn process<F: Frame>(
     fragment(burst, tables, state);
     classify(burst, tables);
     select(burst, tables);
+    connect(burst, tables, state.now);
     forward(burst, tables, port, counters, state);
 }

@@ -13,6 +13,7 @@
 //!   whether there is a client (half-open) take half of a bucket at most, and compete only with each
 //!   other: a flood of them pushes nobody out who talks.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use ipnet::IpNet;
@@ -28,14 +29,16 @@ mod state;
 pub use state::{Phase, State};
 
 /// Addresses of a pool, at most.
-pub const ADDRESSES_MAX: u32 = 64;
+pub const ADDRESSES_MAX: u32 = 1 << HOST_BITS_MAX;
+const HOST_BITS_MAX: u8 = 6;
 /// The ports below are not the pool's: they belong to well-known services (RFC 6056 §3.2).
 pub const FIRST_PORT: u16 = 1024;
 /// Ports of one address.
 pub const PORTS: u32 = 65_536 - FIRST_PORT as u32;
 /// Ports of one bucket.
-const WAYS: usize = 8;
-const BUCKETS: u32 = PORTS / WAYS as u32;
+const WAYS: usize = WAYS_U32 as usize;
+const WAYS_U32: u32 = 8;
+const BUCKETS: u32 = PORTS / WAYS_U32;
 /// Half-open connections in a bucket, at most.
 const OPENING_MAX: usize = WAYS / 2;
 
@@ -59,7 +62,7 @@ struct Bucket {
 #[repr(align(64))]
 struct Content([AtomicU64; 8]);
 
-const _: () = assert!(size_of::<Bucket>() == 64 + 64 * WAYS && PORTS % WAYS as u32 == 0);
+const _: () = assert!(size_of::<Bucket>() == 64 + 64 * WAYS && PORTS.is_multiple_of(WAYS_U32));
 
 /// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,24 +140,24 @@ impl Connection {
     }
 
     fn words(&self) -> [u64; 8] {
-        let [a, b] = halves(&self.client);
-        let [c, d] = halves(&self.vip);
-        let [e, f] = halves(&self.backend);
+        let [client, vip, backend] = [&self.client, &self.vip, &self.backend].map(halves);
         let kind = self.idle_max.min(IDLE_MAX) | u16::from(self.is_tcp) << 15;
         let ports = [self.client_port, self.vip_port, self.backend_port, kind.to_be_bytes()];
         let (ports, _) = ports.as_flattened().as_chunks();
         let rest = u64::from(self.isn) << 32 | u64::from(self.place);
-        [a, b, c, d, e, f, u64::from_be_bytes(ports[0]), rest]
+        let ports = u64::from_be_bytes(ports[0]);
+        [client[0], client[1], vip[0], vip[1], backend[0], backend[1], ports, rest]
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
-    fn from_words([a, b, c, d, e, f, ports, rest]: [u64; 8]) -> Self {
+    fn from_words(words: [u64; 8]) -> Self {
+        let [.., ports, rest] = words;
         let port = |from: u32| ((ports >> from) as u16).to_be_bytes();
         let kind = ports as u16;
         Self {
-            client: joined([a, b]),
-            vip: joined([c, d]),
-            backend: joined([e, f]),
+            client: joined([words[0], words[1]]),
+            vip: joined([words[2], words[3]]),
+            backend: joined([words[4], words[5]]),
             client_port: port(48),
             vip_port: port(32),
             backend_port: port(16),
@@ -217,7 +220,7 @@ impl Pool {
             for (way, state) in (0..).zip(states) {
                 let state = State(state.load(Ordering::Acquire));
                 if state.tag() == tag
-                    && let Some(found) = self.get(bucket * WAYS as u32 + way)
+                    && let Some(found) = self.get(bucket * WAYS_U32 + way)
                     && found.connection.is_of(flow)
                 {
                     return Some(found);
@@ -252,7 +255,6 @@ impl Pool {
     /// The address and port that a place stands for.
     #[must_use]
     pub fn station(&self, place: u32) -> Station {
-        #[expect(clippy::cast_possible_truncation, reason = "below PORTS")]
         let port = FIRST_PORT + (place % PORTS) as u16;
         let address = self.first + u128::from(place / PORTS);
         Station { address: address.to_be_bytes(), port: Some(port.to_be_bytes()) }
@@ -275,6 +277,7 @@ impl Pool {
 
     /// Changes the content of an entry that was `before`. `false`, and nothing has happened, if it is
     /// not as it was any more.
+    #[must_use]
     pub fn rewrite(&self, found: &Found, connection: &Connection, to: State) -> bool {
         self.write(found.place, found.state, connection, to)
     }
@@ -301,7 +304,7 @@ impl Pool {
                 let before = State(state.load(Ordering::Acquire));
                 let age = before.age(now);
                 let idle_max = || Connection::from_words(content.read()).idle_max;
-                let this = Candidate { place: bucket * WAYS as u32 + way, before, age };
+                let this = Candidate { place: bucket * WAYS_U32 + way, before, age };
                 match before.phase() {
                     Phase::Busy => {}
                     Phase::Free => keep_oldest(&mut free, Candidate { age: u16::MAX, ..this }),
@@ -384,8 +387,22 @@ pub fn addresses(net: IpNet) -> u32 {
     1_u32.checked_shl(host_bits.into()).map_or(ADDRESSES_MAX, |n| n.min(ADDRESSES_MAX))
 }
 
+/// The addresses of a prefix that a pool uses.
+pub fn all_addresses(net: IpNet) -> impl Iterator<Item = IpAddr> {
+    let first = u128::from_be_bytes(address_bytes(net.network()));
+    (0..addresses(net)).map(move |nth| {
+        let address = Ipv6Addr::from(first + u128::from(nth));
+        address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4)
+    })
+}
+
+/// Has a prefix more addresses than a pool uses?
+#[must_use]
+pub fn is_larger_than_used(net: IpNet) -> bool {
+    net.max_prefix_len() - net.prefix_len() > HOST_BITS_MAX
+}
+
 /// The part of a hash that is kept beside the state.
-#[expect(clippy::cast_possible_truncation, reason = "the high half")]
 fn tag(hash: u64) -> u32 {
     (hash >> 32) as u32
 }

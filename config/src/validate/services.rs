@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use lb_core::model::{
-    Affinity, Backend, Finding, Flows, Forward, GUE_PORT, Invalid, Key, MssClamp, Service,
-    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, ambiguous_returns, conflicts, is_name,
+    Affinity, Backend, ClientAddress, Finding, Flows, Forward, FullNat, GUE_PORT, Invalid, Key,
+    MssClamp, Service, ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, ambiguous_returns,
+    conflicts, is_name, pool_conflicts,
 };
 
 use super::ports::Ports;
@@ -64,6 +65,7 @@ fn draft<'a>(
         forward: forward(service)?,
         affinity: value_or(service.affinity, Affinity::default()),
         flows: value_or(service.flows, Flows::default()),
+        idle_timeout: service.idle_timeout.map(|timeout| timeout.value),
         mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
         backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
@@ -76,6 +78,11 @@ fn forward(service: &spec::Service) -> Option<Forward> {
     let kind = match service.forward.0.as_ref()?.value {
         ForwardMode::L2dsr => return Some(Forward::L2dsr),
         ForwardMode::Nat => return Some(Forward::Nat),
+        ForwardMode::FullNat => {
+            let client_address = value_or(service.client_address, ClientAddress::default());
+            let pool = service.pool?.value.0;
+            return Some(Forward::FullNat(FullNat { pool, client_address }));
+        }
         ForwardMode::Ipip => TunnelKind::Ipip,
         ForwardMode::Gue => {
             TunnelKind::Gue { port: service.gue_port.map_or(GUE_PORT, |port| port.value.0) }
@@ -88,6 +95,22 @@ fn forward(service: &spec::Service) -> Option<Forward> {
 /// Notes keys that belong to other modes.
 fn check_mode_keys(service: &spec::Service, report: &mut Report) {
     let Some(mode) = &service.forward.0 else { return };
+    if mode.value == ForwardMode::FullNat {
+        if service.pool.is_none() {
+            report.add(mode.span, Problem::NoPool);
+        }
+    } else {
+        let spans = [
+            ("pool", service.pool.map(|pool| pool.span)),
+            ("client_address", service.client_address.map(|how| how.span)),
+            ("idle_timeout", service.idle_timeout.map(|timeout| timeout.span)),
+        ];
+        for (key, span) in spans {
+            if let Some(span) = span {
+                report.add(span, Problem::KeyOfOtherMode { key, modes: "\"fullnat\"" });
+            }
+        }
+    }
     if let Some(source) = service.outer_source.filter(|_| !mode.value.is_tunnel()) {
         let modes = "\"ipip\"`, `\"gue\"` or `\"gre\"";
         report.add(source.span, Problem::KeyOfOtherMode { key: "outer_source", modes });
@@ -165,7 +188,8 @@ fn check_conflicts(drafts: &[Draft<'_>], report: &mut Report) {
     let drafts: Vec<_> = drafts.iter().filter(|draft| is_name(&draft.spec.name)).collect();
     let specs = drafts.iter().map(|draft| (draft.spec.name.as_str(), draft.spec.vip));
     let returns = ambiguous_returns(drafts.iter().map(|draft| &draft.spec));
-    for conflict in conflicts(specs).into_iter().chain(returns) {
+    let pools = pool_conflicts(drafts.iter().map(|draft| &draft.spec));
+    for conflict in conflicts(specs).into_iter().chain(returns).chain(pools) {
         let Finding { key, invalid } = conflict.finding;
         let (at, first) = (drafts[conflict.place], drafts[conflict.first]);
         let first = first.span(conflict.first_key);
@@ -215,6 +239,9 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::Port => spec.port.0.as_ref().map(|port| port.span),
         Key::OuterSource => spec.outer_source.as_ref().map(|net| net.span),
         Key::GuePort => spec.gue_port.as_ref().map(|port| port.span),
+        Key::Pool => spec.pool.as_ref().map(|pool| pool.span),
+        Key::ClientAddress => spec.client_address.as_ref().map(|how| how.span),
+        Key::IdleTimeout => spec.idle_timeout.as_ref().map(|timeout| timeout.span),
         Key::Flows => spec.flows.as_ref().map(|flows| flows.span),
         Key::Mss => spec.mss.as_ref().map(|mss| mss.span),
         Key::Slots => spec.slots.as_ref().map(|slots| slots.span),

@@ -1,5 +1,6 @@
 //! A backend: an HTTP server, a UDP echo server and a tunnel's end, in a namespace of its own.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::routing::{get, put};
 use futures_util::StreamExt;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::decap::{self, Decapsulated};
 use crate::netns::{Netns, Servers};
@@ -17,6 +19,9 @@ use crate::pattern::{self, Checksum};
 
 /// Where every backend serves HTTP.
 pub(crate) const HTTP_PORTS: [u16; 6] = [80, 8080, 8081, 8082, 8083, 8084];
+
+/// Where every backend says what the PROXY protocol tells it of its clients.
+pub(crate) const PROXY_PORT: u16 = 8090;
 
 /// Where every backend echoes datagrams (RFC 862).
 pub(crate) const ECHO_PORT: u16 = 7;
@@ -44,6 +49,7 @@ impl Backend {
             let decapsulated = Arc::clone(&decapsulated);
             netns.serve(|| async move {
                 serve_http(&name).await;
+                serve_proxied().await;
                 for vip in vips {
                     echo(&name, vip).await;
                 }
@@ -68,6 +74,45 @@ async fn serve_http(name: &str) {
         let router = router.clone();
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
+}
+
+/// Reads a PROXY protocol header (version 2) and all that follows; answers source, destination, and
+/// how many bytes followed.
+async fn serve_proxied() {
+    let listener = TcpListener::bind(("::", PROXY_PORT)).await.expect("the port is free");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let answer = match proxied(&mut stream).await {
+                    Ok(answer) => answer,
+                    Err(error) => format!("no PROXY header: {error}"),
+                };
+                stream.write_all(answer.as_bytes()).await
+            });
+        }
+    });
+}
+
+async fn proxied(stream: &mut TcpStream) -> io::Result<String> {
+    let mut head = [0; 16];
+    stream.read_exact(&mut head).await?;
+    if !head.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21") {
+        return Ok(format!("no PROXY header: {head:?}"));
+    }
+    let mut rest = vec![0; usize::from(u16::from_be_bytes([head[14], head[15]]))];
+    stream.read_exact(&mut rest).await?;
+    let (ports, addresses) = match head[13] {
+        0x11 => (8, [&rest[..4], &rest[4..8]].map(|it| <[u8; 4]>::try_from(it).map(IpAddr::from))),
+        _ => {
+            (32, [&rest[..16], &rest[16..32]].map(|it| <[u8; 16]>::try_from(it).map(IpAddr::from)))
+        }
+    };
+    let [src, dst] = addresses.map(|address| address.expect("as long"));
+    let port = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
+    let (src, dst) = (SocketAddr::new(src, port(ports)), SocketAddr::new(dst, port(ports + 2)));
+    let mut body = Vec::new();
+    stream.read_to_end(&mut body).await?;
+    Ok(format!("{src} {dst} {}", body.len()))
 }
 
 async fn download(Path((chunks, pause_ms)): Path<(u64, u64)>) -> Body {

@@ -31,6 +31,8 @@ pub(crate) struct Service {
     pub(crate) port: u16,
     pub(crate) protocol: &'static str,
     pub(crate) forward: &'static str,
+    /// More keys of the mode, a line each.
+    pub(crate) more: String,
     pub(crate) backends: Vec<Spec>,
 }
 
@@ -81,11 +83,11 @@ impl fmt::Display for Config {
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, address, port, protocol, forward, backends } = self;
+        let Self { name, address, port, protocol, forward, more, backends } = self;
         write!(
             f,
             "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nport = {port}\n\
-             protocol = \"{protocol}\"\nforward = \"{forward}\"\nbackends = [\n"
+             protocol = \"{protocol}\"\nforward = \"{forward}\"\n{more}backends = [\n"
         )?;
         for Spec { address, port, weight, drain, mac } in backends {
             write!(f, "  {{ address = \"{address}\", weight = {weight}")?;

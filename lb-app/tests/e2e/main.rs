@@ -15,6 +15,7 @@ mod client;
 mod config;
 mod decap;
 mod fragments;
+mod fullnat;
 mod nat;
 mod netns;
 mod pattern;
@@ -86,6 +87,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
         let name = format!("{setup}: nat, between two networks");
         let nat = trial(name, move || nat::between_two_networks(setup));
         trials.push(nat.with_ignored_flag(too_few_cpus));
+        let name = format!("{setup}: fullnat, without a way back");
+        let fullnat = trial(name, move || fullnat::without_a_way_back(setup));
+        trials.push(fullnat.with_ignored_flag(too_few_cpus));
         let name = format!("{setup}: two ports, and backends behind a gateway");
         let trial = trial(name, move || routed::through_a_gateway(setup));
         trials.push(trial.with_ignored_flag(too_few_cpus));

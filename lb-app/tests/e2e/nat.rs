@@ -24,26 +24,26 @@ use crate::topology::{
 use crate::weir::Weir;
 
 /// Networks: the near client's, the backends', the far client's.
-const NEAR: u8 = 0;
-const BACKENDS: u8 = 1;
-const FAR: u8 = 4;
+pub(crate) const NEAR: u8 = 0;
+pub(crate) const BACKENDS: u8 = 1;
+pub(crate) const FAR: u8 = 4;
 /// Last parts of addresses.
 const VIP: u8 = 100;
-const ROUTER: u8 = 254;
+pub(crate) const ROUTER: u8 = 254;
 const NARROW_MTU: u16 = 1300;
-const CHUNKS: u64 = 40;
+pub(crate) const CHUNKS: u64 = 40;
 
-struct Networks {
-    backends: Vec<Backend>,
-    near: Netns,
-    far: Netns,
+pub(crate) struct Networks {
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) near: Netns,
+    pub(crate) far: Netns,
     _router: Netns,
-    lb: Netns,
-    segments: [Segment; 2],
+    pub(crate) lb: Netns,
+    pub(crate) segments: [Segment; 2],
 }
 
 impl Networks {
-    fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let lb = Netns::new("lb");
         let segments = [0, 1].map(|index| Segment::new(setup, index, &lb));
         let near = Netns::new("near");
@@ -79,13 +79,14 @@ impl Networks {
         Self { backends: backends.collect(), near, far, _router: router, lb, segments }
     }
 
-    fn config(&self, setup: Setup) -> Config {
+    pub(crate) fn config(&self, setup: Setup) -> Config {
         let service = |name: &str, vip: IpAddr, (protocol, port, backend_port)| Service {
             name: name.to_owned(),
             address: vip,
             port,
             protocol,
             forward: "nat",
+            more: String::new(),
             backends: self
                 .backends
                 .iter()
@@ -116,7 +117,7 @@ impl Networks {
 }
 
 /// Tries to connect with so many hops to go.
-fn connect_within(hops: u32, to: SocketAddr) -> io::Result<()> {
+pub(crate) fn connect_within(hops: u32, to: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if to.is_ipv4() {
         socket.set_ttl_v4(hops)?;
@@ -178,7 +179,7 @@ pub(crate) fn between_two_networks(setup: Setup) {
 
 /// Datagrams that come and go in fragments. (From afar the first would be lost: a backend has to be
 /// told about the narrow link once, and nobody sends a datagram again.)
-fn echo_in_pieces(client: &Netns, to: SocketAddr) {
+pub(crate) fn echo_in_pieces(client: &Netns, to: SocketAddr) {
     let long = "0123456789abcdef".repeat(30_000 / 16);
     let answers = client.block_on(|| async {
         let mut answers = Vec::new();

@@ -80,6 +80,7 @@ impl Narrow {
                 port,
                 protocol: "tcp",
                 forward,
+                more: String::new(),
                 backends: vec![Spec::new(self.backend.v4, 1)],
             })
         });

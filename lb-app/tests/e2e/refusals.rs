@@ -101,6 +101,7 @@ pub(crate) fn refused(case: &Refused) {
             port: 80,
             protocol: "tcp",
             forward: "l2dsr",
+            more: String::new(),
             backends: vec![Spec::new(v4(0, 11).into(), 1)],
         }],
     };

@@ -81,6 +81,7 @@ pub(crate) fn through_a_gateway(setup: Setup) {
         port: 80,
         protocol: "tcp",
         forward: "ipip",
+        more: String::new(),
         backends: routed.backends.iter().map(|one| Spec::new(backend(one), 1)).collect(),
     };
     let config = Config {

@@ -301,6 +301,7 @@ fn vlan_tagged(stage: &mut Stage) {
         port: 80,
         protocol: "tcp",
         forward: "l2dsr",
+        more: String::new(),
         backends: vec![Spec { mac: Some(BACKEND_MAC), ..Spec::new(backend.into(), 1) }],
     });
 

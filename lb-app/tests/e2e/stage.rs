@@ -146,6 +146,7 @@ fn base_config(lan: &Lan) -> Config {
         port,
         protocol,
         forward,
+        more: String::new(),
         backends: backends(family),
     };
     let [dsr4, dsr6] = [IpAddr::from(v4(0, VIP_L2DSR)), v6(0, VIP_L2DSR).into()];

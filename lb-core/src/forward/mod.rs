@@ -11,6 +11,8 @@ use crate::tables::{Ends, HopEntry};
 use crate::wire::ethernet::{HEADER_BYTES, TAG_BYTES, TAGS_MAX, VLAN};
 
 pub mod answer;
+mod client_address;
+pub mod fullnat;
 pub mod gre;
 pub mod gue;
 pub mod ipip;

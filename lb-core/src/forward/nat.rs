@@ -37,7 +37,7 @@ impl End {
     }
 }
 
-/// Gives one end of the packet another address and port, and sends it to the hop.
+/// Gives ends of the packet other addresses and ports, and sends it to the hop.
 ///
 /// # Errors
 /// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
@@ -48,7 +48,7 @@ pub fn forward<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (end, station): (End, &Station),
+    changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
     if meta.packet_len > hop.mtu {
         return Err(DropReason::TooBig);
@@ -57,7 +57,7 @@ pub fn forward<F: Frame>(
     let packet_end = l3 + usize::from(meta.packet_len);
     let packet = frame.bytes_mut().get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
     let l4 = usize::from(meta.l4_offset).saturating_sub(l3);
-    translate(packet, l4, meta, end, station)?;
+    translate(packet, l4, meta, changes)?;
     let l2_bytes = frame.bytes().get(..l3).ok_or(DropReason::Truncated)?;
     let l2 = L2Header::new(hop, came_by, l2_bytes);
     let ether_type = if meta.tuple.is_ipv6 { ethernet::IPV6 } else { ethernet::IPV4 };
@@ -71,32 +71,38 @@ fn translate(
     packet: &mut [u8],
     l4: usize,
     meta: &Meta,
-    end: End,
-    station: &Station,
+    changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
     let is_error = matches!(meta.rule, Rule::IcmpError | Rule::ReturnError);
-    let place = address_place(is_ipv6, end);
+    let has_segment = !matches!(meta.rule, Rule::Fragment | Rule::ReturnFragment);
     let (header, segment) = packet.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
     count_down(header, is_ipv6)?;
-    let new = address(station, is_ipv6);
-    let old: Address =
-        header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
-    // An error may come from a router on the way: it keeps its own name.
-    let of_station = end == End::Destination || !is_error || quoted_is(segment, is_ipv6, &old);
-    if of_station {
-        set_address(header, is_ipv6, place, new)?;
+    let mut outer = Outer::new();
+    for &(end, station) in changes {
+        let place = address_place(is_ipv6, end);
+        let new = address(station, is_ipv6);
+        let old: Address =
+            header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+        if is_error {
+            // It may come from a router on the way, which keeps its own name.
+            if end == End::Destination || quoted_is(segment, is_ipv6, &old) {
+                set_address(header, is_ipv6, place, new)?;
+                outer.push((old, new));
+            }
+        } else {
+            set_address(header, is_ipv6, place, new)?;
+            if has_segment {
+                let protocol = meta.tuple.protocol;
+                translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
+            }
+        }
     }
-    if is_error {
-        let outer = of_station.then_some((&old[..], new));
-        return translate_error(segment, is_ipv6, outer, (end.other(), station));
-    }
-    if meta.rule != Rule::Fragment && meta.rule != Rule::ReturnFragment {
-        translate_segment(segment, meta.tuple.protocol, is_ipv6, (&old, new), (end, station));
-    }
-    Ok(())
+    if is_error { translate_error(segment, is_ipv6, &outer, changes) } else { Ok(()) }
 }
 
+/// How the addresses of an error have changed.
+type Outer<'a> = ArrayVec<(Address, &'a [u8]), 2>;
 type Address = ArrayVec<u8, 16>;
 
 pub(super) fn address(station: &Station, is_ipv6: bool) -> &[u8] {
@@ -190,13 +196,13 @@ fn translate_segment(
 /// Bytes of an error that may change: its own header, the quoted headers, the quoted checksum.
 const CHANGED_MAX: usize = 256;
 
-/// Translates what an error quotes: there the ends have changed sides. `outer` is how its own address
-/// has changed, which `ICMPv6`'s checksum covers.
+/// Translates what an error quotes: there the ends have changed sides. `outer` is how its own
+/// addresses have changed, which `ICMPv6`'s checksum covers.
 fn translate_error(
     message: &mut [u8],
     is_ipv6: bool,
-    outer: Option<(&[u8], &[u8])>,
-    (end, station): (End, &Station),
+    outer: &Outer<'_>,
+    changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
     let front = message.len().min(CHANGED_MAX) & !1;
     let before: ArrayVec<u8, CHANGED_MAX> = message.iter().copied().take(front).collect();
@@ -209,17 +215,19 @@ fn translate_error(
         (ip.protocol, ip.header_len())
     };
     let (header, segment) = quote.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
-    let place = address_place(is_ipv6, end);
-    let old: Address =
-        header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
-    let new = address(station, is_ipv6);
-    set_address(header, is_ipv6, place, new)?;
-    translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
-
+    for &(end, station) in changes {
+        let end = end.other();
+        let place = address_place(is_ipv6, end);
+        let old: Address =
+            header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+        let new = address(station, is_ipv6);
+        set_address(header, is_ipv6, place, new)?;
+        translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
+    }
     let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
     let mut sum = Checksum::from([bytes[0], bytes[1]]);
     sum = sum.replace(&before, message.get(..front).ok_or(DropReason::Truncated)?);
-    if let Some((old, new)) = outer.filter(|_| is_ipv6) {
+    for (old, new) in outer.iter().filter(|_| is_ipv6) {
         sum = sum.replace(old, new);
     }
     let place = message.get_mut(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
@@ -302,7 +310,7 @@ mod tests {
         let mut meta = parsed(frame);
         meta.rule = rule.unwrap_or(meta.rule);
         let mut sim = SimFrame::new(frame);
-        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, (end, &station(to)))?;
+        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, &[(end, &station(to))])?;
         Ok(sim.bytes().to_vec())
     }
 

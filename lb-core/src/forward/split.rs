@@ -1,4 +1,4 @@
-//! An outer packet in pieces (RFC 791 §3.2, RFC 8200 §4.5).
+//! A packet in pieces (RFC 791 §3.2, RFC 8200 §4.5).
 
 use arrayvec::ArrayVec;
 use zerocopy::byteorder::network_endian::U16;
@@ -29,10 +29,15 @@ struct Whole {
     header_bytes: usize,
     /// Bytes of payload in all pieces but the last; whole eights.
     step: usize,
+    /// The protocol of what is in pieces.
+    protocol: u8,
+    /// Of a packet that is a piece itself: where it begins, and does more follow?
+    offset: usize,
+    has_more: bool,
 }
 
-/// Cuts the outer packet of `frame`, which has no options or extension headers, into pieces that fit
-/// `hop`. The frame becomes the first; the others are added to `state`, behind `place`.
+/// Cuts the packet of `frame`, which has no options or extension headers, but may be a piece itself,
+/// into pieces that fit `hop`. The frame becomes the first; the others are added to `state`, behind `place`.
 ///
 /// # Errors
 /// [`DropReason::NoBuffer`], [`DropReason::NoHeadroom`]; then there is no piece at all.
@@ -43,17 +48,7 @@ pub(super) fn split<F: Frame>(
     state: &mut State<F>,
     counters: &Counters,
 ) -> Result<(), DropReason> {
-    let (_, payload) = ethernet::parse(frame.bytes())?;
-    let is_ipv6 = payload.ether_type == ethernet::IPV6;
-    let (ip_bytes, extra) =
-        if is_ipv6 { (ipv6::HEADER_BYTES, ipv6::FRAGMENT_BYTES) } else { (ipv4::HEADER_BYTES, 0) };
-    let whole = Whole {
-        l2_bytes: payload.offset,
-        is_ipv6,
-        id: state.next_id(),
-        header_bytes: payload.offset + ip_bytes,
-        step: usize::from(hop.mtu).saturating_sub(ip_bytes + extra) & !7,
-    };
+    let whole = Whole::read(frame.bytes(), hop, state)?;
     if whole.step == 0 {
         return Err(DropReason::TooBig);
     }
@@ -89,10 +84,58 @@ pub(super) fn split<F: Frame>(
 }
 
 impl Whole {
+    fn read<F>(frame: &[u8], hop: &HopEntry, state: &mut State<F>) -> Result<Self, DropReason> {
+        let (_, payload) = ethernet::parse(frame)?;
+        let packet = frame.get(payload.offset..).ok_or(DropReason::Truncated)?;
+        let is_ipv6 = payload.ether_type == ethernet::IPV6;
+        let room = |headers: usize| usize::from(hop.mtu).saturating_sub(headers) & !7;
+        let whole = Self {
+            l2_bytes: payload.offset,
+            is_ipv6,
+            id: 0,
+            header_bytes: payload.offset + ipv6::HEADER_BYTES,
+            step: room(ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES),
+            protocol: 0,
+            offset: 0,
+            has_more: false,
+        };
+        if !is_ipv6 {
+            let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            let field = ip.fragment.get();
+            let (offset, has_more) = (field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0);
+            let is_piece = offset != 0 || has_more;
+            return Ok(Self {
+                id: if is_piece { ip.id.get().into() } else { state.next_id() },
+                header_bytes: payload.offset + ipv4::HEADER_BYTES,
+                step: room(ipv4::HEADER_BYTES),
+                protocol: ip.protocol,
+                offset: usize::from(offset) * 8,
+                has_more,
+                ..whole
+            });
+        }
+        let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        Ok(match ipv6::fragment_header(packet) {
+            Some((header, at)) => {
+                let field = header.offset_and_more.get();
+                Self {
+                    id: header.id.get(),
+                    header_bytes: payload.offset + at + ipv6::FRAGMENT_BYTES,
+                    protocol: header.next_header,
+                    offset: usize::from(field & !7),
+                    has_more: field & 1 != 0,
+                    ..whole
+                }
+            }
+            None => Self { id: state.next_id(), protocol: ip.next_header, ..whole },
+        })
+    }
+
     /// What stands before the piece of `len` bytes at `offset`.
     fn front(&self, frame: &[u8], offset: usize, len: usize, has_more: bool) -> Option<Front> {
         let (l2, packet) = frame.split_at_checked(self.l2_bytes)?;
-        let offset = u16::try_from(offset).ok()?;
+        let offset = u16::try_from(self.offset + offset).ok()?;
+        let has_more = has_more || self.has_more;
         let mut front = Front::new();
         front.try_extend_from_slice(l2).ok()?;
         if self.is_ipv6 {
@@ -104,7 +147,7 @@ impl Whole {
             };
             front.try_extend_from_slice(header.as_bytes()).ok()?;
             let [high, low] = (offset | u16::from(has_more)).to_be_bytes();
-            front.try_extend_from_slice(&[ip.next_header, 0, high, low]).ok()?;
+            front.try_extend_from_slice(&[self.protocol, 0, high, low]).ok()?;
             front.try_extend_from_slice(&self.id.to_be_bytes()).ok()?;
         } else {
             let (ip, _) = Ipv4::ref_from_prefix(packet).ok()?;

@@ -3,25 +3,36 @@
 use zerocopy::FromBytes;
 
 use super::answer::{self, Refusal};
-use super::{mss, split, tunnel};
+use super::split;
 use crate::burst::Meta;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
-use crate::model::MssClamp;
 use crate::state::State;
+use crate::tables::HopEntry;
 use crate::tables::next_hop::{Port, PortId};
-use crate::tables::{HopEntry, Path};
 use crate::wire::ipv4::{self, Ipv4};
 
 /// What every IPv6 link carries (RFC 8200 §5): less is never asked for.
 const IPV6_MTU_MIN: u16 = 1280;
 
-/// Does with a packet what has to be done if it is too big for `hop` in the clothes of `path`. `place`
-/// is the frame's in the burst.
+/// A way that a packet does not fit.
+#[derive(Clone, Copy, Debug)]
+pub struct Narrow<'a> {
+    /// Where it would leave.
+    pub hop: &'a HopEntry,
+    /// The largest packet, as it came, that fits; in bytes.
+    pub mtu: u16,
+    /// Does it travel inside another packet, which may be cut where it may not?
+    pub is_tunnel: bool,
+}
+
+/// Does with a packet what has to be done if it is too big for its way. `place` is the frame's in the
+/// burst; `whole` gives it the form that it leaves in, whatever its size.
 ///
 /// A packet that may not be cut is answered (RFC 1191, RFC 8201) with the MTU that its sender has;
-/// of those that may, the outer packet is cut (RFC 2003 §3.1, RFC 2473 §7.2).
+/// others are cut: inside a tunnel the outer packet (RFC 2003 §3.1, RFC 2473 §7.2), else what it has
+/// been translated to (RFC 791 §3.2, RFC 7915 §4).
 ///
 /// # Errors
 /// [`DropReason::TooBig`], if nobody may be told, or too many are; [`DropReason::NoBuffer`];
@@ -30,27 +41,23 @@ const IPV6_MTU_MIN: u16 = 1280;
 pub fn handle<F: Frame>(
     frame: &mut F,
     meta: &mut Meta,
-    (hop, path, segments): (&HopEntry, &Path, MssClamp),
+    way: Narrow<'_>,
     (place, came_by, port): (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
+    whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
-    let overhead = u16::try_from(path.overhead()).unwrap_or(u16::MAX);
-    let mut mtu = hop.mtu.saturating_sub(overhead);
-    let mut may_be_cut = false;
-    if meta.tuple.is_ipv6 {
+    let Narrow { hop, mut mtu, is_tunnel } = way;
+    let may_be_cut = if meta.tuple.is_ipv6 {
         mtu = mtu.max(IPV6_MTU_MIN);
-        may_be_cut = meta.packet_len <= IPV6_MTU_MIN;
+        is_tunnel && meta.packet_len <= IPV6_MTU_MIN
     } else {
         let packet = frame.bytes().get(meta.l3_offset.into()..).ok_or(DropReason::Truncated)?;
         let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        let fragment = ip.fragment.get();
-        may_be_cut |= fragment & ipv4::DONT_FRAGMENT == 0;
-    }
+        // Options would have to be copied, or not, by their kind: nobody sends them.
+        ip.fragment.get() & ipv4::DONT_FRAGMENT == 0 && (is_tunnel || ip.header_len() == 20)
+    };
     if may_be_cut {
-        let Path::Tunnel(kind, ends) = path else { return Err(DropReason::TooBig) };
-        mss::clamp(frame, meta, segments, usize::from(hop.mtu).saturating_sub(path.overhead()));
-        let whole = HopEntry { mtu: u16::MAX, ..*hop };
-        tunnel(frame, meta, &whole, came_by, (*kind, ends))?;
+        whole(frame, &HopEntry { mtu: u16::MAX, ..*hop })?;
         return split::split(frame, hop, place, state, counters);
     }
     answer::tell(frame, meta, Refusal::TooBig(mtu), (came_by, port), (state, counters))

@@ -58,7 +58,6 @@ impl State {
 
     /// A part of the flow's hash.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the high half")]
     pub fn tag(self) -> u32 {
         (self.0 >> 32) as u32
     }

@@ -22,7 +22,7 @@ fn connection(client: u32) -> Connection {
         client_port: [0x9c, a],
         vip_port: [0, 80],
         backend_port: [31, 144],
-        is_tcp: client % 2 == 0,
+        is_tcp: client.is_multiple_of(2),
         idle_max: 200,
         place: 7,
         isn: client,
@@ -145,11 +145,13 @@ fn a_flood_competes_with_itself() {
     assert!((500_000..500_100).all(|client| open(&pool, client, 1).is_some()));
 }
 
+/// Is it the client's, its flags, and the phase after it.
+type Step = (bool, Option<u8>, Phase);
+
 #[test]
 fn phases_follow_what_both_sides_say() {
     use Phase::{Answered, Closed, Established, Opening};
     let start = State::opening(State::default(), 5, 1);
-    type Step = (bool, Option<u8>, Phase);
     let cases: [(&str, &[Step]); 6] = [
         (
             "TCP, to the end",

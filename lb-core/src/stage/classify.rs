@@ -1,11 +1,15 @@
 //! Destination → service.
 
+use std::sync::Arc;
+
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::flow_hash::reduce;
 use crate::frame::Frame;
 use crate::model::Affinity;
+use crate::pool::Found;
 use crate::prefetch::prefetch;
 use crate::tables::Tables;
+use crate::tuple::Tuple;
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
 /// `meta.service`, `meta.hash`, `meta.slot`.
@@ -35,12 +39,18 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 }
 
 /// What no service is addressed by may be the answer of a backend that services translate to. Writes
-/// `meta.service`, `meta.rule`, and for `forward` the place among the returns as `meta.slot`.
+/// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or
+/// among the connections of the service's pool.
 #[inline(never)]
 fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
-    let place = tables.stations.lookup(&meta.tuple.reversed()).ok_or(Exit::Punt)?;
-    let found = tables.returns.get(place as usize).ok_or(Exit::Punt)?;
-    (meta.service, meta.slot) = (found.service, place);
+    let by_station = tables.stations.lookup(&meta.tuple.reversed());
+    (meta.service, meta.slot) = match by_station {
+        Some(place) => {
+            let found = tables.returns.get(place as usize).ok_or(Exit::Punt)?;
+            (found.service, place)
+        }
+        None => by_pool(&meta.tuple, tables).ok_or(Exit::Punt)?,
+    };
     meta.hash = tables.hasher.hash(&meta.tuple, true);
     meta.rule = match meta.rule {
         Rule::Fragment => Rule::ReturnFragment,
@@ -48,6 +58,18 @@ fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
         _ => Rule::Return,
     };
     Ok(())
+}
+
+/// The service of the connection that a packet to a pool belongs to, and its place in the pool.
+fn by_pool(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
+    let pool = tables.pools.get(tables.pool_index.lookup(tuple)? as usize)?;
+    let [a, b, c, d] = tuple.ports;
+    let Found { place, connection, .. } = pool.at(&tuple.dst, [c, d])?;
+    let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
+        && connection.protocol() == tuple.protocol;
+    let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
+    let pooled = tables.services.get(service as usize)?.pooled.as_ref()?;
+    Arc::ptr_eq(&pooled.pool, pool).then_some((service, place))
 }
 
 #[cfg(test)]

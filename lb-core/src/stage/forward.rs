@@ -6,17 +6,18 @@ use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
 use crate::forward::nat::{self, End};
-use crate::forward::{l2dsr, mss, too_big, tunnel};
+use crate::forward::too_big::{self, Narrow};
+use crate::forward::{fullnat, l2dsr, mss, tunnel};
 use crate::frame::Frame;
 use crate::model::MssClamp;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
-use crate::tables::{Path, Tables};
+use crate::tables::{HopEntry, Path, ServiceTable, Tables};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
 ///
-/// Drops: [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::TtlExceeded`],
+/// Drops: [`DropReason::NoConnection`], [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::TtlExceeded`],
 /// [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`].
 #[inline(always)]
 pub fn forward<F: Frame>(
@@ -29,7 +30,8 @@ pub fn forward<F: Frame>(
     let came_by = burst.port();
     burst.for_each_numbered(|place, frame, meta| {
         if meta.rule.is_return() {
-            return back(frame, meta, tables, (came_by, port), (&mut *state, counters));
+            let came = (place, came_by, port);
+            return back(frame, meta, tables, came, (&mut *state, counters));
         }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let backend =
@@ -43,39 +45,90 @@ pub fn forward<F: Frame>(
         meta.out = hop.out;
         let packet_len = u64::from(meta.packet_len);
         if service.mss != MssClamp::Keep {
-            let packet_max = usize::from(hop.mtu).saturating_sub(backend.path.overhead());
             // Not yet what is too big: an answer quotes what came.
-            if usize::from(meta.packet_len) <= packet_max {
-                mss::clamp(frame, meta, service.mss, packet_max);
+            if usize::from(meta.packet_len) <= packet_max(hop, &backend.path) {
+                mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path));
             }
         }
-        let forwarded = match &backend.path {
-            Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
-            Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
-            Path::Nat(station) => {
-                nat::forward(frame, meta, hop, came_by, (End::Destination, station))
-            }
-        };
-        match forwarded {
-            Ok(()) => {}
-            Err(DropReason::TooBig) => {
-                let way = (hop, &backend.path, service.mss);
-                let came = (place, came_by, port);
-                too_big::handle(frame, meta, way, came, (&mut *state, counters))?;
-                if matches!(meta.rule, Rule::Answer(_)) {
-                    return Ok(());
-                }
-            }
-            Err(DropReason::TtlExceeded) => {
-                let refusal = Refusal::TtlExceeded;
-                answer::tell(frame, meta, refusal, (came_by, port), (&mut *state, counters))?;
+        if let Err(why) = deliver(frame, meta, hop, came_by, (service, &backend.path)) {
+            let way = Narrow {
+                hop,
+                mtu: match &service.pooled {
+                    Some(pooled) => fullnat::mtu_of_client(hop.mtu, pooled, meta.tuple.is_ipv6),
+                    None => u16::try_from(packet_max(hop, &backend.path)).unwrap_or(0),
+                },
+                is_tunnel: matches!(backend.path, Path::Tunnel(..)),
+            };
+            let given = *meta;
+            let whole = |frame: &mut F, hop: &HopEntry| {
+                mss::clamp(frame, &given, service.mss, packet_max(way.hop, &backend.path));
+                deliver(frame, &given, hop, came_by, (service, &backend.path))
+            };
+            refused(
+                frame,
+                meta,
+                (why, way),
+                (place, came_by, port),
+                (&mut *state, counters),
+                whole,
+            )?;
+            if matches!(meta.rule, Rule::Answer(_)) {
                 return Ok(());
             }
-            Err(other) => return Err(other.into()),
         }
         counters.forwarded(service.id, packet_len);
         Ok(())
     });
+}
+
+/// The largest packet that fits the way.
+fn packet_max(hop: &HopEntry, path: &Path) -> usize {
+    usize::from(hop.mtu).saturating_sub(path.overhead())
+}
+
+/// Gives the frame the form that it leaves in.
+#[inline(always)]
+fn deliver<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (service, path): (&ServiceTable, &Path),
+) -> Result<(), DropReason> {
+    match path {
+        Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
+        Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
+        Path::Nat(station) => match &service.pooled {
+            None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
+            Some(pooled) => {
+                let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
+                fullnat::to_backend(frame, meta, hop, came_by, (pooled, &found))
+            }
+        },
+    }
+}
+
+/// What becomes of a packet that cannot leave as it should: it leaves in pieces, or becomes an answer
+/// to its sender, or is dropped.
+#[cold]
+fn refused<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    (why, way): (DropReason, Narrow<'_>),
+    (place, came_by, port): (usize, PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+    whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
+) -> Result<(), DropReason> {
+    match why {
+        DropReason::TooBig => {
+            too_big::handle(frame, meta, way, (place, came_by, port), (state, counters), whole)
+        }
+        DropReason::TtlExceeded => {
+            let refusal = Refusal::TtlExceeded;
+            answer::tell(frame, meta, refusal, (came_by, port), (state, counters))
+        }
+        other => Err(other),
+    }
 }
 
 /// Sends the answer of a backend to the client, with the VIP as its source.
@@ -84,30 +137,47 @@ fn back<F: Frame>(
     frame: &mut F,
     meta: &mut Meta,
     tables: &Tables,
-    (came_by, port): (PortId, &Port),
+    came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
-    let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
-    let service = tables.services.get(found.service as usize).ok_or(DropReason::NoBackend)?;
-    let hop = tables
-        .fib
-        .lookup(&meta.tuple.dst, meta.tuple.is_ipv6, meta.hash)
-        .ok_or(DropReason::NextHopUnresolved)?;
+    let (_, came_by, port) = came;
+    let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+    let connection = match &service.pooled {
+        Some(pooled) => Some((pooled, pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?)),
+        None => None,
+    };
+    let (client, is_ipv6) = match &connection {
+        Some((_, found)) => (found.connection.client, found.connection.flow().is_ipv6),
+        None => (meta.tuple.dst, meta.tuple.is_ipv6),
+    };
+    let hop =
+        tables.fib.lookup(&client, is_ipv6, meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
-    if service.mss != MssClamp::Keep && meta.packet_len <= hop.mtu {
-        mss::clamp(frame, meta, service.mss, hop.mtu.into());
+    let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
+    if meta.packet_len <= mtu {
+        mss::clamp(frame, meta, service.mss, mtu.into());
+        if let Some((pooled, found)) = &connection {
+            fullnat::make_room(frame, meta, (pooled, found), port.mtu);
+        }
     }
     let packet_len = u64::from(meta.packet_len);
-    let refusal = match nat::forward(frame, meta, hop, came_by, (End::Source, &found.vip)) {
-        Ok(()) => {
-            counters.forwarded(service.id, packet_len);
+    let given = *meta;
+    let deliver = |frame: &mut F, hop: &HopEntry| {
+        if let Some((pooled, found)) = &connection {
+            return fullnat::to_client(frame, &given, hop, came_by, (pooled, found));
+        }
+        let found = tables.returns.get(given.slot as usize).ok_or(DropReason::NoBackend)?;
+        nat::forward(frame, &given, hop, came_by, &[(End::Source, &found.vip)])
+    };
+    if let Err(why) = deliver(frame, hop) {
+        let way = Narrow { hop, mtu, is_tunnel: false };
+        refused(frame, meta, (why, way), came, (state, counters), deliver)?;
+        if matches!(meta.rule, Rule::Answer(_)) {
             return Ok(());
         }
-        Err(DropReason::TooBig) => Refusal::TooBig(hop.mtu),
-        Err(DropReason::TtlExceeded) => Refusal::TtlExceeded,
-        Err(other) => return Err(other.into()),
-    };
-    Ok(answer::tell(frame, meta, refusal, (came_by, port), (state, counters))?)
+    }
+    counters.forwarded(service.id, packet_len);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -105,7 +105,10 @@ fn by_address(tuple: &Tuple, tables: &Tables) -> ByAddress {
         return if any { ByAddress::NeedsPorts } else { ByAddress::None };
     }
     match tables.vips.by_address(tuple) {
-        ByAddress::None => tables.stations.by_address(&tuple.reversed()).of_a_station(),
+        ByAddress::None => match tables.stations.by_address(&tuple.reversed()) {
+            ByAddress::None => tables.pool_index.by_address(tuple).of_a_station(),
+            found => found.of_a_station(),
+        },
         found => found,
     }
 }

@@ -2,6 +2,7 @@
 //! order.
 
 pub mod classify;
+pub mod connect;
 pub mod forward;
 pub mod fragment;
 pub mod parse;

@@ -1,6 +1,6 @@
 //! Desired state, and what is true of the network → tables. Pure, and for the control thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,15 +10,18 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
 use super::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use super::{
-    BackendEntry, Ends, HopEntry, Path, Return, ServiceId, ServiceTable, SlotTable, Station,
-    Tables, VipIndex,
+    BackendEntry, Ends, HopEntry, Path, Pooled, Return, ServiceId, ServiceTable, SlotTable,
+    Station, Tables, VipIndex,
 };
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::maglev;
 use crate::model::{
-    Affinity, Backend, DesiredState, Forward, Protocol, Service, StaticHop, Tunnel, Vip,
+    Affinity, Backend, DesiredState, Forward, FullNat, PortRange, Protocol, Service, ServiceSpec,
+    StaticHop, Tunnel, Vip,
 };
+use crate::pool::{self, Pool};
+use crate::rate::Tick;
 use crate::tuple::address_bytes;
 
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
@@ -39,13 +42,15 @@ pub fn compile(
         .map(|table| (table.source.spec().name.as_str(), table))
         .collect();
     let mut ids = Ids::new(previous);
+    let pools = pools(desired, previous);
     let services: Vec<ServiceTable> = desired
         .services()
         .iter()
         .map(|service| {
             let old = old.get(service.spec().name.as_str()).copied();
             let id = old.map_or_else(|| ids.next_free(), |old| old.id);
-            service_table(service, id, ports, next_hops, old)
+            let pooled = pooled(service.spec(), &pools);
+            ServiceTable { pooled, ..service_table(service, id, ports, next_hops, old) }
         })
         .collect();
     let vips = desired.services().iter().map(|service| service.spec().vip);
@@ -54,12 +59,41 @@ pub fn compile(
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
         stations: VipIndex::new(stations.into_iter()),
         returns,
+        pool_index: VipIndex::new(pools.iter().map(|pool| whole(pool.net()))),
+        pools,
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
         ports: Arc::clone(ports),
         vips: VipIndex::new(vips),
         services,
     }
+}
+
+/// The pools of all services, once each; those that were there before with their connections.
+fn pools(desired: &DesiredState, previous: Option<&Tables>) -> Vec<Arc<Pool>> {
+    let old: BTreeMap<IpNet, &Arc<Pool>> =
+        previous.iter().flat_map(|tables| &tables.pools).map(|pool| (pool.net(), pool)).collect();
+    let wanted: BTreeSet<IpNet> =
+        desired.services().iter().filter_map(|service| service.spec().pool()).collect();
+    wanted
+        .into_iter()
+        .map(|net| old.get(&net).map_or_else(|| Arc::new(Pool::new(net)), |pool| Arc::clone(pool)))
+        .collect()
+}
+
+fn pooled(spec: &ServiceSpec, pools: &[Arc<Pool>]) -> Option<Pooled> {
+    let Forward::FullNat(FullNat { pool, client_address }) = spec.forward else { return None };
+    let pool = pools.iter().find(|known| known.net() == pool)?;
+    let idle = spec.idle_timeout();
+    let idle = Tick(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+    // Rounded up.
+    let idle_max = (pool::units(idle) + 1).min(pool::IDLE_MAX);
+    Some(Pooled { pool: Arc::clone(pool), client_address, idle_max })
+}
+
+/// Every packet to a prefix.
+fn whole(net: IpNet) -> Vip {
+    Vip { address: net, ports: PortRange::ANY, protocol: Protocol::Any }
 }
 
 /// Where answers come from that the balancer translates back, and what they become.
@@ -143,6 +177,7 @@ fn service_table(
             _ => spec.affinity,
         },
         mss: spec.mss,
+        pooled: None,
         slots: slot_table(identities, weights, service.slots(), old),
         without_slots: if someone_wanted {
             DropReason::NextHopUnresolved
@@ -188,7 +223,12 @@ fn entry(
     next_hops: &NextHops,
 ) -> BackendEntry {
     let Ok((hops, path)) = ways(backend, forward, ports, next_hops) else {
-        return BackendEntry { hops: ArrayVec::new(), path: Path::Plain };
+        // Connections know it by its path, while it has no way as well.
+        let path = match forward {
+            Forward::Nat | Forward::FullNat(_) => Path::Nat(station(backend.address, backend.port)),
+            Forward::L2dsr | Forward::Tunnel(_) => Path::Plain,
+        };
+        return BackendEntry { hops: ArrayVec::new(), path };
     };
     let hops = hops
         .iter()
@@ -220,7 +260,9 @@ pub fn ways(
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
         (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
-        (Forward::Nat, _) => Ok((hops, Path::Nat(station(backend.address, backend.port)))),
+        (Forward::Nat | Forward::FullNat(_), _) => {
+            Ok((hops, Path::Nat(station(backend.address, backend.port))))
+        }
         (Forward::Tunnel(tunnel), _) => {
             let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
             Ok((hops, Path::Tunnel(tunnel.kind, ends)))

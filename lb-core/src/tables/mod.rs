@@ -6,7 +6,8 @@ use arrayvec::ArrayVec;
 
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
-use crate::model::{Affinity, MssClamp, Service, TunnelKind};
+use crate::model::{Affinity, ClientAddress, MssClamp, Service, TunnelKind};
+use crate::pool::Pool;
 use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
@@ -42,6 +43,11 @@ pub struct Tables {
     pub stations: VipIndex,
     /// What becomes of answers that come through the balancer.
     pub returns: Vec<Return>,
+    /// What clients of `fullnat` stand behind. They outlive versions, and have a memory: see
+    /// [`Pool`].
+    pub pools: Vec<Arc<Pool>>,
+    /// Destination of an answer → place in `pools`.
+    pub pool_index: VipIndex,
 }
 
 impl Tables {
@@ -71,10 +77,23 @@ pub struct ServiceTable {
     pub mss: MssClamp,
     /// Why packets are dropped if there are no slots.
     pub without_slots: DropReason,
+    /// What its clients stand behind.
+    pub pooled: Option<Pooled>,
     /// By the numbers in `slots`, in the order of the spec.
     pub backends: Arc<[BackendEntry]>,
     /// What this was made from.
     pub source: Arc<Service>,
+}
+
+/// A pool, as a service uses it.
+#[derive(Clone, Debug)]
+pub struct Pooled {
+    /// One of [`Tables::pools`].
+    pub pool: Arc<Pool>,
+    /// How backends learn who the client is.
+    pub client_address: ClientAddress,
+    /// How long a connection may be silent, in [`crate::pool::units`].
+    pub idle_max: u16,
 }
 
 /// Slot → backend, and what it was made from.

@@ -2,6 +2,12 @@
 
 use std::ops::Range;
 
+/// Bytes of a header with as many options as there may be.
+pub const HEADER_BYTES_MAX: usize = 60;
+/// Where the sequence number lies in the header.
+pub const SEQUENCE: Range<usize> = 4..8;
+/// Where the acknowledgement number lies in the header.
+pub const ACKNOWLEDGEMENT: Range<usize> = 8..12;
 /// Where the flags lie in the header.
 pub const FLAGS: usize = 13;
 /// The flag that ends what a side has to say.
@@ -10,6 +16,8 @@ pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 /// The flag that ends a connection at once.
 pub const RST: u8 = 0x04;
+/// The flag that says that the acknowledgement number is one.
+pub const ACK: u8 = 0x10;
 /// Where the checksum lies in the header.
 pub const CHECKSUM: Range<usize> = 16..18;
 
@@ -18,6 +26,8 @@ const END_OF_OPTIONS: u8 = 0;
 const NO_OPERATION: u8 = 1;
 /// Maximum segment size: kind, length 4, and the size.
 const MSS: u8 = 2;
+/// Selective acknowledgements: kind, length, and pairs of edges.
+const SACK: u8 = 5;
 
 /// Bytes of the header with its options; `None`, if the segment has fewer, or the header claims
 /// fewer than it has.
@@ -31,6 +41,17 @@ pub fn header_bytes(segment: &[u8]) -> Option<usize> {
 /// they cannot be read up to there.
 #[must_use]
 pub fn mss(segment: &[u8]) -> Option<Range<usize>> {
+    option(segment, MSS).filter(|place| place.len() == 2)
+}
+
+/// Where the edges of selective acknowledgements lie in the segment (RFC 2018 §3), 4 bytes each.
+pub fn sack_edges(segment: &[u8]) -> impl Iterator<Item = Range<usize>> + use<> {
+    let edges = option(segment, SACK).unwrap_or_default();
+    edges.clone().step_by(4).map(|at| at..at + 4).take_while(move |edge| edge.end <= edges.end)
+}
+
+/// Where the content of the first option of a kind lies in the segment.
+fn option(segment: &[u8], wanted: u8) -> Option<Range<usize>> {
     let end = header_bytes(segment)?;
     let mut at = 20;
     while at < end {
@@ -43,8 +64,8 @@ pub fn mss(segment: &[u8]) -> Option<Range<usize>> {
         if at + len > end || (len < 2 && kind != NO_OPERATION) {
             return None;
         }
-        if kind == MSS && len == 4 {
-            return Some(at + 2..at + 4);
+        if kind == wanted {
+            return Some(at + 2..at + len);
         }
         at += len;
     }

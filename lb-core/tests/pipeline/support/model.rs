@@ -123,7 +123,9 @@ impl<'w> Model<'w> {
                 let pieces = pieces(&whole, mtu, self.last_id);
                 Ok(Verdict::Send(choice.way.port, pieces))
             }
-            Forward::Nat => panic!("no service of the fixed world translates"),
+            Forward::Nat | Forward::FullNat(_) => {
+                panic!("no service of the fixed world translates")
+            }
         }
     }
 
@@ -630,7 +632,7 @@ fn choose<'w>(
         hash,
         way,
         source: match spec.forward {
-            Forward::L2dsr | Forward::Nat => None,
+            Forward::L2dsr | Forward::Nat | Forward::FullNat(_) => None,
             Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways)
                 .map(|source| vary(source, &tunnel, hash)),
         },
@@ -661,7 +663,7 @@ fn ways(world: &World, forward: Forward, backend: &Backend) -> Vec<NextHop> {
     };
     let reachable = match forward {
         Forward::L2dsr => gateway.is_none(),
-        Forward::Nat => true,
+        Forward::Nat | Forward::FullNat(_) => true,
         Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways).is_some(),
     };
     if reachable { ways } else { Vec::new() }

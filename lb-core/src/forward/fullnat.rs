@@ -1,0 +1,111 @@
+//! Full network address translation: both ends change. Towards a backend the source becomes an
+//! address and port of the pool, so that the answer comes back here whatever the backend's routes are.
+//! The two sides may be of different families.
+
+use super::client_address::{self, Stream};
+use super::nat::{self, End};
+use super::siit;
+use crate::burst::{Meta, Rule};
+use crate::drop_reason::DropReason;
+use crate::frame::Frame;
+use crate::model::{ClientAddress, MssClamp};
+use crate::pool::Found;
+use crate::tables::next_hop::PortId;
+use crate::tables::{HopEntry, Pooled, Station};
+
+/// Sends a packet of the connection `found` to its backend.
+///
+/// # Errors
+/// As [`nat::forward`] and [`siit::forward`]. Nothing has changed then.
+#[inline(never)]
+pub fn to_backend<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (pooled, found): (&Pooled, &Found),
+) -> Result<(), DropReason> {
+    let connection = &found.connection;
+    let src = pooled.pool.station(found.place);
+    let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
+    let stream = Stream::of(found, pooled.client_address);
+    // What tells who the client is has to fit as well, if it has to be there.
+    let more = stream.header_bytes_of(frame.bytes(), meta);
+    let hop = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
+    translate(frame, meta, hop, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
+    let mtu = hop.mtu + more;
+    stream.to_backend(frame, meta, mtu)
+}
+
+/// Sends an answer of the connection `found` to its client.
+///
+/// # Errors
+/// As [`to_backend`].
+#[inline(never)]
+pub fn to_client<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (pooled, found): (&Pooled, &Found),
+) -> Result<(), DropReason> {
+    let connection = &found.connection;
+    let src = Station { address: connection.vip, port: Some(connection.vip_port) };
+    let dst = Station { address: connection.client, port: Some(connection.client_port) };
+    translate(frame, meta, hop, came_by, (&src, &dst), connection.flow().is_ipv6)?;
+    if Stream::of(found, pooled.client_address).to_client(frame, meta)? {
+        pooled.pool.update(found, found.state.with_header());
+    }
+    Ok(())
+}
+
+fn translate<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (src, dst): (&Station, &Station),
+    to_ipv6: bool,
+) -> Result<(), DropReason> {
+    if meta.tuple.is_ipv6 == to_ipv6 {
+        let changes = [(End::Source, src), (End::Destination, dst)];
+        nat::forward(frame, meta, hop, came_by, &changes)
+    } else {
+        siit::forward(frame, meta, hop, came_by, (src, dst))
+    }
+}
+
+/// The largest packet of a client, in bytes, that fits a way to the backend of `hop_mtu` bytes.
+#[must_use]
+pub fn mtu_of_client(hop_mtu: u16, pooled: &Pooled, is_ipv6: bool) -> u16 {
+    let more = match pooled.client_address {
+        ClientAddress::Proxy => client_address::proxy_bytes(is_ipv6),
+        ClientAddress::Hidden | ClientAddress::Toa => 0,
+    };
+    mtu_before(hop_mtu.saturating_sub(more), is_ipv6, pooled.pool.is_ipv6())
+}
+
+/// The largest packet before translation that fits `hop_mtu` bytes after it.
+#[must_use]
+pub fn mtu_before(hop_mtu: u16, is_ipv6: bool, to_ipv6: bool) -> u16 {
+    if is_ipv6 == to_ipv6 { hop_mtu } else { siit::mtu_before(hop_mtu, is_ipv6) }
+}
+
+/// Keeps the client's segments so small that there is room to tell who it is: lowers the size that
+/// the backend announces, in a packet that came by a port of `mtu` bytes.
+pub fn make_room<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    (pooled, found): (&Pooled, &Found),
+    mtu: u16,
+) {
+    let is_ipv6 = found.connection.flow().is_ipv6;
+    let more = match pooled.client_address {
+        ClientAddress::Hidden => return,
+        ClientAddress::Toa => client_address::toa_bytes(is_ipv6),
+        ClientAddress::Proxy => client_address::proxy_bytes(is_ipv6),
+    };
+    if meta.rule == Rule::Return {
+        super::mss::clamp(frame, meta, MssClamp::Auto, mtu.saturating_sub(more).into());
+    }
+}
