@@ -25,6 +25,8 @@ pub struct Narrow<'a> {
     pub mtu: u16,
     /// Does it travel inside another packet, which may be cut where it may not?
     pub is_tunnel: bool,
+    /// Does it leave as it came? Then it is not cut either.
+    pub is_plain: bool,
 }
 
 /// Does with a packet what has to be done if it is too big for its way. `place` is the frame's in the
@@ -46,19 +48,23 @@ pub fn handle<F: Frame>(
     (state, counters): (&mut State<F>, &Counters),
     whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
-    let Narrow { hop, mut mtu, is_tunnel } = way;
-    let may_be_cut = if meta.tuple.is_ipv6 {
+    let Narrow { hop, mut mtu, is_tunnel, is_plain } = way;
+    let (may_be_cut, can_be_cut) = if meta.tuple.is_ipv6 {
         mtu = mtu.max(IPV6_MTU_MIN);
-        is_tunnel && meta.packet_len <= IPV6_MTU_MIN
+        (meta.packet_len <= IPV6_MTU_MIN, is_tunnel)
     } else {
         let packet = frame.bytes().get(meta.l3_offset.into()..).ok_or(DropReason::Truncated)?;
         let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
         // Options would have to be copied, or not, by their kind: nobody sends them.
-        ip.fragment.get() & ipv4::DONT_FRAGMENT == 0 && (is_tunnel || ip.header_len() == 20)
+        let can_be_cut = is_tunnel || (!is_plain && ip.header_len() == ipv4::HEADER_BYTES);
+        (ip.fragment.get() & ipv4::DONT_FRAGMENT == 0, can_be_cut)
     };
-    if may_be_cut {
+    if may_be_cut && can_be_cut {
         whole(frame, &HopEntry { mtu: u16::MAX, ..*hop })?;
         return split::split(frame, hop, place, state, counters);
+    }
+    if may_be_cut {
+        return Err(DropReason::TooBig);
     }
     answer::tell(frame, meta, Refusal::TooBig(mtu), (came_by, port), (state, counters))
 }

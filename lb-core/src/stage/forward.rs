@@ -58,6 +58,7 @@ pub fn forward<F: Frame>(
                     None => u16::try_from(packet_max(hop, &backend.path)).unwrap_or(0),
                 },
                 is_tunnel: matches!(backend.path, Path::Tunnel(..)),
+                is_plain: backend.path == Path::Plain,
             };
             let given = *meta;
             let whole = |frame: &mut F, hop: &HopEntry| {
@@ -170,7 +171,7 @@ fn back<F: Frame>(
         nat::forward(frame, &given, hop, came_by, &[(End::Source, &found.vip)])
     };
     if let Err(why) = deliver(frame, hop) {
-        let way = Narrow { hop, mtu, is_tunnel: false };
+        let way = Narrow { hop, mtu, is_tunnel: false, is_plain: false };
         refused(frame, meta, (why, way), came, (state, counters), deliver)?;
         if matches!(meta.rule, Rule::Answer(_)) {
             return Ok(());

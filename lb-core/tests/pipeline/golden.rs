@@ -389,7 +389,7 @@ fn every_reason_to_drop() {
     // The others come from queues, see below, from what a worker remembers, see `workers`, or only
     // where packets are translated.
     reasons.extend([PuntLimit, TxFull, FragmentTimeout, FragmentFull, HandOverFull, NoBuffer]);
-    reasons.extend([TtlExceeded, Untranslatable]);
+    reasons.extend([TtlExceeded, Untranslatable, NoConnection, PoolFull]);
     for reason in DropReason::ALL {
         assert!(reasons.contains(&reason), "{reason} has no case");
     }
