@@ -2,11 +2,11 @@
 //!
 //! A worker remembers each datagram of which it has seen a fragment, for [`LIFETIME_MS`], in a table
 //! of fixed size; what a new one finds no room among is the oldest of its bucket. Later fragments
-//! that come before the first wait in a store of fixed size. All fragments of a datagram are handled
-//! by one worker, whichever queue they came in by, so nothing here is shared.
+//! that come before the first wait in a store of fixed size, each for as long, whatever becomes of
+//! what the table remembers. All fragments of a datagram are handled by one worker, whichever queue
+//! they came in by, so nothing here is shared.
 
 use std::collections::VecDeque;
-use std::mem;
 
 use arrayvec::ArrayVec;
 
@@ -22,7 +22,7 @@ pub const WAITING_MAX: usize = 1024;
 /// Separate stretches of one datagram that have come. Sixteen is enough for 64 kB in pieces of 1,500
 /// bytes in any order, but for the most unlucky ones.
 pub const STRETCHES_MAX: usize = 16;
-/// How long a datagram is remembered, in milliseconds.
+/// How long a datagram is remembered, and a fragment waits, in milliseconds.
 pub const LIFETIME_MS: u64 = 2000;
 /// Datagrams in one bucket.
 const WAYS: usize = 4;
@@ -61,10 +61,17 @@ struct Datagram {
     first: Option<First>,
     /// Why nothing more of it passes, if so.
     bad: Option<DropReason>,
-    /// There are later fragments in the store.
-    is_waited_for: bool,
     /// The bytes that came, as sorted, disjoint stretches.
     came: ArrayVec<(u32, u32), STRETCHES_MAX>,
+}
+
+/// Datagrams with hashes that are alike.
+#[derive(Debug, Default)]
+struct Bucket {
+    ways: [Option<Datagram>; WAYS],
+    /// How many fragments wait for one of them, or for one that was forgotten: mostly none, and then
+    /// nobody searches the store.
+    waiting: usize,
 }
 
 /// Why a stretch is not let through.
@@ -87,14 +94,21 @@ struct Waiting<F> {
     frame: F,
 }
 
+impl<F> Waiting<F> {
+    fn is_late(&self, now: Tick) -> bool {
+        now.0 >= self.since.0 + LIFETIME_MS
+    }
+}
+
 /// The memory of one worker for datagrams in pieces.
 #[derive(Debug)]
 pub struct Fragments<F> {
-    buckets: Box<[[Option<Datagram>; WAYS]]>,
+    buckets: Box<[Bucket]>,
     /// In the order of arrival, with gaps.
     waiting: Vec<Option<Waiting<F>>>,
-    /// For each place in `waiting` the hash of its key, so that a search stays in few cache lines.
-    tags: Vec<u64>,
+    /// For each place in `waiting` the bucket of its datagram, so that a search stays in few cache
+    /// lines.
+    tags: Vec<usize>,
     waiting_count: usize,
     /// Where the search for what has waited too long goes on.
     cursor: usize,
@@ -116,7 +130,7 @@ impl<F> Fragments<F> {
     /// Nothing remembered; all memory is taken now.
     #[must_use]
     pub fn new() -> Self {
-        let buckets = (0..DATAGRAMS_MAX / WAYS).map(|_| [const { None }; WAYS]).collect();
+        let buckets = (0..DATAGRAMS_MAX / WAYS).map(|_| Bucket::default()).collect();
         Self {
             buckets,
             waiting: Vec::with_capacity(WAITING_MAX),
@@ -130,7 +144,7 @@ impl<F> Fragments<F> {
     /// Remembers a datagram, if it is not known yet. `hash` is of the key, and keyed itself.
     pub fn find(&mut self, key: &Key, hash: u64, now: Tick) -> Place {
         let bucket = usize::try_from(hash).unwrap_or(0) % self.buckets.len();
-        let ways = &mut self.buckets[bucket];
+        let ways = &mut self.buckets[bucket].ways;
         let known = |way: &Option<Datagram>| way.as_ref().is_some_and(|it| it.key == *key);
         let is_alive = |it: &Datagram| now.0 < it.since.0 + LIFETIME_MS;
         if let Some(way) = ways.iter().position(known) {
@@ -142,19 +156,12 @@ impl<F> Fragments<F> {
         let age = |way: &Option<Datagram>| way.as_ref().map_or(0, |it| it.since.0 + 1);
         let oldest = (0..WAYS).min_by_key(|&way| age(&ways[way])).unwrap_or(0);
         let came = ArrayVec::new();
-        ways[oldest] = Some(Datagram {
-            key: *key,
-            since: now,
-            first: None,
-            bad: None,
-            is_waited_for: false,
-            came,
-        });
+        ways[oldest] = Some(Datagram { key: *key, since: now, first: None, bad: None, came });
         Place(bucket, oldest)
     }
 
     fn datagram(&mut self, Place(bucket, way): Place) -> Option<&mut Datagram> {
-        self.buckets[bucket][way].as_mut()
+        self.buckets[bucket].ways[way].as_mut()
     }
 
     /// What the first fragment told, if it came.
@@ -163,10 +170,10 @@ impl<F> Fragments<F> {
     }
 
     /// Lets nothing more of the datagram pass. What waits for it waits no more.
-    pub fn condemn(&mut self, place: Place, hash: u64, why: DropReason) {
+    pub fn condemn(&mut self, place: Place, why: DropReason, now: Tick) {
         if let Some(datagram) = self.datagram(place) {
             datagram.bad = Some(why);
-            self.release(place, hash);
+            self.release(place, now);
         }
     }
 
@@ -208,29 +215,40 @@ impl<F> Fragments<F> {
     }
 
     /// Notes what the first fragment told. Those that waited for it are ready now.
-    pub fn set_first(&mut self, place: Place, hash: u64, first: First) {
+    pub fn set_first(&mut self, place: Place, first: First, now: Tick) {
         if let Some(datagram) = self.datagram(place) {
             datagram.first = Some(first);
-            self.release(place, hash);
+            self.release(place, now);
         }
     }
 
-    /// Nothing that waits for this datagram has to wait any more.
-    fn release(&mut self, place: Place, hash: u64) {
-        let Some(datagram) = self.datagram(place) else { return };
-        let key = datagram.key;
-        if !mem::take(&mut datagram.is_waited_for) {
-            return;
-        }
-        for (slot, tag) in self.waiting.iter_mut().zip(&self.tags) {
-            if *tag == hash
-                && let Some(waiting) = slot.take_if(|waiting| waiting.key == key)
+    /// What waits for this datagram waits no more; but who is late already is given up.
+    fn release(&mut self, place: Place, now: Tick) {
+        let Place(bucket, _) = place;
+        let Some(key) = self.datagram(place).map(|it| it.key) else { return };
+        for at in 0..self.waiting.len() {
+            if self.buckets[bucket].waiting == 0 {
+                break;
+            }
+            if self.tags[at] == bucket
+                && let Some(waiting) = self.take(at, |it| it.key == key && !it.is_late(now))
             {
-                self.waiting_count -= 1;
                 self.ready.push_back((waiting.port, waiting.frame));
             }
         }
         self.forget_gaps();
+    }
+
+    /// Takes what waits at a place of the store, if it is as `wanted`.
+    fn take(
+        &mut self,
+        at: usize,
+        wanted: impl FnOnce(&mut Waiting<F>) -> bool,
+    ) -> Option<Waiting<F>> {
+        let waiting = self.waiting[at].take_if(wanted)?;
+        self.buckets[self.tags[at]].waiting -= 1;
+        self.waiting_count -= 1;
+        Some(waiting)
     }
 
     /// Keeps a fragment until the first one of its datagram comes, or its time is over.
@@ -253,14 +271,15 @@ impl<F> Fragments<F> {
             self.ready.push_back((port, frame)); // it came in the same burst, behind this one
             return Ok(());
         }
-        datagram.is_waited_for = true;
         if self.waiting.len() == WAITING_MAX {
             let mut is_used = self.waiting.iter().map(Option::is_some);
             self.tags.retain(|_| is_used.next().unwrap_or(false));
             self.waiting.retain(Option::is_some);
         }
         self.waiting.push(Some(Waiting { key, since: now, port, frame }));
-        self.tags.push(hash);
+        let Place(bucket, _) = place;
+        self.tags.push(bucket);
+        self.buckets[bucket].waiting += 1;
         self.waiting_count += 1;
         Ok(())
     }
@@ -281,9 +300,7 @@ impl<F> Fragments<F> {
     pub fn expire(&mut self, now: Tick, mut give_up: impl FnMut(F)) {
         for _ in 0..EXPIRE_STEP.min(self.waiting.len()) {
             self.cursor = (self.cursor + 1) % self.waiting.len();
-            let is_late = |it: &mut Waiting<F>| now.0 >= it.since.0 + LIFETIME_MS;
-            if let Some(waiting) = self.waiting[self.cursor].take_if(is_late) {
-                self.waiting_count -= 1;
+            if let Some(waiting) = self.take(self.cursor, |it| it.is_late(now)) {
                 give_up(waiting.frame);
             }
         }
@@ -353,7 +370,7 @@ mod tests {
         }
         assert_eq!(fragments.waiting(), 4);
         let place = fragments.find(&key(7), hash(7), Tick(1));
-        fragments.set_first(place, hash(7), FIRST);
+        fragments.set_first(place, FIRST, Tick(1));
         let mut frames = Frames::new();
         assert_eq!(fragments.take_ready(&mut frames), Some(PortId(0)));
         assert_eq!(frames[..], [0, 2]);
@@ -380,7 +397,7 @@ mod tests {
         let before = capacities(&fragments);
         for id in 0..n / 2 {
             let place = fragments.find(&key(id), hash(id), Tick(1));
-            fragments.set_first(place, hash(id), FIRST);
+            fragments.set_first(place, FIRST, Tick(1));
             let mut frames = Frames::new();
             while fragments.take_ready(&mut frames).is_some() {
                 frames.clear();
@@ -414,8 +431,8 @@ mod tests {
     fn a_datagram_is_remembered_for_its_time() {
         let mut fragments = Fragments::<()>::new();
         let place = fragments.find(&key(1), hash(1), Tick(0));
-        fragments.set_first(place, hash(1), FIRST);
-        fragments.condemn(place, hash(1), DropReason::FragmentTiny);
+        fragments.set_first(place, FIRST, Tick(0));
+        fragments.condemn(place, DropReason::FragmentTiny, Tick(0));
         let place = fragments.find(&key(1), hash(1), Tick(LIFETIME_MS - 1));
         let bad = fragments.condemned(place);
         assert_eq!((fragments.first(place), bad), (Some(FIRST), Some(DropReason::FragmentTiny)));
@@ -428,11 +445,56 @@ mod tests {
         let mut fragments = Fragments::<()>::new();
         for id in 0..5 {
             let place = fragments.find(&key(id), 0, Tick(u64::from(id)));
-            fragments.set_first(place, 0, FIRST);
+            fragments.set_first(place, FIRST, Tick(0));
         }
         for (id, is_known) in [(4, true), (3, true), (2, true), (1, true), (0, false)] {
             let place = fragments.find(&key(id), 0, Tick(5));
             assert_eq!(fragments.first(place).is_some(), is_known, "{id}");
         }
+    }
+
+    /// Takes all that is ready.
+    fn ready(fragments: &mut Fragments<u32>) -> Vec<u32> {
+        let mut all = Vec::new();
+        let mut frames = Frames::new();
+        while fragments.take_ready(&mut frames).is_some() {
+            all.extend(frames.drain(..));
+        }
+        all
+    }
+
+    #[test]
+    fn who_waits_outlives_what_is_remembered_of_its_datagram() {
+        let last = LIFETIME_MS - 1;
+        for (name, waits_since, others, first_at) in [
+            ("others of its bucket came", 0, 4, 1),
+            ("it came when the datagram was old", last, 0, LIFETIME_MS + 1),
+        ] {
+            let mut fragments = Fragments::new();
+            fragments.find(&key(1), 0, Tick(0));
+            assert!(fragments.hold((key(1), 0), PortId(0), 7, Tick(waits_since)).is_ok());
+            for id in 2..2 + others {
+                fragments.find(&key(id), 0, Tick(first_at));
+            }
+            let place = fragments.find(&key(1), 0, Tick(first_at));
+            fragments.set_first(place, FIRST, Tick(first_at));
+            assert_eq!(ready(&mut fragments), [7], "{name}");
+        }
+    }
+
+    #[test]
+    fn the_first_one_comes_too_late_for_who_has_waited_too_long() {
+        let mut fragments = Fragments::new();
+        for since in [0, 1] {
+            let frame = u32::try_from(since).unwrap();
+            assert!(fragments.hold((key(1), 0), PortId(0), frame, Tick(since)).is_ok());
+        }
+        let now = Tick(LIFETIME_MS);
+        let place = fragments.find(&key(1), 0, now);
+        fragments.set_first(place, FIRST, now);
+        assert_eq!(ready(&mut fragments), [1]);
+        let mut given_up = Vec::new();
+        fragments.expire(now, |frame| given_up.push(frame));
+        assert_eq!((given_up, fragments.waiting()), (vec![0], 0));
     }
 }

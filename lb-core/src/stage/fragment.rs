@@ -67,27 +67,30 @@ fn one<F>(
     }
     let first = if piece.start == 0 {
         let Some(first) = piece.first(frame, meta) else {
-            state.fragments.condemn(place, hash, DropReason::FragmentTiny);
+            state.fragments.condemn(place, DropReason::FragmentTiny, state.now);
             return Err(DropReason::FragmentTiny.into());
         };
         Some(first)
     } else {
         state.fragments.first(place)
     };
-    if !state.is_releasing {
-        state.fragments.note(place, piece.start, piece.end).map_err(|refused| {
-            if refused == Refused::Overlap {
-                state.fragments.condemn(place, hash, DropReason::FragmentOverlap);
-            }
-            match refused {
-                Refused::Again | Refused::Overlap => DropReason::FragmentOverlap,
-                Refused::Full => DropReason::FragmentFull,
-            }
-        })?;
+    match state.fragments.note(place, piece.start, piece.end) {
+        Ok(()) => {}
+        Err(Refused::Again) if state.is_releasing => {} // by itself, when it came to wait
+        Err(Refused::Again) => return Err(DropReason::FragmentOverlap.into()),
+        Err(Refused::Overlap) => {
+            state.fragments.condemn(place, DropReason::FragmentOverlap, state.now);
+            return Err(DropReason::FragmentOverlap.into());
+        }
+        Err(Refused::Full) => return Err(DropReason::FragmentFull.into()),
     }
-    let first = first.ok_or(Exit::Hold)?;
+    let first = first.ok_or(if state.is_releasing {
+        DropReason::FragmentFull.into() // what its first one told is forgotten already
+    } else {
+        Exit::Hold
+    })?;
     if piece.start == 0 {
-        state.fragments.set_first(place, hash, first);
+        state.fragments.set_first(place, first, state.now);
     } else {
         meta.rule = Rule::Fragment;
     }
