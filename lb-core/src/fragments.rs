@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use arrayvec::ArrayVec;
 
 use crate::drop_reason::DropReason;
-use crate::frame::Frames;
+use crate::frame::{BURST_MAX, Frames};
 use crate::rate::Tick;
 use crate::tables::next_hop::PortId;
 
@@ -110,6 +110,8 @@ pub struct Fragments<F> {
     /// lines.
     tags: Vec<usize>,
     waiting_count: usize,
+    /// By place in the burst: the datagrams of those that are about to wait, and the hashes of the keys.
+    names: Box<[(Key, u64)]>,
     /// Where the search for what has waited too long goes on.
     cursor: usize,
     /// Those whose first fragment came; in the order of arrival.
@@ -136,6 +138,7 @@ impl<F> Fragments<F> {
             waiting: Vec::with_capacity(WAITING_MAX),
             tags: Vec::with_capacity(WAITING_MAX),
             waiting_count: 0,
+            names: vec![(Key::default(), 0); BURST_MAX].into(),
             cursor: 0,
             ready: VecDeque::with_capacity(WAITING_MAX),
         }
@@ -251,17 +254,21 @@ impl<F> Fragments<F> {
         Some(waiting)
     }
 
-    /// Keeps a fragment until the first one of its datagram comes, or its time is over.
+    /// Notes whose fragment the frame is that will be given to [`Fragments::hold`]: `number` is its place
+    /// in the burst.
+    pub fn name(&mut self, number: usize, key: Key, hash: u64) {
+        if let Some(name) = self.names.get_mut(number) {
+            *name = (key, hash);
+        }
+    }
+
+    /// Keeps a fragment that has its name until the first one of its datagram comes, or its time is
+    /// over.
     ///
     /// # Errors
     /// The frame, if the store is full.
-    pub fn hold(
-        &mut self,
-        (key, hash): (Key, u64),
-        port: PortId,
-        frame: F,
-        now: Tick,
-    ) -> Result<(), F> {
+    pub fn hold(&mut self, number: usize, port: PortId, frame: F, now: Tick) -> Result<(), F> {
+        let Some(&(key, hash)) = self.names.get(number) else { return Err(frame) };
         if self.waiting() >= WAITING_MAX {
             return Err(frame);
         }
@@ -335,6 +342,17 @@ mod tests {
         u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
+    fn hold(
+        fragments: &mut Fragments<u32>,
+        (key, hash): (Key, u64),
+        port: PortId,
+        frame: u32,
+        now: Tick,
+    ) -> Result<(), u32> {
+        fragments.name(3, key, hash);
+        fragments.hold(3, port, frame, now)
+    }
+
     const FIRST: First = First { ports: [0, 1, 0, 2], protocol: 17 };
 
     proptest! {
@@ -366,7 +384,7 @@ mod tests {
         let mut fragments = Fragments::new();
         for (n, id) in [(0, 7), (1, 8), (2, 7), (3, 7)] {
             let port = PortId(u8::from(n == 3));
-            assert!(fragments.hold((key(id), hash(id)), port, n, Tick(0)).is_ok());
+            assert!(hold(&mut fragments, (key(id), hash(id)), port, n, Tick(0)).is_ok());
         }
         assert_eq!(fragments.waiting(), 4);
         let place = fragments.find(&key(7), hash(7), Tick(1));
@@ -381,7 +399,7 @@ mod tests {
         assert_eq!(fragments.waiting(), 1, "another datagram's");
         // One more comes late: it need not wait.
         frames.clear();
-        assert!(fragments.hold((key(7), hash(7)), PortId(0), 9, Tick(2)).is_ok());
+        assert!(hold(&mut fragments, (key(7), hash(7)), PortId(0), 9, Tick(2)).is_ok());
         assert_eq!(fragments.take_ready(&mut frames), Some(PortId(0)));
     }
 
@@ -390,9 +408,9 @@ mod tests {
         let mut fragments = Fragments::new();
         let n = u32::try_from(WAITING_MAX).unwrap();
         for id in 0..n {
-            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, Tick(0)).is_ok());
+            assert!(hold(&mut fragments, (key(id), hash(id)), PortId(0), id, Tick(0)).is_ok());
         }
-        assert_eq!(fragments.hold((key(n), hash(n)), PortId(0), n, Tick(0)), Err(n));
+        assert_eq!(hold(&mut fragments, (key(n), hash(n)), PortId(0), n, Tick(0)), Err(n));
         let capacities = |it: &Fragments<u32>| (it.waiting.capacity(), it.tags.capacity());
         let before = capacities(&fragments);
         for id in 0..n / 2 {
@@ -405,7 +423,7 @@ mod tests {
         }
         let left = fragments.waiting();
         for id in n..2 * n - u32::try_from(left).unwrap() {
-            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, Tick(1)).is_ok());
+            assert!(hold(&mut fragments, (key(id), hash(id)), PortId(0), id, Tick(1)).is_ok());
         }
         assert_eq!(fragments.waiting(), WAITING_MAX);
         assert_eq!(capacities(&fragments), before, "no memory is taken later");
@@ -416,7 +434,7 @@ mod tests {
         let mut fragments = Fragments::new();
         for id in 0..40 {
             let since = Tick(u64::from(id) * 100);
-            assert!(fragments.hold((key(id), hash(id)), PortId(0), id, since).is_ok());
+            assert!(hold(&mut fragments, (key(id), hash(id)), PortId(0), id, since).is_ok());
         }
         let mut given_up = Vec::new();
         for _ in 0..10 {
@@ -472,7 +490,7 @@ mod tests {
         ] {
             let mut fragments = Fragments::new();
             fragments.find(&key(1), 0, Tick(0));
-            assert!(fragments.hold((key(1), 0), PortId(0), 7, Tick(waits_since)).is_ok());
+            assert!(hold(&mut fragments, (key(1), 0), PortId(0), 7, Tick(waits_since)).is_ok());
             for id in 2..2 + others {
                 fragments.find(&key(id), 0, Tick(first_at));
             }
@@ -487,7 +505,7 @@ mod tests {
         let mut fragments = Fragments::new();
         for since in [0, 1] {
             let frame = u32::try_from(since).unwrap();
-            assert!(fragments.hold((key(1), 0), PortId(0), frame, Tick(since)).is_ok());
+            assert!(hold(&mut fragments, (key(1), 0), PortId(0), frame, Tick(since)).is_ok());
         }
         let now = Tick(LIFETIME_MS);
         let place = fragments.find(&key(1), 0, now);

@@ -9,7 +9,6 @@ use crate::frame::{Frames, Io};
 use crate::pipeline::process;
 use crate::publish::Subscriber;
 use crate::rate::{RateLimit, Tick};
-use crate::stage::fragment::datagram;
 use crate::state::{Settings, State};
 use crate::tables::Tables;
 use crate::tables::next_hop::PortId;
@@ -143,14 +142,11 @@ impl<I: Io> Worker<I> {
                         .map(|()| counters.punted.add(1))
                         .map_err(|frame| (frame, DropReason::PuntLimit))
                 }
-                Fate::Exit(Exit::Hold) => match datagram(&frame, meta, tables) {
-                    Some(name) => state
-                        .fragments
-                        .hold(name, port, frame, state.now)
-                        .map(|()| counters.held.add(1))
-                        .map_err(|frame| (frame, DropReason::FragmentFull)),
-                    None => Err((frame, DropReason::Truncated)),
-                },
+                Fate::Exit(Exit::Hold) => state
+                    .fragments
+                    .hold(place, port, frame, state.now)
+                    .map(|()| counters.held.add(1))
+                    .map_err(|frame| (frame, DropReason::FragmentFull)),
                 Fate::Exit(Exit::HandOver(worker)) => io
                     .hand_over(worker, port, frame)
                     .map(|()| counters.handed_over.add(1))
