@@ -1,11 +1,12 @@
 //! The command as users type it: `weir check` and `weir replay`. No privileges needed.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::{fs, iter};
 
-use etherparse::PacketBuilder;
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
+use lb_core::fragments::WAITING_MAX;
 
 const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BALANCER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -66,11 +67,15 @@ fn text(bytes: &[u8]) -> String {
 
 /// A classic pcap, by its definition: microseconds, little-endian, Ethernet; a frame every second.
 fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+    pcap_at(1_700_000_000_u32.., frames)
+}
+
+fn pcap_at(seconds: impl IntoIterator<Item = u32>, frames: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
         file.extend(word.to_le_bytes());
     }
-    for (second, frame) in (1_700_000_000_u32..).zip(frames) {
+    for (second, frame) in seconds.into_iter().zip(frames) {
         let len = u32::try_from(frame.len()).unwrap();
         for word in [second, 0, len, len] {
             file.extend(word.to_le_bytes());
@@ -250,6 +255,54 @@ fn replay_refuses_what_is_no_capture() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(text(&output.stderr).contains(part), "{output:?}");
     }
+}
+
+/// What `weir replay` says of each frame: the columns of `keys`, in the order of the lines.
+fn replay(name: &str, config: &str, input: &[u8], keys: &[&str]) -> Vec<Vec<String>> {
+    let folder = Folder::new(name);
+    let files = [folder.file("weir.toml", config), folder.file("in.pcap", input)];
+    let out = folder.0.join("out.pcap");
+    let [config, input, out] = [&files[0], &files[1], &out].map(|path| path.to_str().unwrap());
+    let output = weir(&["replay", "-c", config, "--in", input, "--out", out, "--verdicts", "-"]);
+    assert!(output.status.success(), "{output:?}");
+    let one = |line| {
+        let decision: serde_json::Value = serde_json::from_str(line).unwrap();
+        keys.iter().map(|key| decision[key].to_string().replace('"', "")).collect()
+    };
+    text(&output.stdout).lines().map(one).collect()
+}
+
+/// A fragment of a datagram for the service, from `offset` eights on; the first one has three.
+fn fragment(id: u16, offset: u16) -> Vec<u8> {
+    let ports = [40_000_u16, 80].map(u16::to_be_bytes).concat();
+    let payload = if offset == 0 { [ports, vec![0; 20]].concat() } else { vec![0; 8] };
+    let mut ip = Ipv4Header::new(
+        payload.len().try_into().unwrap(),
+        60,
+        IpNumber::TCP,
+        [198, 51, 100, 7],
+        [10, 0, 0, 100],
+    )
+    .unwrap();
+    (ip.identification, ip.more_fragments, ip.dont_fragment) = (id, true, false);
+    ip.fragment_offset = IpFragOffset::try_new(offset).unwrap();
+    let mut frame = [&BALANCER[..], &CLIENT, &[8, 0]].concat();
+    ip.write(&mut frame).unwrap();
+    [frame, payload].concat()
+}
+
+/// They follow their first one; or find no room; or wait in vain.
+#[test]
+fn replay_says_what_became_of_fragments_that_had_to_wait() {
+    let mut early: Vec<Vec<u8>> = (0..).map(|id| fragment(id, 3)).take(WAITING_MAX + 1).collect();
+    early.push(fragment(7, 0));
+    let input = pcap_at(iter::repeat(0), &early);
+    let told = replay("waiting", CONFIG, &input, &["verdict", "reason", "rule"]);
+    let mut expect = vec![["drop", "fragment_timeout", "null"]; WAITING_MAX];
+    expect[7] = ["send", "null", "fragment"];
+    expect.push(["drop", "fragment_full", "null"]);
+    expect.push(["send", "null", "flow"]);
+    assert_eq!(told, expect);
 }
 
 #[test]

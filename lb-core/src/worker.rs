@@ -202,6 +202,7 @@ fn send<I: Io>(io: &mut I, port: PortId, frames: &mut Frames<I::Frame>, counters
     counters.sent.add((waiting - frames.len()) as u64);
     if !frames.is_empty() {
         counters.drops[DropReason::TxFull as usize].add(frames.len() as u64);
+        frames.iter().for_each(|frame| io.dropped(frame, DropReason::TxFull));
         io.discard(frames);
     }
 }
@@ -234,6 +235,7 @@ fn refuse<I: Io>(
     io: &mut I,
 ) {
     counters.drop(reason);
+    io.dropped(&frame, reason);
     if dropped.is_full() {
         io.discard(dropped);
     }

@@ -15,6 +15,7 @@ use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
+use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::SERVICES_MAX;
 use lb_core::publish::{Publisher, publication};
@@ -222,7 +223,7 @@ impl Replay {
         let tables = Arc::new(tables);
         let (publisher, mut subscribers) = publication(&tables, 1);
         let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
-        let io = Observed { io: SimIo::new(ports.len()), decided: Vec::new() };
+        let io = Observed { io: SimIo::new(ports.len()), decided: BTreeMap::new() };
         let counters = Arc::new(Counters::new(2 * SERVICES_MAX));
         let worker = Worker::new(io, ports.len(), subscribers.remove(0), counters, settings);
         let (times, early) = (Vec::new(), BTreeMap::new());
@@ -251,7 +252,7 @@ impl Replay {
     fn turn(&mut self, elapsed: Duration) -> Vec<SimFrame> {
         self.worker.turn(Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)));
         let decided = mem::take(&mut self.worker.io().decided);
-        for (number, meta, fate) in decided {
+        for (number, (meta, fate)) in decided {
             if let Some(decision) = self.decision(number, &meta, fate) {
                 self.early.insert(number, decision);
             }
@@ -270,15 +271,12 @@ impl Replay {
         })
     }
 
-    /// Nothing comes any more: what waits has waited in vain.
+    /// Nothing comes any more, but time goes on: what waits has waited in vain.
     fn end(&mut self) {
-        for number in self.told..self.times.len() {
-            let late = Fate::Exit(DropReason::FragmentTimeout.into());
-            if !self.early.contains_key(&number)
-                && let Some(decision) = self.decision(number, &Meta::default(), late)
-            {
-                self.early.insert(number, decision);
-            }
+        let last = self.times.iter().max().copied().unwrap_or_default();
+        let later = last + Duration::from_millis(LIFETIME_MS);
+        for _ in 0..WAITING_MAX {
+            self.turn(later); // looks at some of them
         }
     }
 
@@ -327,10 +325,11 @@ impl Replay {
     }
 }
 
-/// Queues in memory that note what was decided.
+/// Queues in memory that note what became of each frame.
 struct Observed {
     io: SimIo,
-    decided: Vec<(usize, Meta, Fate)>,
+    /// By number, what was told last.
+    decided: BTreeMap<usize, (Meta, Fate)>,
 }
 
 impl Io for Observed {
@@ -366,7 +365,15 @@ impl Io for Observed {
     }
 
     fn decided(&mut self, frame: &SimFrame, meta: &Meta, fate: Fate) {
-        self.decided.push((frame.number, *meta, fate));
+        if fate != Fate::Exit(Exit::Hold) {
+            self.decided.insert(frame.number, (*meta, fate));
+        }
+    }
+
+    fn dropped(&mut self, frame: &SimFrame, reason: DropReason) {
+        let fate = Fate::Exit(reason.into());
+        // Of those that had to wait nothing is known but that.
+        self.decided.entry(frame.number).or_insert((Meta::default(), fate)).1 = fate;
     }
 }
 
