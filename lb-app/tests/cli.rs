@@ -272,6 +272,51 @@ fn replay(name: &str, config: &str, input: &[u8], keys: &[&str]) -> Vec<Vec<Stri
     text(&output.stdout).lines().map(one).collect()
 }
 
+/// A segment on its last hop, and one that is too big for every way.
+fn unforwardable(src: [u8; 4], dst: [u8; 4], [src_port, dst_port]: [u16; 2]) -> [Vec<u8>; 2] {
+    [(1, 0), (60, 1461)].map(|(ttl, len)| {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(CLIENT, BALANCER)
+            .ipv4(src, dst, ttl)
+            .tcp(src_port, dst_port, 1, 1024)
+            .write(&mut frame, &vec![0; len])
+            .unwrap();
+        frame
+    })
+}
+
+#[test]
+fn replay_says_why_a_frame_is_answered() {
+    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
+    let (client, vip, backend) = ([198, 51, 100, 7], [10, 0, 0, 100], [10, 0, 0, 11]);
+    let there = unforwardable(client, vip, [40_000, 80]);
+    let back = unforwardable(backend, client, [80, 40_000]);
+    let input = pcap(&[there, back].concat());
+    let told = replay("answered", &config, &input, &["verdict", "reason", "rule", "service"]);
+    let expect = [
+        ["answer", "ttl_exceeded", "flow", "web"],
+        ["answer", "too_big", "flow", "web"],
+        ["answer", "ttl_exceeded", "return", "web"],
+        ["answer", "too_big", "return", "web"],
+    ];
+    assert_eq!(told, expect);
+}
+
+/// A backend's answer is its service's; it took no slot.
+#[test]
+fn replay_says_whose_answer_it_is() {
+    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, BALANCER)
+        .ipv4([10, 0, 0, 12], [198, 51, 100, 7], 60)
+        .tcp(80, 40_000, 1, 1024)
+        .write(&mut frame, &[])
+        .unwrap();
+    let keys = ["verdict", "rule", "service", "backend", "slot"];
+    let told = replay("return", &config, &pcap(&[frame]), &keys);
+    assert_eq!(told, [["send", "return", "web", "10.0.0.12", "null"]]);
+}
+
 /// A fragment of a datagram for the service, from `offset` eights on; the first one has three.
 fn fragment(id: u16, offset: u16) -> Vec<u8> {
     let ports = [40_000_u16, 80].map(u16::to_be_bytes).concat();
@@ -303,32 +348,4 @@ fn replay_says_what_became_of_fragments_that_had_to_wait() {
     expect.push(["drop", "fragment_full", "null"]);
     expect.push(["send", "null", "flow"]);
     assert_eq!(told, expect);
-}
-
-#[test]
-fn replay_says_why_a_frame_is_answered() {
-    let folder = Folder::new("answered");
-    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
-    let config = folder.file("weir.toml", config);
-    let (mut last_hop, mut big) = (Vec::new(), Vec::new());
-    for (frame, ttl, len) in [(&mut last_hop, 1, 0), (&mut big, 60, 1461)] {
-        PacketBuilder::ethernet2(CLIENT, BALANCER)
-            .ipv4([198, 51, 100, 7], [10, 0, 0, 100], ttl)
-            .tcp(40_000, 80, 1, 1024)
-            .write(frame, &vec![0; len])
-            .unwrap();
-    }
-    let input = folder.file("in.pcap", pcap(&[last_hop, big]));
-    let out = folder.0.join("out.pcap");
-    let [config, input, out] = [&config, &input, &out].map(|path| path.to_str().unwrap());
-    let output = weir(&["replay", "-c", config, "--in", input, "--out", out, "--verdicts", "-"]);
-    assert!(output.status.success(), "{output:?}");
-    let lines = text(&output.stdout);
-    let told: Vec<(String, String)> = lines
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .map(|decision| (decision["verdict"].to_string(), decision["reason"].to_string()))
-        .collect();
-    let answer = |reason: &str| ("\"answer\"".to_owned(), format!("\"{reason}\""));
-    assert_eq!(told, [answer("ttl_exceeded"), answer("too_big")]);
 }

@@ -26,6 +26,7 @@ use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
 use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
+use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::{self, MacAddr};
 use lb_core::worker::Worker;
 use serde::Serialize;
@@ -283,8 +284,12 @@ impl Replay {
     /// `None`: it is not decided yet.
     fn decision(&self, number: usize, meta: &Meta, fate: Fate) -> Option<Decision> {
         let is_read = meta.rule != Rule::None;
-        let service = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
-        let service = service.and_then(|place| self.tables.services.get(place as usize));
+        let addressed = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
+        let is_answered = matches!(meta.rule, Rule::Answer(_));
+        // What addresses no service and is one's all the same comes from a backend.
+        let is_return = meta.rule.is_return() || is_answered && addressed.is_none();
+        let place = if is_return { Some(meta.service) } else { addressed };
+        let service = place.and_then(|place| self.tables.services.get(place as usize));
         let spec = service.map(|service| service.source.spec());
         let mut decision = Decision {
             frame: number + 1,
@@ -299,23 +304,26 @@ impl Replay {
         };
         match fate {
             Fate::Send(out) => {
-                let backend = spec.and_then(|spec| spec.backends.get(usize::from(meta.backend)));
-                decision.backend = backend.map(|backend| backend.address);
-                decision.slot = Some(meta.slot);
-                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
-                (decision.verdict, decision.rule) = match meta.rule {
-                    Rule::None => (SEND, None),
-                    Rule::Flow => (SEND, Some("flow")),
-                    Rule::Fragment => (SEND, Some("fragment")),
-                    Rule::IcmpError => (SEND, Some("icmp_error")),
-                    Rule::Return | Rule::ReturnFragment | Rule::ReturnError => {
-                        (SEND, Some("return"))
-                    }
-                    Rule::Answer(reason) => {
-                        decision.reason = Some(reason.to_string());
-                        (ANSWER, Some("flow"))
-                    }
+                let backends = spec.map_or(&[][..], |spec| &spec.backends);
+                let backend = if is_return {
+                    backends.iter().find(|backend| address_bytes(backend.address) == meta.tuple.src)
+                } else {
+                    backends.get(usize::from(meta.backend))
                 };
+                decision.backend = backend.map(|backend| backend.address);
+                decision.slot = (!is_return).then_some(meta.slot);
+                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
+                decision.verdict = if is_answered { ANSWER } else { SEND };
+                decision.rule = match meta.rule {
+                    Rule::None => None,
+                    _ if is_return => Some("return"),
+                    Rule::Fragment => Some("fragment"),
+                    Rule::IcmpError => Some("icmp_error"),
+                    _ => Some("flow"),
+                };
+                if let Rule::Answer(reason) = meta.rule {
+                    decision.reason = Some(reason.to_string());
+                }
             }
             Fate::Exit(Exit::Punt) => (decision.verdict, decision.service) = (PUNT, None),
             Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),
@@ -386,7 +394,7 @@ fn next_hops(config: &Config, ports: &[Port]) -> NextHops {
             let is_on_link =
                 |port: &Port| port.addresses.iter().any(|n| n.contains(&backend.address));
             let place = ports.iter().position(is_on_link).unwrap_or(0);
-            let octets = lb_core::tuple::address_bytes(backend.address);
+            let octets = address_bytes(backend.address);
             let hop = NextHop {
                 port: PortId(u8::try_from(place).unwrap_or(0)),
                 mac: MacAddr([2, 0, octets[12], octets[13], octets[14], octets[15]]),
