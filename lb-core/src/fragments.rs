@@ -353,9 +353,63 @@ mod tests {
         fragments.hold(3, port, frame, now)
     }
 
+    /// Takes all that is ready.
+    fn ready(fragments: &mut Fragments<u32>) -> Vec<u32> {
+        let mut all = Vec::new();
+        let mut frames = Frames::new();
+        while fragments.take_ready(&mut frames).is_some() {
+            all.extend(frames.drain(..));
+        }
+        all
+    }
+
     const FIRST: First = First { ports: [0, 1, 0, 2], protocol: 17 };
 
     proptest! {
+        /// Whatever is forgotten, a first one releases all that have waited for it and not for too
+        /// long; those are given up; and nobody is lost.
+        #[test]
+        fn who_waits_follows_or_is_given_up(
+            steps in proptest::collection::vec((0_u8..4, 0_u32..12, 0_u64..300), 1..200),
+        ) {
+            let mut fragments = Fragments::new();
+            let mut now = Tick(0);
+            let mut waiting = Vec::new();
+            for ((step, id, elapsed_ms), frame) in steps.into_iter().zip(0..) {
+                now.0 += elapsed_ms;
+                let is_late = |since: u64| now.0 >= since + LIFETIME_MS;
+                let bucket = u64::from(id % 2); // six datagrams for four ways
+                match step {
+                    0 | 1 => {
+                        prop_assert!(hold(&mut fragments, (key(id), bucket), PortId(0), frame, now).is_ok());
+                        if ready(&mut fragments) != [frame] {
+                            waiting.push((frame, id, now.0));
+                        }
+                    }
+                    2 => {
+                        let place = fragments.find(&key(id), bucket, now);
+                        fragments.set_first(place, FIRST, now);
+                        let follows = |&mut (_, of, since): &mut _| of == id && !is_late(since);
+                        let follow: Vec<_> = waiting.extract_if(.., follows).map(|it| it.0).collect();
+                        prop_assert_eq!(ready(&mut fragments), follow);
+                    }
+                    _ => {
+                        let mut given_up = Vec::new();
+                        for _ in 0..=200 / EXPIRE_STEP {
+                            fragments.expire(now, |frame| given_up.push(frame));
+                        }
+                        given_up.sort_unstable();
+                        let late = |&mut (_, _, since): &mut _| is_late(since);
+                        let late: Vec<_> = waiting.extract_if(.., late).map(|it| it.0).collect();
+                        prop_assert_eq!(given_up, late);
+                    }
+                }
+                prop_assert_eq!(fragments.waiting(), waiting.len());
+                let counted: usize = fragments.buckets.iter().map(|bucket| bucket.waiting).sum();
+                prop_assert_eq!(counted, waiting.len());
+            }
+        }
+
         /// A set of bytes says the same.
         #[test]
         fn stretches_are_a_set_of_bytes(parts in proptest::collection::vec((0_u32..60, 1_u32..12), 1..40)) {
@@ -469,16 +523,6 @@ mod tests {
             let place = fragments.find(&key(id), 0, Tick(5));
             assert_eq!(fragments.first(place).is_some(), is_known, "{id}");
         }
-    }
-
-    /// Takes all that is ready.
-    fn ready(fragments: &mut Fragments<u32>) -> Vec<u32> {
-        let mut all = Vec::new();
-        let mut frames = Frames::new();
-        while fragments.take_ready(&mut frames).is_some() {
-            all.extend(frames.drain(..));
-        }
-        all
     }
 
     #[test]
