@@ -1,11 +1,12 @@
 //! The command as users type it: `weir check` and `weir replay`. No privileges needed.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::{fs, iter};
 
-use etherparse::PacketBuilder;
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
+use lb_core::fragments::WAITING_MAX;
 
 const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BALANCER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -66,11 +67,15 @@ fn text(bytes: &[u8]) -> String {
 
 /// A classic pcap, by its definition: microseconds, little-endian, Ethernet; a frame every second.
 fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+    pcap_at(1_700_000_000_u32.., frames)
+}
+
+fn pcap_at(seconds: impl IntoIterator<Item = u32>, frames: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
         file.extend(word.to_le_bytes());
     }
-    for (second, frame) in (1_700_000_000_u32..).zip(frames) {
+    for (second, frame) in seconds.into_iter().zip(frames) {
         let len = u32::try_from(frame.len()).unwrap();
         for word in [second, 0, len, len] {
             file.extend(word.to_le_bytes());
@@ -252,30 +257,95 @@ fn replay_refuses_what_is_no_capture() {
     }
 }
 
-#[test]
-fn replay_says_why_a_frame_is_answered() {
-    let folder = Folder::new("answered");
-    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
-    let config = folder.file("weir.toml", config);
-    let (mut last_hop, mut big) = (Vec::new(), Vec::new());
-    for (frame, ttl, len) in [(&mut last_hop, 1, 0), (&mut big, 60, 1461)] {
-        PacketBuilder::ethernet2(CLIENT, BALANCER)
-            .ipv4([198, 51, 100, 7], [10, 0, 0, 100], ttl)
-            .tcp(40_000, 80, 1, 1024)
-            .write(frame, &vec![0; len])
-            .unwrap();
-    }
-    let input = folder.file("in.pcap", pcap(&[last_hop, big]));
+/// What `weir replay` says of each frame: the columns of `keys`, in the order of the lines.
+fn replay(name: &str, config: &str, input: &[u8], keys: &[&str]) -> Vec<Vec<String>> {
+    let folder = Folder::new(name);
+    let files = [folder.file("weir.toml", config), folder.file("in.pcap", input)];
     let out = folder.0.join("out.pcap");
-    let [config, input, out] = [&config, &input, &out].map(|path| path.to_str().unwrap());
+    let [config, input, out] = [&files[0], &files[1], &out].map(|path| path.to_str().unwrap());
     let output = weir(&["replay", "-c", config, "--in", input, "--out", out, "--verdicts", "-"]);
     assert!(output.status.success(), "{output:?}");
-    let lines = text(&output.stdout);
-    let told: Vec<(String, String)> = lines
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .map(|decision| (decision["verdict"].to_string(), decision["reason"].to_string()))
-        .collect();
-    let answer = |reason: &str| ("\"answer\"".to_owned(), format!("\"{reason}\""));
-    assert_eq!(told, [answer("ttl_exceeded"), answer("too_big")]);
+    let one = |line| {
+        let decision: serde_json::Value = serde_json::from_str(line).unwrap();
+        keys.iter().map(|key| decision[key].to_string().replace('"', "")).collect()
+    };
+    text(&output.stdout).lines().map(one).collect()
+}
+
+/// A segment on its last hop, and one that is too big for every way.
+fn unforwardable(src: [u8; 4], dst: [u8; 4], [src_port, dst_port]: [u16; 2]) -> [Vec<u8>; 2] {
+    [(1, 0), (60, 1461)].map(|(ttl, len)| {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(CLIENT, BALANCER)
+            .ipv4(src, dst, ttl)
+            .tcp(src_port, dst_port, 1, 1024)
+            .write(&mut frame, &vec![0; len])
+            .unwrap();
+        frame
+    })
+}
+
+#[test]
+fn replay_says_why_a_frame_is_answered() {
+    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
+    let (client, vip, backend) = ([198, 51, 100, 7], [10, 0, 0, 100], [10, 0, 0, 11]);
+    let there = unforwardable(client, vip, [40_000, 80]);
+    let back = unforwardable(backend, client, [80, 40_000]);
+    let input = pcap(&[there, back].concat());
+    let told = replay("answered", &config, &input, &["verdict", "reason", "rule", "service"]);
+    let expect = [
+        ["answer", "ttl_exceeded", "flow", "web"],
+        ["answer", "too_big", "flow", "web"],
+        ["answer", "ttl_exceeded", "return", "web"],
+        ["answer", "too_big", "return", "web"],
+    ];
+    assert_eq!(told, expect);
+}
+
+/// A backend's answer is its service's; it took no slot.
+#[test]
+fn replay_says_whose_answer_it_is() {
+    let config = CONFIG.replace("\"l2dsr\"", "\"nat\"");
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, BALANCER)
+        .ipv4([10, 0, 0, 12], [198, 51, 100, 7], 60)
+        .tcp(80, 40_000, 1, 1024)
+        .write(&mut frame, &[])
+        .unwrap();
+    let keys = ["verdict", "rule", "service", "backend", "slot"];
+    let told = replay("return", &config, &pcap(&[frame]), &keys);
+    assert_eq!(told, [["send", "return", "web", "10.0.0.12", "null"]]);
+}
+
+/// A fragment of a datagram for the service, from `offset` eights on; the first one has three.
+fn fragment(id: u16, offset: u16) -> Vec<u8> {
+    let ports = [40_000_u16, 80].map(u16::to_be_bytes).concat();
+    let payload = if offset == 0 { [ports, vec![0; 20]].concat() } else { vec![0; 8] };
+    let mut ip = Ipv4Header::new(
+        payload.len().try_into().unwrap(),
+        60,
+        IpNumber::TCP,
+        [198, 51, 100, 7],
+        [10, 0, 0, 100],
+    )
+    .unwrap();
+    (ip.identification, ip.more_fragments, ip.dont_fragment) = (id, true, false);
+    ip.fragment_offset = IpFragOffset::try_new(offset).unwrap();
+    let mut frame = [&BALANCER[..], &CLIENT, &[8, 0]].concat();
+    ip.write(&mut frame).unwrap();
+    [frame, payload].concat()
+}
+
+/// They follow their first one; or find no room; or wait in vain.
+#[test]
+fn replay_says_what_became_of_fragments_that_had_to_wait() {
+    let mut early: Vec<Vec<u8>> = (0..).map(|id| fragment(id, 3)).take(WAITING_MAX + 1).collect();
+    early.push(fragment(7, 0));
+    let input = pcap_at(iter::repeat(0), &early);
+    let told = replay("waiting", CONFIG, &input, &["verdict", "reason", "rule"]);
+    let mut expect = vec![["drop", "fragment_timeout", "null"]; WAITING_MAX];
+    expect[7] = ["send", "null", "fragment"];
+    expect.push(["drop", "fragment_full", "null"]);
+    expect.push(["send", "null", "flow"]);
+    assert_eq!(told, expect);
 }

@@ -6,6 +6,7 @@
 use arrayvec::ArrayVec;
 
 use crate::burst::{Fate, Meta, WorkerId};
+use crate::drop_reason::DropReason;
 use crate::tables::next_hop::PortId;
 
 /// Frames of a burst, at most: one bit each in a `u64`.
@@ -99,9 +100,14 @@ pub trait Io {
     /// fit.
     fn take_over(&mut self, port: PortId, frames: &mut Frames<Self::Frame>);
 
-    /// Is told what became of each frame that a burst brought in. For those who explain.
+    /// Is told what the pipeline decided about each frame that a burst brought in. For those who
+    /// explain.
     #[inline]
     fn decided(&mut self, _frame: &Self::Frame, _meta: &Meta, _fate: Fate) {}
+
+    /// Is told of each frame that is dropped, by whatever decision or for want of room: it is gone.
+    #[inline]
+    fn dropped(&mut self, _frame: &Self::Frame, _reason: DropReason) {}
 
     /// Lets frames go, all at once.
     fn discard(&mut self, frames: &mut Frames<Self::Frame>) {

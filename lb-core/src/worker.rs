@@ -9,7 +9,6 @@ use crate::frame::{Frames, Io};
 use crate::pipeline::process;
 use crate::publish::Subscriber;
 use crate::rate::{RateLimit, Tick};
-use crate::stage::fragment::datagram;
 use crate::state::{Settings, State};
 use crate::tables::Tables;
 use crate::tables::next_hop::PortId;
@@ -143,14 +142,11 @@ impl<I: Io> Worker<I> {
                         .map(|()| counters.punted.add(1))
                         .map_err(|frame| (frame, DropReason::PuntLimit))
                 }
-                Fate::Exit(Exit::Hold) => match datagram(&frame, meta, tables) {
-                    Some(name) => state
-                        .fragments
-                        .hold(name, port, frame, state.now)
-                        .map(|()| counters.held.add(1))
-                        .map_err(|frame| (frame, DropReason::FragmentFull)),
-                    None => Err((frame, DropReason::Truncated)),
-                },
+                Fate::Exit(Exit::Hold) => state
+                    .fragments
+                    .hold(place, port, frame, state.now)
+                    .map(|()| counters.held.add(1))
+                    .map_err(|frame| (frame, DropReason::FragmentFull)),
                 Fate::Exit(Exit::HandOver(worker)) => io
                     .hand_over(worker, port, frame)
                     .map(|()| counters.handed_over.add(1))
@@ -206,6 +202,7 @@ fn send<I: Io>(io: &mut I, port: PortId, frames: &mut Frames<I::Frame>, counters
     counters.sent.add((waiting - frames.len()) as u64);
     if !frames.is_empty() {
         counters.drops[DropReason::TxFull as usize].add(frames.len() as u64);
+        frames.iter().for_each(|frame| io.dropped(frame, DropReason::TxFull));
         io.discard(frames);
     }
 }
@@ -238,6 +235,7 @@ fn refuse<I: Io>(
     io: &mut I,
 ) {
     counters.drop(reason);
+    io.dropped(&frame, reason);
     if dropped.is_full() {
         io.discard(dropped);
     }

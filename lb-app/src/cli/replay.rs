@@ -15,6 +15,7 @@ use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
+use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::SERVICES_MAX;
 use lb_core::publish::{Publisher, publication};
@@ -25,6 +26,7 @@ use lb_core::tables::Tables;
 use lb_core::tables::compile::compile;
 use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
+use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::{self, MacAddr};
 use lb_core::worker::Worker;
 use serde::Serialize;
@@ -222,7 +224,7 @@ impl Replay {
         let tables = Arc::new(tables);
         let (publisher, mut subscribers) = publication(&tables, 1);
         let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
-        let io = Observed { io: SimIo::new(ports.len()), decided: Vec::new() };
+        let io = Observed { io: SimIo::new(ports.len()), decided: BTreeMap::new() };
         let counters = Arc::new(Counters::new(2 * SERVICES_MAX));
         let worker = Worker::new(io, ports.len(), subscribers.remove(0), counters, settings);
         let (times, early) = (Vec::new(), BTreeMap::new());
@@ -251,7 +253,7 @@ impl Replay {
     fn turn(&mut self, elapsed: Duration) -> Vec<SimFrame> {
         self.worker.turn(Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)));
         let decided = mem::take(&mut self.worker.io().decided);
-        for (number, meta, fate) in decided {
+        for (number, (meta, fate)) in decided {
             if let Some(decision) = self.decision(number, &meta, fate) {
                 self.early.insert(number, decision);
             }
@@ -270,23 +272,24 @@ impl Replay {
         })
     }
 
-    /// Nothing comes any more: what waits has waited in vain.
+    /// Nothing comes any more, but time goes on: what waits has waited in vain.
     fn end(&mut self) {
-        for number in self.told..self.times.len() {
-            let late = Fate::Exit(DropReason::FragmentTimeout.into());
-            if !self.early.contains_key(&number)
-                && let Some(decision) = self.decision(number, &Meta::default(), late)
-            {
-                self.early.insert(number, decision);
-            }
+        let last = self.times.iter().max().copied().unwrap_or_default();
+        let later = last + Duration::from_millis(LIFETIME_MS);
+        for _ in 0..WAITING_MAX {
+            self.turn(later); // looks at some of them
         }
     }
 
     /// `None`: it is not decided yet.
     fn decision(&self, number: usize, meta: &Meta, fate: Fate) -> Option<Decision> {
         let is_read = meta.rule != Rule::None;
-        let service = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
-        let service = service.and_then(|place| self.tables.services.get(place as usize));
+        let addressed = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
+        let is_answered = matches!(meta.rule, Rule::Answer(_));
+        // What addresses no service and is one's all the same comes from a backend.
+        let is_return = meta.rule.is_return() || is_answered && addressed.is_none();
+        let place = if is_return { Some(meta.service) } else { addressed };
+        let service = place.and_then(|place| self.tables.services.get(place as usize));
         let spec = service.map(|service| service.source.spec());
         let mut decision = Decision {
             frame: number + 1,
@@ -301,23 +304,26 @@ impl Replay {
         };
         match fate {
             Fate::Send(out) => {
-                let backend = spec.and_then(|spec| spec.backends.get(usize::from(meta.backend)));
-                decision.backend = backend.map(|backend| backend.address);
-                decision.slot = Some(meta.slot);
-                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
-                (decision.verdict, decision.rule) = match meta.rule {
-                    Rule::None => (SEND, None),
-                    Rule::Flow => (SEND, Some("flow")),
-                    Rule::Fragment => (SEND, Some("fragment")),
-                    Rule::IcmpError => (SEND, Some("icmp_error")),
-                    Rule::Return | Rule::ReturnFragment | Rule::ReturnError => {
-                        (SEND, Some("return"))
-                    }
-                    Rule::Answer(reason) => {
-                        decision.reason = Some(reason.to_string());
-                        (ANSWER, Some("flow"))
-                    }
+                let backends = spec.map_or(&[][..], |spec| &spec.backends);
+                let backend = if is_return {
+                    backends.iter().find(|backend| address_bytes(backend.address) == meta.tuple.src)
+                } else {
+                    backends.get(usize::from(meta.backend))
                 };
+                decision.backend = backend.map(|backend| backend.address);
+                decision.slot = (!is_return).then_some(meta.slot);
+                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
+                decision.verdict = if is_answered { ANSWER } else { SEND };
+                decision.rule = match meta.rule {
+                    Rule::None => None,
+                    _ if is_return => Some("return"),
+                    Rule::Fragment => Some("fragment"),
+                    Rule::IcmpError => Some("icmp_error"),
+                    _ => Some("flow"),
+                };
+                if let Rule::Answer(reason) = meta.rule {
+                    decision.reason = Some(reason.to_string());
+                }
             }
             Fate::Exit(Exit::Punt) => (decision.verdict, decision.service) = (PUNT, None),
             Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),
@@ -327,10 +333,11 @@ impl Replay {
     }
 }
 
-/// Queues in memory that note what was decided.
+/// Queues in memory that note what became of each frame.
 struct Observed {
     io: SimIo,
-    decided: Vec<(usize, Meta, Fate)>,
+    /// By number, what was told last.
+    decided: BTreeMap<usize, (Meta, Fate)>,
 }
 
 impl Io for Observed {
@@ -366,7 +373,15 @@ impl Io for Observed {
     }
 
     fn decided(&mut self, frame: &SimFrame, meta: &Meta, fate: Fate) {
-        self.decided.push((frame.number, *meta, fate));
+        if fate != Fate::Exit(Exit::Hold) {
+            self.decided.insert(frame.number, (*meta, fate));
+        }
+    }
+
+    fn dropped(&mut self, frame: &SimFrame, reason: DropReason) {
+        let fate = Fate::Exit(reason.into());
+        // Of those that had to wait nothing is known but that.
+        self.decided.entry(frame.number).or_insert((Meta::default(), fate)).1 = fate;
     }
 }
 
@@ -379,7 +394,7 @@ fn next_hops(config: &Config, ports: &[Port]) -> NextHops {
             let is_on_link =
                 |port: &Port| port.addresses.iter().any(|n| n.contains(&backend.address));
             let place = ports.iter().position(is_on_link).unwrap_or(0);
-            let octets = lb_core::tuple::address_bytes(backend.address);
+            let octets = address_bytes(backend.address);
             let hop = NextHop {
                 port: PortId(u8::try_from(place).unwrap_or(0)),
                 mac: MacAddr([2, 0, octets[12], octets[13], octets[14], octets[15]]),

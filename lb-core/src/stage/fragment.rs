@@ -33,12 +33,13 @@ pub fn fragment<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut Sta
 
 #[cold]
 fn fragments<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut State<F>) {
-    burst.for_each_live(|frame, meta| {
-        if meta.is_fragment { one(frame.bytes(), meta, tables, state) } else { Ok(()) }
+    burst.for_each_numbered(|number, frame, meta| {
+        if meta.is_fragment { one(number, frame.bytes(), meta, tables, state) } else { Ok(()) }
     });
 }
 
 fn one<F>(
+    number: usize,
     frame: &[u8],
     meta: &mut Meta,
     tables: &Tables,
@@ -67,27 +68,32 @@ fn one<F>(
     }
     let first = if piece.start == 0 {
         let Some(first) = piece.first(frame, meta) else {
-            state.fragments.condemn(place, hash, DropReason::FragmentTiny);
+            state.fragments.condemn(place, DropReason::FragmentTiny, state.now);
             return Err(DropReason::FragmentTiny.into());
         };
         Some(first)
     } else {
         state.fragments.first(place)
     };
-    if !state.is_releasing {
-        state.fragments.note(place, piece.start, piece.end).map_err(|refused| {
-            if refused == Refused::Overlap {
-                state.fragments.condemn(place, hash, DropReason::FragmentOverlap);
-            }
-            match refused {
-                Refused::Again | Refused::Overlap => DropReason::FragmentOverlap,
-                Refused::Full => DropReason::FragmentFull,
-            }
-        })?;
+    match state.fragments.note(place, piece.start, piece.end) {
+        Ok(()) => {}
+        Err(Refused::Again) if state.is_releasing => {} // by itself, when it came to wait
+        Err(Refused::Again) => return Err(DropReason::FragmentOverlap.into()),
+        Err(Refused::Overlap) => {
+            state.fragments.condemn(place, DropReason::FragmentOverlap, state.now);
+            return Err(DropReason::FragmentOverlap.into());
+        }
+        Err(Refused::Full) => return Err(DropReason::FragmentFull.into()),
     }
-    let first = first.ok_or(Exit::Hold)?;
+    let Some(first) = first else {
+        if state.is_releasing {
+            return Err(DropReason::FragmentFull.into()); // what the first told is forgotten already
+        }
+        state.fragments.name(number, key, hash);
+        return Err(Exit::Hold);
+    };
     if piece.start == 0 {
-        state.fragments.set_first(place, hash, first);
+        state.fragments.set_first(place, first, state.now);
     } else {
         meta.rule = Rule::Fragment;
     }
@@ -120,12 +126,7 @@ fn needs_no_ports(service: u32, meta: &Meta, tables: &Tables) -> bool {
     !has_ports || service.is_some_and(|service| service.affinity == Affinity::Client)
 }
 
-/// The datagram that a fragment belongs to, and its hash; `None`, if the frame is no good fragment.
-pub fn datagram<F: Frame>(frame: &F, meta: &Meta, tables: &Tables) -> Option<(Key, u64)> {
-    let piece = Piece::read(frame.bytes(), meta).ok()?;
-    Some(name(&piece, meta, tables))
-}
-
+/// The datagram that a fragment belongs to, and the hash of that.
 fn name(piece: &Piece, meta: &Meta, tables: &Tables) -> (Key, u64) {
     let Tuple { src, dst, is_ipv6, .. } = meta.tuple;
     let key = Key { src, dst, id: piece.id, protocol: piece.protocol, is_ipv6 };

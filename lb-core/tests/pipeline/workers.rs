@@ -1,12 +1,13 @@
 //! What a worker remembers, and what workers give each other.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use lb_core::burst::WorkerId;
 use lb_core::counters::{Counter, Counters};
 use lb_core::drop_reason::DropReason;
-use lb_core::fragments::{LIFETIME_MS, STRETCHES_MAX, WAITING_MAX};
+use lb_core::fragments::{DATAGRAMS_MAX, LIFETIME_MS, STRETCHES_MAX, WAITING_MAX};
 use lb_core::frame::Frame as _;
 use lb_core::publish::{Publisher, publication};
 use lb_core::rate::Tick;
@@ -14,6 +15,7 @@ use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
 use lb_core::tables::next_hop::PortId;
+use lb_core::tuple::Tuple;
 use lb_core::worker::Worker;
 
 use crate::support::packet::Packet;
@@ -85,10 +87,14 @@ impl Site {
 
 /// A fragment of 32 bytes of a datagram for a service with many backends.
 fn piece(client: u8, offset: u16, has_more: bool, number: usize) -> SimFrame {
-    let packet = Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80").with(|p| {
+    piece_from([198, 51, 100, client].into(), offset, has_more, number)
+}
+
+fn piece_from(client: Ipv4Addr, offset: u16, has_more: bool, number: usize) -> SimFrame {
+    let packet = Packet::tcp(&format!("{client}:40000"), "10.0.0.100:80").with(|p| {
         p.fragment = Some((offset, has_more));
         p.raw_segment = offset > 0;
-        p.payload = vec![client; if offset > 0 { 32 } else { 12 }];
+        p.payload = vec![client.octets()[3]; if offset > 0 { 32 } else { 12 }];
     });
     let mut frame = SimFrame::new(&packet.frame());
     frame.number = number;
@@ -152,6 +158,41 @@ fn who_waits_in_vain_is_dropped_and_counted() {
     // The first one comes too late.
     site.turn(vec![(0, piece(1, 0, true, 1))]);
     assert_eq!(site.sent().len(), 1);
+}
+
+/// What waits outlives what is remembered of its datagram, and its bytes count all the same.
+#[test]
+fn bytes_of_who_waits_count_when_its_datagram_was_forgotten() {
+    let mut site = Site::new(1);
+    site.turn(vec![(0, piece(1, 4, true, 0))]);
+    site.now = Tick(LIFETIME_MS - 1);
+    site.turn(vec![(0, piece(1, 12, true, 1))]);
+    site.now = Tick(LIFETIME_MS + 1);
+    site.turn(vec![(0, piece(1, 0, true, 2))]);
+    assert_eq!(site.sent().into_keys().collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(site.drops(DropReason::FragmentTimeout), 1);
+    site.turn(vec![(0, piece(1, 10, true, 3))]);
+    assert_eq!(site.drops(DropReason::FragmentOverlap), 1);
+}
+
+/// A fragment whose first one came, and was forgotten in the same burst, would wait in vain again.
+#[test]
+fn who_has_waited_does_not_wait_again() {
+    let tables = World::fixed().tables;
+    let bucket = |client: Ipv4Addr| {
+        let name = Tuple::new(client.into(), Ipv4Addr::new(10, 0, 0, 100).into(), 0, 0, 6);
+        tables.hasher.hash(&name, true) % (DATAGRAMS_MAX as u64 / 4)
+    };
+    let client = Ipv4Addr::new(198, 51, 100, 1);
+    let others = (1_u32..).map(|n| Ipv4Addr::from(client.to_bits() + n));
+    let others = others.filter(|other| bucket(*other) == bucket(client)).take(4);
+    let mut site = Site::new(1);
+    site.turn(vec![(0, piece_from(client, 4, false, 0))]);
+    site.now = Tick(1);
+    let all = [client].into_iter().chain(others).zip(1..);
+    site.turn(all.map(|(client, number)| (0, piece_from(client, 0, true, number))).collect());
+    assert_eq!(site.drops(DropReason::FragmentFull), 1);
+    assert_eq!(site.sent().into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
 }
 
 #[test]

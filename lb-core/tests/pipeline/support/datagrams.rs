@@ -56,9 +56,9 @@ impl Datagrams {
             datagram.bad = Some(DropReason::FragmentTiny);
             return Err(DropReason::FragmentTiny.into());
         }
-        // What had to wait was looked at when it came.
-        if !is_released {
-            let common = (start..end).filter(|byte| datagram.passed.contains(byte)).count();
+        let common = (start..end).filter(|byte| datagram.passed.contains(byte)).count();
+        // The bytes of what had to wait count since it came, unless the datagram was forgotten.
+        if !(is_released && common == end - start) {
             if common > 0 {
                 datagram.bad = (common < end - start).then_some(DropReason::FragmentOverlap);
                 return Err(DropReason::FragmentOverlap.into());
@@ -71,7 +71,9 @@ impl Datagrams {
             }
             datagram.passed = after;
         }
-        let told = first.or(datagram.first).ok_or(Verdict::Hold)?;
+        let told = first.or(datagram.first);
+        let told =
+            told.ok_or(if is_released { DropReason::FragmentFull.into() } else { Verdict::Hold })?;
         if first.is_some() {
             datagram.first = Some(told);
         }
