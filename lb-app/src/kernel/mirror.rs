@@ -184,14 +184,12 @@ impl Kernel {
         &mut self,
         backends: &BTreeSet<IpAddr>,
     ) -> Result<NextHops, KernelError> {
-        let notices = self.notices.ready().await?;
+        let (notices, are_all) = self.notices.ready()?;
         self.apply_all(notices);
-        if std::mem::take(&mut self.lost) {
+        if self.lost {
             self.news = true;
-            self.routes.forget_all();
-            self.read_links().await?;
-            self.read_neighbours().await?;
-            self.reach = None; // to be read anew
+            self.lost = !are_all;
+            self.read_anew().await?;
         }
         let missing = self.routes.missing(backends);
         let requests = missing.iter().copied().map(routes::request).collect();
@@ -214,7 +212,8 @@ impl Kernel {
         let requests = released.into_iter().map(neighbours::release).collect();
         self.netlink.ask_all(requests).await?;
         if any_new {
-            self.read_neighbours().await?;
+            let read = self.read_neighbours().await;
+            self.or_later(read)?;
         }
         Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
     }
@@ -230,8 +229,8 @@ impl Kernel {
             self.reach.insert(Reach::new()).learn_all(&dump, &self.links);
         }
         if self.reach.as_ref().is_some_and(|reach| reach.is_stale) {
-            let dump = self.netlink.dump(Reach::request(), "routes").await?;
-            self.reach.iter_mut().for_each(|reach| reach.replace_routes(&dump));
+            let read = self.read_routes().await;
+            self.or_later(read)?;
         }
         let station = |key| match self.neighbours.station(key) {
             Station::At(mac) => Some(mac),
@@ -349,6 +348,35 @@ impl Kernel {
         Ok(())
     }
 
+    async fn read_routes(&mut self) -> Result<(), KernelError> {
+        let dump = self.netlink.dump(Reach::request(), "routes").await?;
+        self.reach.iter_mut().for_each(|reach| reach.replace_routes(&dump));
+        Ok(())
+    }
+
+    /// Notices were lost: reads all that is mirrored.
+    async fn read_anew(&mut self) -> Result<(), KernelError> {
+        self.routes.forget_all();
+        let read = self.read_links().await;
+        self.or_later(read)?;
+        let read = self.read_neighbours().await;
+        self.or_later(read)?;
+        self.reach = None; // to be read anew
+        Ok(())
+    }
+
+    /// A table that did not stand still is read at the next opportunity. What is known of it holds.
+    fn or_later(&mut self, read: Result<(), KernelError>) -> Result<(), KernelError> {
+        match read {
+            Err(KernelError::Unsettled(what)) => {
+                tracing::debug!("the kernel's {what} changed while they were read");
+                (self.lost, self.news) = (true, true);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     async fn read_links(&mut self) -> Result<(), KernelError> {
         self.links.replace(&self.netlink.dump(Links::request(), "interfaces").await?);
         Ok(())
@@ -440,4 +468,21 @@ async fn refuse_taken(
         prefix_len: taken.prefix_len,
         interface: name.unwrap_or_else(|| format!("interface {}", taken.index)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::block_on_in_namespace;
+    use super::*;
+
+    #[test]
+    fn a_table_that_never_stands_still_is_read_later() {
+        block_on_in_namespace(async || {
+            let (mut kernel, _taps) = Kernel::start(&[]).await.unwrap();
+            kernel.or_later(Err(KernelError::Unsettled("routes"))).unwrap();
+            kernel.changed().await.unwrap();
+            kernel.resolve(&BTreeSet::new()).await.unwrap();
+            assert!(!kernel.lost, "read");
+        });
+    }
 }

@@ -419,3 +419,5 @@ fn more_stations_than_the_kernels_neighbour_limit() {
         assert!(!ip("neigh show dev lan0").contains("extern_learn"));
     });
 }
+
+mod clients;
