@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -63,7 +64,7 @@ pub(crate) struct Kernel {
     links: Links,
     routes: Routes,
     neighbours: Neighbours,
-    /// The ways to everybody; only while they are asked for.
+    /// The ways to everybody; only while they are wanted.
     reach: Option<Reach>,
     /// The VIPs that we added, each with the index of its interface.
     vips: BTreeMap<IpAddr, u32>,
@@ -191,6 +192,7 @@ impl Kernel {
             self.lost = !are_all;
             self.read_anew().await?;
         }
+        self.read_routes().await?;
         let missing = self.routes.missing(backends);
         let requests = missing.iter().copied().map(routes::request).collect();
         let answers = self.netlink.ask_all(requests).await?;
@@ -211,44 +213,44 @@ impl Kernel {
         let (released, any_new) = self.neighbours.track(&stations, Instant::now());
         let requests = released.into_iter().map(neighbours::release).collect();
         self.netlink.ask_all(requests).await?;
-        if any_new {
+        if any_new || self.reach.as_ref().is_some_and(|reach| reach.is_new) {
             let read = self.read_neighbours().await;
             self.or_later(read)?;
         }
         Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
     }
 
-    /// The ways to any address through `ports`, as the kernel knows them now. From now on
-    /// [`Self::changed`] tells of their changes, too, until [`Self::forget_fib`].
-    ///
-    /// # Errors
-    /// Only if netlink does not work.
-    pub(crate) async fn fib(&mut self, ports: &[Port]) -> Result<Fib, KernelError> {
-        if self.reach.is_none() {
-            let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
-            self.reach.insert(Reach::new()).learn_all(&dump, &self.links);
+    /// Are the ways to everybody wanted? Then [`Self::resolve`] reads them, too.
+    pub(crate) fn want_fib(&mut self, wanted: bool) {
+        if wanted {
+            self.reach.get_or_insert_with(Reach::new);
+        } else {
+            self.reach = None;
         }
-        if self.reach.as_ref().is_some_and(|reach| reach.is_stale) {
-            let read = self.read_routes().await;
-            self.or_later(read)?;
-        }
+    }
+
+    /// The ways to any address through `ports`, as of the last [`Self::resolve`] or of a little
+    /// earlier: clients come and go all the time, so they are looked at only so often. Empty unless
+    /// they are wanted.
+    pub(crate) fn fib(&mut self, ports: &[Port]) -> Arc<Fib> {
         let station = |key| match self.neighbours.station(key) {
             Station::At(mac) => Some(mac),
             Station::Silent | Station::Unknown => None,
         };
-        let fib = self.reach.as_ref().map(|reach| reach.fib(&self.links, ports, station));
-        Ok(fib.unwrap_or_default())
+        let reach = self.reach.as_mut();
+        reach.map(|reach| reach.fib(&self.links, ports, station)).unwrap_or_default()
     }
 
-    /// The ways to everybody are of no interest any more.
-    pub(crate) fn forget_fib(&mut self) {
-        self.reach = None;
+    /// Has a gateway of the ways to everybody neither been found nor found silent yet?
+    pub(crate) fn awaits_gateways(&self) -> bool {
+        let mut gateways = self.reach.iter().flat_map(|reach| reach.gateways(&self.links));
+        gateways.any(|key| self.neighbours.station(key) == Station::Unknown)
     }
 
-    /// Returns when [`Self::resolve`] could give another answer, when an address is gone from an
-    /// interface ([`Self::set_vips`] repairs it if it was a VIP), or when [`Self::interfaces`] has
-    /// news. Changes come in swarms: wait some milliseconds before looking. Cancel-safe; has the
-    /// kernel probe stations while it waits, so keep it awaited.
+    /// Returns when [`Self::resolve`] or [`Self::fib`] could give another answer, when an address is
+    /// gone from an interface ([`Self::set_vips`] repairs it if it was a VIP), or when
+    /// [`Self::interfaces`] has news. Changes come in swarms: wait some milliseconds before looking.
+    /// Cancel-safe; has the kernel probe stations while it waits, so keep it awaited.
     ///
     /// # Errors
     /// If netlink does not work.
@@ -258,12 +260,7 @@ impl Kernel {
         }
         loop {
             let ask_at = self.neighbours.next_due().map(|due| due.max(self.next_ask));
-            let ask_time = async {
-                match ask_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let reach_at = self.reach.as_ref().and_then(Reach::due);
             tokio::select! {
                 notices = self.notices.next() => {
                     if self.apply_all(notices?) {
@@ -271,7 +268,8 @@ impl Kernel {
                         return Ok(());
                     }
                 }
-                () = ask_time => self.ask().await?,
+                () = time(ask_at) => self.ask().await?,
+                () = time(reach_at) => return Ok(()),
             }
         }
     }
@@ -288,7 +286,7 @@ impl Kernel {
         })
     }
 
-    /// Takes notices; does one concern us?
+    /// Takes notices; does one concern more than the ways to clients?
     fn apply_all(&mut self, notices: Vec<Notice>) -> bool {
         let now = Instant::now();
         let mut changed = false;
@@ -299,30 +297,31 @@ impl Kernel {
     }
 
     fn apply(&mut self, notice: Notice, now: Instant) -> bool {
-        let reaches = match (&mut self.reach, &notice) {
-            (Some(reach), Notice::Neighbour(message)) => reach.learn(message, &self.links),
-            // Of a neighbour that is gone the MAC is as good as before.
-            (None, _) | (Some(_), Notice::NeighbourGone(_)) => false,
-            (Some(reach), _) => {
-                reach.is_stale = true;
+        if let Some(reach) = &mut self.reach {
+            match &notice {
+                Notice::Neighbour(message) => reach.learn(message, &self.links),
+                // Its MAC is as good as before.
+                Notice::NeighbourGone(_) => {}
+                _ => reach.routes_are_stale = true,
+            }
+        }
+        let changed = match notice {
+            Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
+            Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
+            Notice::Neighbour(message) => self.neighbours.set(&message, now),
+            Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
+            Notice::Routes(prefix) => self.routes.forget(prefix),
+            Notice::EveryRoute => self.routes.forget_all(),
+            Notice::AddressGone => self.forget_routes(),
+            Notice::Lost => {
+                tracing::debug!("netlink notices were lost: reading all anew");
+                self.lost = true;
                 true
             }
         };
-        reaches
-            | match notice {
-                Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
-                Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
-                Notice::Neighbour(message) => self.neighbours.set(&message, now),
-                Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
-                Notice::Routes(prefix) => self.routes.forget(prefix),
-                Notice::EveryRoute => self.routes.forget_all(),
-                Notice::AddressGone => self.forget_routes(),
-                Notice::Lost => {
-                    tracing::debug!("netlink notices were lost: reading all anew");
-                    self.lost = true;
-                    true
-                }
-            }
+        // Gateways are among the neighbours.
+        self.reach.iter_mut().for_each(|reach| reach.fib_is_stale |= changed);
+        changed
     }
 
     /// With a link or an address, the kernel drops routes without further notice.
@@ -348,9 +347,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// Reads the routes to everybody, if it is time to.
     async fn read_routes(&mut self) -> Result<(), KernelError> {
-        let dump = self.netlink.dump(Reach::request(), "routes").await?;
-        self.reach.iter_mut().for_each(|reach| reach.replace_routes(&dump));
+        let Some(reach) = &mut self.reach else { return Ok(()) };
+        if !reach.wants_routes(Instant::now()) {
+            return Ok(());
+        }
+        match self.netlink.dump(Reach::request(), "routes").await {
+            Ok(dump) => reach.replace_routes(&dump),
+            Err(KernelError::Unsettled(_)) => {} // and so still stale
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -361,7 +368,7 @@ impl Kernel {
         self.or_later(read)?;
         let read = self.read_neighbours().await;
         self.or_later(read)?;
-        self.reach = None; // to be read anew
+        self.reach.iter_mut().for_each(|reach| reach.routes_are_stale = true);
         Ok(())
     }
 
@@ -385,6 +392,10 @@ impl Kernel {
     async fn read_neighbours(&mut self) -> Result<(), KernelError> {
         let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
         self.neighbours.replace(&dump, Instant::now());
+        if let Some(reach) = &mut self.reach {
+            reach.learn_all(&dump, &self.links);
+            reach.fib_is_stale = true; // gateways may have become known
+        }
         Ok(())
     }
 
@@ -442,6 +453,14 @@ impl Kernel {
 impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kernel").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+/// That point in time; without one, never.
+async fn time(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::tables::fib::{Fib, RouteWays, STATIONS_MAX};
@@ -13,11 +15,18 @@ use lb_core::wire::ethernet::MacAddr;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use tokio::time::Instant;
 
 use super::links::Links;
 use super::neighbours::{Key, key, mac};
 use super::notices::prefix;
 use super::routes::{Way, ways};
+
+/// How often a table is made, at most: neighbours come and go all the time.
+const FIB_INTERVAL: Duration = Duration::from_millis(250);
+/// Making it leaves most of the time for others, however many routes there are: so many times as
+/// long as it took.
+const FIB_REST: u32 = 10;
 
 /// What is mirrored.
 #[derive(Debug, Default)]
@@ -27,13 +36,30 @@ pub(super) struct Reach {
     /// Of each prefix the ways of the best route.
     routes: BTreeMap<IpNet, Vec<Way>>,
     /// The routes have to be read again.
-    pub(super) is_stale: bool,
+    pub(super) routes_are_stale: bool,
+    /// The neighbours have never been read.
+    pub(super) is_new: bool,
+    /// The table that was made last, and whether it would be another now.
+    fib: Arc<Fib>,
+    pub(super) fib_is_stale: bool,
+    /// When changes are looked at again, at the earliest; absent until the first table is made.
+    due: Option<Instant>,
 }
 
 impl Reach {
     /// Nothing is known yet.
     pub(super) fn new() -> Self {
-        Self { is_stale: true, ..Self::default() }
+        Self { routes_are_stale: true, is_new: true, fib_is_stale: true, ..Self::default() }
+    }
+
+    /// When changes are to be looked at, if there are any and a table was made before.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due.filter(|_| self.routes_are_stale || self.fib_is_stale)
+    }
+
+    /// Are the routes to be read now?
+    pub(super) fn wants_routes(&self, now: Instant) -> bool {
+        self.routes_are_stale && self.due.is_none_or(|due| due <= now)
     }
 
     /// The request whose answer [`Self::replace_routes`] takes: all routes, of both families.
@@ -56,8 +82,10 @@ impl Reach {
                 _ => drop(best.insert(net, (metric, ways))),
             }
         }
-        self.routes = best.into_iter().map(|(net, (_, ways))| (net, ways)).collect();
-        self.is_stale = false;
+        let routes = best.into_iter().map(|(net, (_, ways))| (net, ways)).collect();
+        self.fib_is_stale |= routes != self.routes;
+        self.routes = routes;
+        self.routes_are_stale = false;
     }
 
     /// Takes a dump of neighbours; what is known of stations that are not in it stays.
@@ -67,14 +95,13 @@ impl Reach {
                 self.learn(message, links);
             }
         }
+        self.is_new = false;
     }
 
-    /// Takes a notice; is a station of our links another than before?
-    pub(super) fn learn(&mut self, message: &NeighbourMessage, links: &Links) -> bool {
-        let Some(key) = key(message).filter(|key| links.port(key.0).is_some()) else {
-            return false;
-        };
-        match (message.header.state, mac(message)) {
+    /// Takes a notice.
+    pub(super) fn learn(&mut self, message: &NeighbourMessage, links: &Links) {
+        let Some(key) = key(message).filter(|key| links.port(key.0).is_some()) else { return };
+        self.fib_is_stale |= match (message.header.state, mac(message)) {
             (NeighbourState::Failed, _) => self.stations.remove(&key).is_some(),
             (NeighbourState::Incomplete | NeighbourState::None, _) | (_, None) => false,
             (_, Some(mac)) => {
@@ -82,7 +109,7 @@ impl Reach {
                     self.stations.len() < STATIONS_MAX || self.stations.contains_key(&key);
                 has_room && self.stations.insert(key, mac) != Some(mac)
             }
-        }
+        };
     }
 
     /// The gateways of the routes by our interfaces.
@@ -93,13 +120,27 @@ impl Reach {
             .collect()
     }
 
-    /// The table for the data plane; `station` tells the MACs of gateways.
+    /// The table for the data plane; `station` tells the MACs of gateways. The same one while
+    /// nothing has changed, or only just.
     pub(super) fn fib(
-        &self,
+        &mut self,
         links: &Links,
         ports: &[Port],
         station: impl Fn(Key) -> Option<MacAddr>,
-    ) -> Fib {
+    ) -> Arc<Fib> {
+        let start = Instant::now();
+        if self.fib_is_stale && self.due.is_none_or(|due| due <= start) {
+            let fib = self.make(links, ports, station);
+            if fib != *self.fib {
+                self.fib = Arc::new(fib);
+            }
+            self.fib_is_stale = false;
+            self.due = Some(Instant::now() + FIB_INTERVAL.max(start.elapsed() * FIB_REST));
+        }
+        Arc::clone(&self.fib)
+    }
+
+    fn make(&self, links: &Links, ports: &[Port], station: impl Fn(Key) -> Option<MacAddr>) -> Fib {
         let routes = self.routes.iter().map(|(net, ways)| {
             let mut gateways = Vec::new();
             let mut on_link = None;
