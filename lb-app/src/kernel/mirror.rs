@@ -28,6 +28,8 @@ use super::tap::Tap;
 /// Stations that the kernel is asked about at once, and how often: 2,000 a second.
 const ASKS_MAX: usize = 100;
 const ASK_TICK: Duration = Duration::from_millis(50);
+/// Besides, clients that were flushed: 400 a second.
+const CLIENT_ASKS_MAX: usize = 20;
 
 /// What has become of a port's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,7 +261,11 @@ impl Kernel {
             return Ok(());
         }
         loop {
-            let ask_at = self.neighbours.next_due().map(|due| due.max(self.next_ask));
+            let is_client_doubtful =
+                self.reach.as_ref().is_some_and(|it| it.clients.has_doubtful());
+            let due =
+                if is_client_doubtful { Some(self.next_ask) } else { self.neighbours.next_due() };
+            let ask_at = due.map(|due| due.max(self.next_ask));
             let reach_at = self.reach.as_ref().and_then(Reach::due);
             tokio::select! {
                 notices = self.notices.next() => {
@@ -300,8 +306,7 @@ impl Kernel {
         if let Some(reach) = &mut self.reach {
             match &notice {
                 Notice::Neighbour(message) => reach.learn(message, &self.links),
-                // Its MAC is as good as before.
-                Notice::NeighbourGone(_) => {}
+                Notice::NeighbourGone(message) => reach.forget(message),
                 _ => reach.routes_are_stale = true,
             }
         }
@@ -344,6 +349,10 @@ impl Kernel {
                 tracing::warn!("cannot have {interface} look for {address}: {}", errno.desc());
             }
         }
+        let clients = self.reach.as_mut().map(|it| it.clients.take_doubtful(CLIENT_ASKS_MAX));
+        let requests = clients.into_iter().flatten().map(neighbours::ask_once).collect();
+        // Where the kernel has no room for one, what we know of it holds.
+        self.netlink.ask_all(requests).await?;
         Ok(())
     }
 

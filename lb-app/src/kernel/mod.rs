@@ -31,6 +31,7 @@
 //!   are not filled in, and segments not cut. Off, on the *sender's* side:
 //!   `ethtool -K PEER tx off` (in the peer's namespace or container).
 
+mod clients;
 mod error;
 mod guard;
 mod interface;

@@ -1,7 +1,7 @@
 //! The ways to addresses that are no backend's: the kernel's routes and neighbours on our interfaces.
 //!
-//! Unlike the stations of [`super::neighbours`], these are not asked about: a client on our link has
-//! asked for the VIP's MAC itself, and so the kernel knows it.
+//! The stations of [`super::neighbours`] are asked about again and again, [`Clients`] are not: they
+//! have asked for the VIP's MAC themselves, and so the kernel knows theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::tables::fib::{Fib, RouteWays, STATIONS_MAX};
+use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{HOPS_MAX, NextHop, Port};
 use lb_core::wire::ethernet::MacAddr;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use tokio::time::Instant;
 
+use super::clients::Clients;
 use super::links::Links;
-use super::neighbours::{Key, key, mac};
+use super::neighbours::{Key, key};
 use super::notices::prefix;
 use super::routes::{Way, ways};
 
@@ -31,8 +32,7 @@ const FIB_REST: u32 = 10;
 /// What is mirrored.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
-    /// The last known MAC of each station on our links; at most [`STATIONS_MAX`].
-    stations: BTreeMap<Key, MacAddr>,
+    pub(super) clients: Clients,
     /// Of each prefix the ways of the best route.
     routes: BTreeMap<IpNet, Vec<Way>>,
     /// The routes have to be read again.
@@ -100,16 +100,16 @@ impl Reach {
 
     /// Takes a notice.
     pub(super) fn learn(&mut self, message: &NeighbourMessage, links: &Links) {
-        let Some(key) = key(message).filter(|key| links.port(key.0).is_some()) else { return };
-        self.fib_is_stale |= match (message.header.state, mac(message)) {
-            (NeighbourState::Failed, _) => self.stations.remove(&key).is_some(),
-            (NeighbourState::Incomplete | NeighbourState::None, _) | (_, None) => false,
-            (_, Some(mac)) => {
-                let has_room =
-                    self.stations.len() < STATIONS_MAX || self.stations.contains_key(&key);
-                has_room && self.stations.insert(key, mac) != Some(mac)
-            }
-        };
+        if let Some(key) = key(message).filter(|key| links.port(key.0).is_some()) {
+            self.fib_is_stale |= self.clients.learn(key, message, Instant::now());
+        }
+    }
+
+    /// Takes the notice that the kernel has forgotten a neighbour.
+    pub(super) fn forget(&mut self, message: &NeighbourMessage) {
+        if let Some(key) = key(message) {
+            self.fib_is_stale |= self.clients.forget(key, Instant::now());
+        }
     }
 
     /// The gateways of the routes by our interfaces.
@@ -150,7 +150,7 @@ impl Reach {
                     None => on_link = Some((port, vlan)),
                     Some(gateway) => {
                         let mac = station((way.index, gateway))
-                            .or_else(|| self.stations.get(&(way.index, gateway)).copied());
+                            .or_else(|| self.clients.mac((way.index, gateway)));
                         gateways.extend(mac.map(|mac| NextHop { port, mac, vlan }));
                     }
                 }
@@ -166,9 +166,9 @@ impl Reach {
             (*net, ways)
         });
         let stations = self
-            .stations
+            .clients
             .iter()
-            .filter_map(|((index, address), mac)| Some(((links.port(*index)?, *address), *mac)));
+            .filter_map(|((index, address), mac)| Some(((links.port(index)?, address), mac)));
         let stations: BTreeMap<(_, IpAddr), _> = stations.collect();
         Fib::new(&routes.collect(), &stations, ports)
     }
