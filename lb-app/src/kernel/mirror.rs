@@ -363,7 +363,7 @@ impl Kernel {
             return Ok(());
         }
         match self.netlink.dump(Reach::request(), "routes").await {
-            Ok(dump) => reach.replace_routes(&dump),
+            Ok(dump) => reach.replace_routes(&dump, &self.links),
             Err(KernelError::Unsettled(_)) => {} // and so still stale
             Err(error) => return Err(error),
         }
