@@ -12,7 +12,6 @@ use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{compile, ways};
-use lb_core::tables::fib::Fib;
 use lb_core::tables::next_hop::{self, NextHops};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
@@ -22,12 +21,10 @@ use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::workers::{Settings, WorkerError, Workers};
 
-/// How long the first tables wait for the next hops of all backends.
+/// How long the first tables wait for the next hops of all backends, and for gateways to clients.
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
-/// How often the ways to clients are looked at again, at most: neighbours come and go all the time.
-const FIB_INTERVAL: Duration = Duration::from_millis(250);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 /// Backends without a next hop that are named in the log, after each change.
@@ -68,8 +65,6 @@ pub(crate) struct Control {
     ports: Arc<[next_hop::Port]>,
     config: Config,
     next_hops: NextHops,
-    /// The ways to clients, if a service needs them, and when they were last asked for.
-    fib: (Arc<Fib>, Instant),
     /// Why backends take no traffic, by service and address, as last logged.
     unresolved: BTreeMap<(String, IpAddr), String>,
     baselines: Baselines,
@@ -111,7 +106,6 @@ impl Control {
             ports,
             config,
             next_hops: NextHops::new(),
-            fib: (Arc::default(), Instant::now()),
             unresolved: BTreeMap::new(),
             baselines: Baselines::default(),
             _guards: guards,
@@ -125,12 +119,10 @@ impl Control {
 
     /// Asks for the next hops of all backends, and waits a little for stations to answer.
     async fn resolve_all(&mut self) -> Result<(), KernelError> {
-        let backends = asked(&self.config.desired);
         let deadline = Instant::now() + FIRST_RESOLVE_MAX;
         loop {
-            self.resolve_clients().await?;
-            self.next_hops = self.kernel.resolve(&backends).await?;
-            if self.next_hops.values().all(Result::is_ok) {
+            self.resolve().await?;
+            if self.next_hops.values().all(Result::is_ok) && !self.kernel.awaits_gateways() {
                 return Ok(());
             }
             tokio::select! {
@@ -140,18 +132,11 @@ impl Control {
         }
     }
 
-    /// Asks for the ways to clients, if there are services that answers go through the balancer for.
-    async fn resolve_clients(&mut self) -> Result<(), KernelError> {
-        let fib = if needs_fib(&self.config.desired) {
-            self.kernel.fib(&self.ports).await?
-        } else {
-            self.kernel.forget_fib();
-            Fib::default()
-        };
-        if *self.fib.0 != fib {
-            self.fib.0 = Arc::new(fib);
-        }
-        self.fib.1 = Instant::now();
+    /// Asks for the ways to backends, and to clients if their answers come through the balancer.
+    async fn resolve(&mut self) -> Result<(), KernelError> {
+        let desired = &self.config.desired;
+        self.kernel.want_fib(needs_fib(desired));
+        self.next_hops = self.kernel.resolve(&asked(desired)).await?;
         Ok(())
     }
 
@@ -165,9 +150,7 @@ impl Control {
         let both = new.union(&vips(&self.config.desired)).copied().collect();
         self.kernel.set_vips(&both).await?;
         self.config = config;
-        self.resolve_clients().await?;
-        self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
-        self.resolve_clients().await?; // gateways may have become known
+        self.resolve().await?;
         self.put_in_force().await;
         self.kernel.set_vips(&new).await?;
         Ok(())
@@ -181,9 +164,6 @@ impl Control {
     /// Looks at the network again, and changes the tables if it makes a difference.
     pub(crate) async fn follow_network(&mut self) -> Result<(), KernelError> {
         sleep(SWARM).await;
-        if needs_fib(&self.config.desired) {
-            sleep_until(self.fib.1 + FIB_INTERVAL).await;
-        }
         for (id, state) in self.kernel.interfaces() {
             let name = self.ports.get(id.index()).map_or("?", |port| port.name.as_str());
             match state {
@@ -200,10 +180,7 @@ impl Control {
         if let Err(error) = self.kernel.set_vips(&vips(&self.config.desired)).await {
             warn!("{error}");
         }
-        // Before the next hops: the gateways of new routes are asked about with them.
-        self.resolve_clients().await?;
-        self.next_hops = self.kernel.resolve(&asked(&self.config.desired)).await?;
-        self.resolve_clients().await?;
+        self.resolve().await?;
         let tables = self.compile();
         if !tables.decides_like(&self.tables) {
             self.publish(tables).await;
@@ -234,13 +211,14 @@ impl Control {
     }
 
     async fn put_in_force(&mut self) {
-        self.publish(self.compile()).await;
+        let tables = self.compile();
+        self.publish(tables).await;
     }
 
-    fn compile(&self) -> Tables {
-        let Self { config, ports, next_hops, tables, .. } = self;
+    fn compile(&mut self) -> Tables {
+        let Self { config, ports, next_hops, tables, kernel, .. } = self;
         let mut tables = compile(&config.desired, ports, next_hops, Some(tables));
-        tables.fib = Arc::clone(&self.fib.0);
+        tables.fib = kernel.fib(ports);
         tables
     }
 

@@ -39,6 +39,9 @@ pub(crate) enum KernelError {
         /// What the kernel answered.
         errno: Errno,
     },
+    /// A table of the kernel changed each time that it was read. It may be read later.
+    #[error("the kernel's {0} change faster than they can be listed; try again when that is over")]
+    Unsettled(&'static str),
     /// A setting of the TAP could not be written.
     #[error("cannot write {value:?} to {path}: {source}; is /proc/sys writable here?")]
     Setting {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ use super::tap::Tap;
 /// Stations that the kernel is asked about at once, and how often: 2,000 a second.
 const ASKS_MAX: usize = 100;
 const ASK_TICK: Duration = Duration::from_millis(50);
+/// Besides, clients that were flushed: 400 a second.
+const CLIENT_ASKS_MAX: usize = 20;
 
 /// What has become of a port's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub(crate) struct Kernel {
     links: Links,
     routes: Routes,
     neighbours: Neighbours,
-    /// The ways to everybody; only while they are asked for.
+    /// The ways to everybody; only while they are wanted.
     reach: Option<Reach>,
     /// The VIPs that we added, each with the index of its interface.
     vips: BTreeMap<IpAddr, u32>,
@@ -184,15 +187,14 @@ impl Kernel {
         &mut self,
         backends: &BTreeSet<IpAddr>,
     ) -> Result<NextHops, KernelError> {
-        let notices = self.notices.ready().await?;
+        let (notices, are_all) = self.notices.ready()?;
         self.apply_all(notices);
-        if std::mem::take(&mut self.lost) {
+        if self.lost {
             self.news = true;
-            self.routes.forget_all();
-            self.read_links().await?;
-            self.read_neighbours().await?;
-            self.reach = None; // to be read anew
+            self.lost = !are_all;
+            self.read_anew().await?;
         }
+        self.read_routes().await?;
         let missing = self.routes.missing(backends);
         let requests = missing.iter().copied().map(routes::request).collect();
         let answers = self.netlink.ask_all(requests).await?;
@@ -213,43 +215,44 @@ impl Kernel {
         let (released, any_new) = self.neighbours.track(&stations, Instant::now());
         let requests = released.into_iter().map(neighbours::release).collect();
         self.netlink.ask_all(requests).await?;
-        if any_new {
-            self.read_neighbours().await?;
+        if any_new || self.reach.as_ref().is_some_and(|reach| reach.is_new) {
+            let read = self.read_neighbours().await;
+            self.or_later(read)?;
         }
         Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
     }
 
-    /// The ways to any address through `ports`, as the kernel knows them now. From now on
-    /// [`Self::changed`] tells of their changes, too, until [`Self::forget_fib`].
-    ///
-    /// # Errors
-    /// Only if netlink does not work.
-    pub(crate) async fn fib(&mut self, ports: &[Port]) -> Result<Fib, KernelError> {
-        if self.reach.is_none() {
-            let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
-            self.reach.insert(Reach::new()).learn_all(&dump, &self.links);
+    /// Are the ways to everybody wanted? Then [`Self::resolve`] reads them, too.
+    pub(crate) fn want_fib(&mut self, wanted: bool) {
+        if wanted {
+            self.reach.get_or_insert_with(Reach::new);
+        } else {
+            self.reach = None;
         }
-        if self.reach.as_ref().is_some_and(|reach| reach.is_stale) {
-            let dump = self.netlink.dump(Reach::request(), "routes").await?;
-            self.reach.iter_mut().for_each(|reach| reach.replace_routes(&dump));
-        }
+    }
+
+    /// The ways to any address through `ports`, as of the last [`Self::resolve`] or of a little
+    /// earlier: clients come and go all the time, so they are looked at only so often. Empty unless
+    /// they are wanted.
+    pub(crate) fn fib(&mut self, ports: &[Port]) -> Arc<Fib> {
         let station = |key| match self.neighbours.station(key) {
             Station::At(mac) => Some(mac),
             Station::Silent | Station::Unknown => None,
         };
-        let fib = self.reach.as_ref().map(|reach| reach.fib(&self.links, ports, station));
-        Ok(fib.unwrap_or_default())
+        let reach = self.reach.as_mut();
+        reach.map(|reach| reach.fib(&self.links, ports, station)).unwrap_or_default()
     }
 
-    /// The ways to everybody are of no interest any more.
-    pub(crate) fn forget_fib(&mut self) {
-        self.reach = None;
+    /// Has a gateway of the ways to everybody neither been found nor found silent yet?
+    pub(crate) fn awaits_gateways(&self) -> bool {
+        let mut gateways = self.reach.iter().flat_map(|reach| reach.gateways(&self.links));
+        gateways.any(|key| self.neighbours.station(key) == Station::Unknown)
     }
 
-    /// Returns when [`Self::resolve`] could give another answer, when an address is gone from an
-    /// interface ([`Self::set_vips`] repairs it if it was a VIP), or when [`Self::interfaces`] has
-    /// news. Changes come in swarms: wait some milliseconds before looking. Cancel-safe; has the
-    /// kernel probe stations while it waits, so keep it awaited.
+    /// Returns when [`Self::resolve`] or [`Self::fib`] could give another answer, when an address is
+    /// gone from an interface ([`Self::set_vips`] repairs it if it was a VIP), or when
+    /// [`Self::interfaces`] has news. Changes come in swarms: wait some milliseconds before looking.
+    /// Cancel-safe; has the kernel probe stations while it waits, so keep it awaited.
     ///
     /// # Errors
     /// If netlink does not work.
@@ -258,13 +261,12 @@ impl Kernel {
             return Ok(());
         }
         loop {
-            let ask_at = self.neighbours.next_due().map(|due| due.max(self.next_ask));
-            let ask_time = async {
-                match ask_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let is_client_doubtful =
+                self.reach.as_ref().is_some_and(|it| it.clients.has_doubtful());
+            let due =
+                if is_client_doubtful { Some(self.next_ask) } else { self.neighbours.next_due() };
+            let ask_at = due.map(|due| due.max(self.next_ask));
+            let reach_at = self.reach.as_ref().and_then(Reach::due);
             tokio::select! {
                 notices = self.notices.next() => {
                     if self.apply_all(notices?) {
@@ -272,7 +274,8 @@ impl Kernel {
                         return Ok(());
                     }
                 }
-                () = ask_time => self.ask().await?,
+                () = time(ask_at) => self.ask().await?,
+                () = time(reach_at) => return Ok(()),
             }
         }
     }
@@ -289,7 +292,7 @@ impl Kernel {
         })
     }
 
-    /// Takes notices; does one concern us?
+    /// Takes notices; does one concern more than the ways to clients?
     fn apply_all(&mut self, notices: Vec<Notice>) -> bool {
         let now = Instant::now();
         let mut changed = false;
@@ -300,30 +303,30 @@ impl Kernel {
     }
 
     fn apply(&mut self, notice: Notice, now: Instant) -> bool {
-        let reaches = match (&mut self.reach, &notice) {
-            (Some(reach), Notice::Neighbour(message)) => reach.learn(message, &self.links),
-            // Of a neighbour that is gone the MAC is as good as before.
-            (None, _) | (Some(_), Notice::NeighbourGone(_)) => false,
-            (Some(reach), _) => {
-                reach.is_stale = true;
+        if let Some(reach) = &mut self.reach {
+            match &notice {
+                Notice::Neighbour(message) => reach.learn(message, &self.links),
+                Notice::NeighbourGone(message) => reach.forget(message),
+                _ => reach.routes_are_stale = true,
+            }
+        }
+        let changed = match notice {
+            Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
+            Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
+            Notice::Neighbour(message) => self.neighbours.set(&message, now),
+            Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
+            Notice::Routes(prefix) => self.routes.forget(prefix),
+            Notice::EveryRoute => self.routes.forget_all(),
+            Notice::AddressGone => self.forget_routes(),
+            Notice::Lost => {
+                tracing::debug!("netlink notices were lost: reading all anew");
+                self.lost = true;
                 true
             }
         };
-        reaches
-            | match notice {
-                Notice::Link(index, link) => self.links.set(index, link) && self.forget_routes(),
-                Notice::LinkGone(index) => self.links.remove(index) && self.forget_routes(),
-                Notice::Neighbour(message) => self.neighbours.set(&message, now),
-                Notice::NeighbourGone(message) => self.neighbours.remove(&message, now),
-                Notice::Routes(prefix) => self.routes.forget(prefix),
-                Notice::EveryRoute => self.routes.forget_all(),
-                Notice::AddressGone => self.forget_routes(),
-                Notice::Lost => {
-                    tracing::debug!("netlink notices were lost: reading all anew");
-                    self.lost = true;
-                    true
-                }
-            }
+        // Gateways are among the neighbours.
+        self.reach.iter_mut().for_each(|reach| reach.fib_is_stale |= changed);
+        changed
     }
 
     /// With a link or an address, the kernel drops routes without further notice.
@@ -346,7 +349,48 @@ impl Kernel {
                 tracing::warn!("cannot have {interface} look for {address}: {}", errno.desc());
             }
         }
+        let clients = self.reach.as_mut().map(|it| it.clients.take_doubtful(CLIENT_ASKS_MAX));
+        let requests = clients.into_iter().flatten().map(neighbours::ask_once).collect();
+        // Where the kernel has no room for one, what we know of it holds.
+        self.netlink.ask_all(requests).await?;
         Ok(())
+    }
+
+    /// Reads the routes to everybody, if it is time to.
+    async fn read_routes(&mut self) -> Result<(), KernelError> {
+        let Some(reach) = &mut self.reach else { return Ok(()) };
+        if !reach.wants_routes(Instant::now()) {
+            return Ok(());
+        }
+        match self.netlink.dump(Reach::request(), "routes").await {
+            Ok(dump) => reach.replace_routes(&dump, &self.links),
+            Err(KernelError::Unsettled(_)) => {} // and so still stale
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Notices were lost: reads all that is mirrored.
+    async fn read_anew(&mut self) -> Result<(), KernelError> {
+        self.routes.forget_all();
+        let read = self.read_links().await;
+        self.or_later(read)?;
+        let read = self.read_neighbours().await;
+        self.or_later(read)?;
+        self.reach.iter_mut().for_each(|reach| reach.routes_are_stale = true);
+        Ok(())
+    }
+
+    /// A table that did not stand still is read at the next opportunity. What is known of it holds.
+    fn or_later(&mut self, read: Result<(), KernelError>) -> Result<(), KernelError> {
+        match read {
+            Err(KernelError::Unsettled(what)) => {
+                tracing::debug!("the kernel's {what} changed while they were read");
+                (self.lost, self.news) = (true, true);
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     async fn read_links(&mut self) -> Result<(), KernelError> {
@@ -357,6 +401,10 @@ impl Kernel {
     async fn read_neighbours(&mut self) -> Result<(), KernelError> {
         let dump = self.netlink.dump(Neighbours::request(), "neighbours").await?;
         self.neighbours.replace(&dump, Instant::now());
+        if let Some(reach) = &mut self.reach {
+            reach.learn_all(&dump, &self.links);
+            reach.fib_is_stale = true; // gateways may have become known
+        }
         Ok(())
     }
 
@@ -417,6 +465,14 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// That point in time; without one, never.
+async fn time(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Fails if one of `wanted` is an address of an interface that is not among `ours`. Link-local
 /// addresses are each interface's own.
 async fn refuse_taken(
@@ -440,4 +496,21 @@ async fn refuse_taken(
         prefix_len: taken.prefix_len,
         interface: name.unwrap_or_else(|| format!("interface {}", taken.index)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::block_on_in_namespace;
+    use super::*;
+
+    #[test]
+    fn a_table_that_never_stands_still_is_read_later() {
+        block_on_in_namespace(async || {
+            let (mut kernel, _taps) = Kernel::start(&[]).await.unwrap();
+            kernel.or_later(Err(KernelError::Unsettled("routes"))).unwrap();
+            kernel.changed().await.unwrap();
+            kernel.resolve(&BTreeSet::new()).await.unwrap();
+            assert!(!kernel.lost, "read");
+        });
+    }
 }

@@ -30,7 +30,7 @@ const ASK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// An administrator's `ip neigh flush` has the kernel report a neighbour as failed, and as gone at
 /// once; gone within this time, it is taken for forgotten, not for silent.
-const FLUSH_TIME: Duration = Duration::from_millis(100);
+pub(super) const FLUSH_TIME: Duration = Duration::from_millis(100);
 
 /// A station: the interface that it is on, and its address.
 pub(super) type Key = (u32, IpAddr);
@@ -204,6 +204,14 @@ pub(super) fn ask((index, address): Key) -> Request {
     (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
 }
 
+/// Asks the kernel to find out a station's MAC, and to forget it as it pleases.
+pub(super) fn ask_once((index, address): Key) -> Request {
+    let mut message = message(index, address);
+    message.header.state = NeighbourState::None;
+    message.header.flags = NeighbourFlags::Use;
+    (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
+}
+
 /// Leaves a station to the kernel alone. It is found again when the kernel has traffic for it.
 pub(super) fn release((index, address): Key) -> Request {
     (RouteNetlinkMessage::DelNeighbour(message(index, address)), 0)
@@ -243,20 +251,23 @@ pub(super) fn key(message: &NeighbourMessage) -> Option<Key> {
     Some((message.header.ifindex, address))
 }
 
+/// As the kernel tells the state of a station that has the MAC 02:00:00:00:00:11.
+#[cfg(test)]
+pub(super) fn notice((index, address): Key, state: NeighbourState) -> NeighbourMessage {
+    let mut message = message(index, address);
+    message.header.state = state;
+    if !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete) {
+        let mac = vec![2, 0, 0, 0, 0, 0x11];
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac));
+    }
+    message
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
-
-    fn notice(key: Key, state: NeighbourState) -> NeighbourMessage {
-        let mut message = message(key.0, key.1);
-        message.header.state = state;
-        if !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete) {
-            message.attributes.push(NeighbourAttribute::LinkLayerAddress(MAC.to_vec()));
-        }
-        message
-    }
 
     fn tracking(key: Key, now: Instant) -> Neighbours {
         let mut neighbours = Neighbours::default();

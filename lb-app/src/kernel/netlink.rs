@@ -27,8 +27,9 @@ const ANSWER_TIMEOUT_S: u64 = 5;
 /// buffer, which has 208 kB by default.
 const BATCH_MAX: usize = 32;
 
-/// How often a dump is begun anew because the table changed under it.
+/// How often a dump is begun because the table changed under it, and how long it is left alone first.
 const DUMPS_MAX: usize = 4;
+const DUMP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Largest datagram that the kernel sends: dumps fill the reader's buffer, up to 32 kB.
 pub(super) const DATAGRAM_LEN_MAX: usize = 64 << 10;
@@ -81,23 +82,30 @@ impl Netlink {
         }
     }
 
-    /// A whole table of the kernel.
+    /// A whole table of the kernel, as it was at one time.
+    ///
+    /// # Errors
+    /// [`KernelError::Unsettled`] if there was no such time: to be tried again later.
     pub(super) async fn dump(
         &mut self,
         request: RouteNetlinkMessage,
-        what: &str,
+        what: &'static str,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        for _ in 0..DUMPS_MAX {
+        for attempt in 0..DUMPS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(DUMP_PAUSE).await;
+            }
             let batch = vec![(request.clone(), NLM_F_DUMP)];
             let (mut answers, consistent) = self.exchange(batch).await?;
-            let table = answers.pop().unwrap_or(Ok(Vec::new()));
-            let table = table
-                .map_err(|errno| KernelError::Refused { request: format!("list {what}"), errno })?;
-            if consistent {
-                return Ok(table);
+            match answers.pop().unwrap_or(Ok(Vec::new())) {
+                Ok(table) if consistent => return Ok(table),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    return Err(KernelError::Refused { request: format!("list {what}"), errno });
+                }
             }
         }
-        Err(KernelError::Refused { request: format!("list {what}"), errno: Errno::EINTR })
+        Err(KernelError::Unsettled(what))
     }
 
     /// Sends a batch and collects the answers; also says whether dumps among them are consistent.

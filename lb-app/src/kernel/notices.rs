@@ -75,9 +75,21 @@ impl Notices {
         .await
     }
 
-    /// The notices that have come by now.
-    pub(super) async fn ready(&mut self) -> io::Result<Vec<Notice>> {
-        poll_fn(|context| Poll::Ready(self.poll_notices(context))).await
+    /// Notices that have come by now, and whether these are all. While some are left that came after
+    /// a [`Notice::Lost`], the kernel loses further ones without another word.
+    pub(super) fn ready(&mut self) -> io::Result<(Vec<Notice>, bool)> {
+        let mut notices = Vec::new();
+        for _ in 0..DATAGRAMS_MAX {
+            self.received.clear();
+            // Not by way of tokio, which ends a turn early, so that other tasks have theirs.
+            match self.socket.socket_ref().recv_from(&mut self.received, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok((notices, true));
+                }
+                received => self.take(received.map(|(_, from)| from), &mut notices)?,
+            }
+        }
+        Ok((notices, false))
     }
 
     fn poll_notices(&mut self, context: &mut Context<'_>) -> io::Result<Vec<Notice>> {
@@ -97,19 +109,27 @@ impl Notices {
         notices: &mut Vec<Notice>,
     ) -> Poll<io::Result<()>> {
         self.received.clear();
-        match ready!(self.socket.poll_recv_from(context, &mut self.received)) {
-            Ok(from) => {
-                if from.port_number() == SocketAddr::new(0, 0).port_number() {
-                    notices.extend(messages(&self.received).filter_map(parse));
-                }
-                Poll::Ready(Ok(()))
+        let received = ready!(self.socket.poll_recv_from(context, &mut self.received));
+        Poll::Ready(self.take(received, notices))
+    }
+
+    /// Takes the datagram that was received, or why none was.
+    fn take(
+        &mut self,
+        received: io::Result<SocketAddr>,
+        notices: &mut Vec<Notice>,
+    ) -> io::Result<()> {
+        match received {
+            Ok(from) if from.port_number() == 0 => {
+                notices.extend(messages(&self.received).filter_map(parse));
             }
+            Ok(_) => {} // somebody else's
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                 notices.push(Notice::Lost);
-                Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(error)),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 }
 

@@ -11,6 +11,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Answer, Request};
 
+/// What says of a next hop that it cannot be used.
+const DEAD: RouteNextHopFlags = RouteNextHopFlags::Dead.union(RouteNextHopFlags::Linkdown);
+
 /// One next hop of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
@@ -100,14 +103,25 @@ fn parse(answer: Answer) -> Route {
     }
 }
 
+/// Is there nobody alive among the next hops of the route? The kernel passes over such a route.
+pub(super) fn is_dead(route: &RouteMessage) -> bool {
+    let hops = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    match hops {
+        Some(hops) => hops.iter().all(|hop| hop.flags.intersects(DEAD)),
+        None => route.header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown),
+    }
+}
+
 /// The next hops that are alive. Those that would encapsulate (MPLS, segment routing) are left
 /// out: the balancer would send the packet without.
 pub(super) fn ways(route: &RouteMessage) -> Vec<Way> {
     let mut ways: Vec<Way> = way(None, &route.attributes).into_iter().collect();
     for attribute in &route.attributes {
         if let RouteAttribute::MultiPath(hops) = attribute {
-            let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-            let alive = hops.iter().filter(|hop| !hop.flags.intersects(dead));
+            let alive = hops.iter().filter(|hop| !hop.flags.intersects(DEAD));
             ways.extend(alive.filter_map(|hop| way(Some(hop.interface_index), &hop.attributes)));
         }
     }

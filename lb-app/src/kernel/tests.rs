@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use lb_core::wire::ethernet::MacAddr;
 
+use lb_core::tuple::address_bytes;
+
 use super::testing::{Host, Wire, block_on_in_namespace, ip, ip_batch, run};
 use super::{InterfaceState, Kernel, KernelError, Tap};
 
@@ -69,6 +71,32 @@ impl Lan {
             let left = deadline.saturating_duration_since(Instant::now());
             let changed = tokio::time::timeout(left, self.kernel.changed()).await;
             changed.unwrap_or_else(|_| panic!("no change any more: {hops:?}")).unwrap();
+        }
+    }
+}
+
+impl Lan {
+    /// The MAC that answers to `client` go to, by now.
+    async fn way(&mut self, client: &str) -> Option<MacAddr> {
+        self.kernel.want_fib(true);
+        self.kernel.resolve(&BTreeSet::new()).await.unwrap();
+        let client: IpAddr = client.parse().unwrap();
+        let fib = self.kernel.fib(&[lan0()]);
+        fib.lookup(&address_bytes(client), client.is_ipv6(), 0).map(|hop| hop.macs[0])
+    }
+
+    /// Follows changes until answers to `client` go to `mac`.
+    async fn way_until(&mut self, client: &str, mac: Option<&str>) {
+        let mac = mac.map(|mac| mac.parse().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let way = self.way(client).await;
+            if way == mac {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let changed = tokio::time::timeout(left, self.kernel.changed()).await;
+            changed.unwrap_or_else(|_| panic!("no change any more: {way:?}")).unwrap();
         }
     }
 }
@@ -419,3 +447,5 @@ fn more_stations_than_the_kernels_neighbour_limit() {
         assert!(!ip("neigh show dev lan0").contains("extern_learn"));
     });
 }
+
+mod clients;
