@@ -352,7 +352,10 @@ mod tests {
             assert!(matches!(error, GuardError::InUse(_)), "{error:?}");
 
             drop(guard);
-            assert_eq!(connect(&far), io::ErrorKind::ConnectionRefused, "guarded no more");
+            // The kernel removes the table when it has closed the socket: soon, not at once.
+            let answers = (0..5).map(|_| connect(&far));
+            let refused = answers.into_iter().any(|it| it == io::ErrorKind::ConnectionRefused);
+            assert!(refused, "guarded no more");
         });
     }
 
