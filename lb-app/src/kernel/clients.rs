@@ -1,9 +1,9 @@
 //! The stations on our links whatever they are: whom answers go to.
 //!
-//! A client on our link has asked for the VIP's MAC, and so the kernel has learned the client's. That
-//! is remembered when the kernel forgets it (it keeps some hundreds of neighbours, we keep
-//! [`STATIONS_MAX`]). When an administrator has it forget them (`ip neigh flush`), it is asked about
-//! each of them once, since that is done where MACs have changed.
+//! A client on our link has asked for the VIP's MAC, and so the kernel has learned the client's.
+//! That is remembered when the kernel forgets it (it keeps some hundreds of neighbours, we keep
+//! [`STATIONS_MAX`]). When an administrator has it forget them (`ip neigh flush`), it is asked
+//! about each of them once, since that is done where MACs have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -249,10 +249,10 @@ impl Kernel {
         gateways.any(|key| self.neighbours.station(key) == Station::Unknown)
     }
 
-    /// Returns when [`Self::resolve`] or [`Self::fib`] could give another answer, when an address is
-    /// gone from an interface ([`Self::set_vips`] repairs it if it was a VIP), or when
-    /// [`Self::interfaces`] has news. Changes come in swarms: wait some milliseconds before looking.
-    /// Cancel-safe; has the kernel probe stations while it waits, so keep it awaited.
+    /// Returns when [`Self::resolve`] or [`Self::fib`] could give another answer, when an address
+    /// is gone from an interface ([`Self::set_vips`] repairs it if it was a VIP), or when
+    /// [`Self::interfaces`] has news. Changes come in swarms: wait some milliseconds before
+    /// looking. Cancel-safe; has the kernel probe stations while it waits, so keep it awaited.
     ///
     /// # Errors
     /// If netlink does not work.

@@ -9,8 +9,9 @@
 //!
 //! In return the kernel knows the way to the backends. [`mirror`] keeps what it knows of
 //! [`links`], [`routes`] and [`neighbours`] over [`netlink`], stays up to date by [`notices`], and
-//! makes next hops of it; [`reach`] does so for everybody else, where services need it. An interface
-//! `lan0.100` that an administrator puts on `lan0`, with
+//! makes next hops of it; [`reach`] does so for everybody else, where services need it.
+//!
+//! An interface `lan0.100` that an administrator puts on `lan0`, with
 //! `ip link add link lan0 name lan0.100 type vlan id 100`, is VLAN 100 of the port.
 //!
 //! Nothing outlives the process, even if it is killed: the TAPs take their addresses, routes and

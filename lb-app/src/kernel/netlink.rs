@@ -27,7 +27,8 @@ const ANSWER_TIMEOUT_S: u64 = 5;
 /// buffer, which has 208 kB by default.
 const BATCH_MAX: usize = 32;
 
-/// How often a dump is begun because the table changed under it, and how long it is left alone first.
+/// How often a dump is begun because the table changed under it, and how long it is left alone
+/// before.
 const DUMPS_MAX: usize = 4;
 const DUMP_PAUSE: Duration = Duration::from_millis(5);
 

@@ -75,8 +75,8 @@ impl Notices {
         .await
     }
 
-    /// Notices that have come by now, and whether these are all. While some are left that came after
-    /// a [`Notice::Lost`], the kernel loses further ones without another word.
+    /// Notices that have come by now, and whether these are all. While some are left that came
+    /// after a [`Notice::Lost`], the kernel loses further ones without another word.
     pub(super) fn ready(&mut self) -> io::Result<(Vec<Notice>, bool)> {
         let mut notices = Vec::new();
         for _ in 0..DATAGRAMS_MAX {

@@ -1,4 +1,4 @@
-//! The ways to addresses that are no backend's: the kernel's routes and neighbours on our interfaces.
+//! The ways to addresses that are no backend's: the kernel's routes, and neighbours on our links.
 //!
 //! The stations of [`super::neighbours`] are asked about again and again, [`Clients`] are not: they
 //! have asked for the VIP's MAC themselves, and so the kernel knows theirs.
@@ -86,7 +86,7 @@ impl Reach {
         let gateways = self.all_gateways(links).collect::<BTreeSet<_>>().len();
         if gateways > GATEWAYS_MAX && self.gateways_len <= GATEWAYS_MAX {
             tracing::warn!(
-                "the routes have {gateways} gateways; {GATEWAYS_MAX} of them are asked for their MAC"
+                "the routes have {gateways} gateways; only {GATEWAYS_MAX} are asked for their MAC"
             );
         }
         self.gateways_len = gateways;
