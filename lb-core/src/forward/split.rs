@@ -14,6 +14,7 @@ use crate::wire::checksum::Checksum;
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::part::Part;
 
 /// L2 header with its `EtherType`, IPv6 header, fragment header.
 const FRONT_BYTES_MAX: usize = L2Header::BYTES_MAX + 2 + ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES;
@@ -24,20 +25,19 @@ type Front = ArrayVec<u8, FRONT_BYTES_MAX>;
 struct Whole {
     l2_bytes: usize,
     is_ipv6: bool,
-    id: u32,
+    /// Of a packet that is a piece itself: which.
+    part: Part,
+    /// The protocol of what is in pieces.
+    protocol: u8,
     /// Bytes before the payload.
     header_bytes: usize,
     /// Bytes of payload in all pieces but the last; whole eights.
     step: usize,
-    /// The protocol of what is in pieces.
-    protocol: u8,
-    /// Of a packet that is a piece itself: where it begins, and does more follow?
-    offset: usize,
-    has_more: bool,
 }
 
 /// Cuts the packet of `frame`, which has no options or extension headers, but may be a piece itself,
-/// into pieces that fit `hop`. The frame becomes the first; the others are added to `state`, behind `place`.
+/// into pieces that fit `hop`. The frame becomes the first; the others are added to `state`, behind
+/// `place`.
 ///
 /// # Errors
 /// [`DropReason::NoBuffer`], [`DropReason::NoHeadroom`]; then there is no piece at all.
@@ -88,54 +88,37 @@ impl Whole {
         let (_, payload) = ethernet::parse(frame)?;
         let packet = frame.get(payload.offset..).ok_or(DropReason::Truncated)?;
         let is_ipv6 = payload.ether_type == ethernet::IPV6;
-        let room = |headers: usize| usize::from(hop.mtu).saturating_sub(headers) & !7;
-        let whole = Self {
+        let mut whole = || Part { id: state.next_id(), offset: 0, has_more: false };
+        let (part, protocol, header_bytes, front_bytes) = if is_ipv6 {
+            let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            let (part, protocol, header_bytes) = match ipv6::fragment_header(packet) {
+                Some((header, at)) => {
+                    (header.part(), header.next_header, at + ipv6::FRAGMENT_BYTES)
+                }
+                None => (whole(), ip.next_header, ipv6::HEADER_BYTES),
+            };
+            (part, protocol, header_bytes, ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES)
+        } else {
+            let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            let part = if ip.is_fragment() { ip.part() } else { whole() };
+            (part, ip.protocol, ipv4::HEADER_BYTES, ipv4::HEADER_BYTES)
+        };
+        Ok(Self {
             l2_bytes: payload.offset,
             is_ipv6,
-            id: 0,
-            header_bytes: payload.offset + ipv6::HEADER_BYTES,
-            step: room(ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES),
-            protocol: 0,
-            offset: 0,
-            has_more: false,
-        };
-        if !is_ipv6 {
-            let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-            let field = ip.fragment.get();
-            let (offset, has_more) = (field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0);
-            let is_piece = offset != 0 || has_more;
-            return Ok(Self {
-                id: if is_piece { ip.id.get().into() } else { state.next_id() },
-                header_bytes: payload.offset + ipv4::HEADER_BYTES,
-                step: room(ipv4::HEADER_BYTES),
-                protocol: ip.protocol,
-                offset: usize::from(offset) * 8,
-                has_more,
-                ..whole
-            });
-        }
-        let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        Ok(match ipv6::fragment_header(packet) {
-            Some((header, at)) => {
-                let field = header.offset_and_more.get();
-                Self {
-                    id: header.id.get(),
-                    header_bytes: payload.offset + at + ipv6::FRAGMENT_BYTES,
-                    protocol: header.next_header,
-                    offset: usize::from(field & !7),
-                    has_more: field & 1 != 0,
-                    ..whole
-                }
-            }
-            None => Self { id: state.next_id(), protocol: ip.next_header, ..whole },
+            part,
+            protocol,
+            header_bytes: payload.offset + header_bytes,
+            step: usize::from(hop.mtu).saturating_sub(front_bytes) & !7,
         })
     }
 
     /// What stands before the piece of `len` bytes at `offset`.
     fn front(&self, frame: &[u8], offset: usize, len: usize, has_more: bool) -> Option<Front> {
         let (l2, packet) = frame.split_at_checked(self.l2_bytes)?;
-        let offset = u16::try_from(self.offset + offset).ok()?;
-        let has_more = has_more || self.has_more;
+        let Part { id, offset: first, has_more: is_followed } = self.part;
+        let offset = u16::try_from(usize::from(first) * 8 + offset).ok()?;
+        let has_more = has_more || is_followed;
         let mut front = Front::new();
         front.try_extend_from_slice(l2).ok()?;
         if self.is_ipv6 {
@@ -148,11 +131,11 @@ impl Whole {
             front.try_extend_from_slice(header.as_bytes()).ok()?;
             let [high, low] = (offset | u16::from(has_more)).to_be_bytes();
             front.try_extend_from_slice(&[self.protocol, 0, high, low]).ok()?;
-            front.try_extend_from_slice(&self.id.to_be_bytes()).ok()?;
+            front.try_extend_from_slice(&id.to_be_bytes()).ok()?;
         } else {
             let (ip, _) = Ipv4::ref_from_prefix(packet).ok()?;
             let flags = if has_more { ipv4::MORE_FRAGMENTS } else { 0 };
-            let [.., high, low] = self.id.to_be_bytes();
+            let [.., high, low] = id.to_be_bytes();
             let mut header = Ipv4 {
                 total_len: U16::new(u16::try_from(len + ipv4::HEADER_BYTES).ok()?),
                 id: U16::from_bytes([high, low]),

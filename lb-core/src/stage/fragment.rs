@@ -11,8 +11,9 @@ use crate::model::Affinity;
 use crate::state::State;
 use crate::tables::{ByAddress, Tables};
 use crate::tuple::Tuple;
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6;
+use crate::wire::part::Part;
 use crate::wire::ports::{self, Ports};
 use crate::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
@@ -150,20 +151,14 @@ impl Piece {
         let l3 = usize::from(meta.l3_offset);
         let packet_end = l3 + usize::from(meta.packet_len);
         let packet = frame.get(l3..packet_end).ok_or(DropReason::Truncated)?;
-        let (id, protocol, offset_and_more, header_bytes) = if meta.tuple.is_ipv6 {
+        let (part, protocol, header_bytes) = if meta.tuple.is_ipv6 {
             let (header, at) = ipv6::fragment_header(packet).ok_or(DropReason::Truncated)?;
-            let field = header.offset_and_more.get();
-            let end = at + ipv6::FRAGMENT_BYTES;
-            (header.id.get(), header.next_header, (field >> 3, field & 1 != 0), end)
+            (header.part(), header.next_header, at + ipv6::FRAGMENT_BYTES)
         } else {
             let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-            let offset_and_more = {
-                let field = ip.fragment.get();
-                (field & ipv4::OFFSET_MASK, field & ipv4::MORE_FRAGMENTS != 0)
-            };
-            (ip.id.get().into(), ip.protocol, offset_and_more, ip.header_len())
+            (ip.part(), ip.protocol, ip.header_len())
         };
-        let (offset, has_more) = offset_and_more;
+        let Part { id, offset, has_more } = part;
         let len = packet.len().saturating_sub(header_bytes);
         // RFC 791 §3.2, RFC 8200 §4.5: all but the last are of whole eights.
         if len == 0 || (has_more && !len.is_multiple_of(8)) {

@@ -4,6 +4,7 @@ use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::Checksum;
+use super::part::Part;
 use crate::drop_reason::DropReason;
 
 /// Bytes of a header without options.
@@ -80,6 +81,18 @@ impl Ipv4 {
     #[must_use]
     pub fn is_fragment(&self) -> bool {
         self.fragment.get() & FRAGMENT_MASK != 0
+    }
+
+    /// Which part of a datagram it is; all of it as well.
+    #[inline]
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let field = self.fragment.get();
+        Part {
+            id: self.id.get().into(),
+            offset: field & OFFSET_MASK,
+            has_more: field & MORE_FRAGMENTS != 0,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::part::Part;
 use crate::drop_reason::DropReason;
 
 /// Bytes of the fixed header.
@@ -179,6 +180,16 @@ pub struct FragmentHeader {
     pub offset_and_more: U16,
     /// Groups fragments.
     pub id: U32,
+}
+
+impl FragmentHeader {
+    /// Which part of a datagram is behind it; all of it as well.
+    #[inline]
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let field = self.offset_and_more.get();
+        Part { id: self.id.get(), offset: field >> 3, has_more: field & 1 != 0 }
+    }
 }
 
 /// Finds the fragment header of `packet` that says that there is more than this packet, and where it

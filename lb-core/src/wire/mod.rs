@@ -6,6 +6,7 @@ pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod part;
 pub mod ports;
 pub mod tcp;
 pub mod udp;

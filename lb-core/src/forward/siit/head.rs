@@ -9,6 +9,7 @@ use crate::tables::Station;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, FragmentHeader, Ipv6};
+use crate::wire::part::Part;
 use crate::wire::{ICMP, ICMPV6, ethernet};
 
 /// An IPv4 packet of more bytes was made of one that IPv6's least link could not carry: its sender
@@ -26,16 +27,7 @@ pub(super) struct Head {
     pub(super) traffic_class: u8,
     pub(super) hops: u8,
     pub(super) protocol: u8,
-    pub(super) fragment: Option<Fragment>,
-}
-
-/// Which part of a datagram a packet is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fragment {
-    pub(super) id: u32,
-    /// In 8 bytes.
-    pub(super) offset: u16,
-    pub(super) has_more: bool,
+    pub(super) fragment: Option<Part>,
 }
 
 impl Head {
@@ -48,11 +40,6 @@ impl Head {
         if bytes != ipv4::HEADER_BYTES {
             check_options(packet.get(ipv4::HEADER_BYTES..bytes).ok_or(DropReason::Truncated)?)?;
         }
-        let fragment = ip.is_fragment().then(|| Fragment {
-            id: ip.id.get().into(),
-            offset: ip.fragment.get() & ipv4::OFFSET_MASK,
-            has_more: ip.fragment.get() & ipv4::MORE_FRAGMENTS != 0,
-        });
         Ok(Self {
             is_ipv6: false,
             bytes,
@@ -60,7 +47,7 @@ impl Head {
             traffic_class: ip.tos,
             hops: ip.ttl,
             protocol: ip.protocol,
-            fragment,
+            fragment: ip.is_fragment().then(|| ip.part()),
         })
     }
 
@@ -93,9 +80,7 @@ impl Head {
                 ipv6::FRAGMENT => {
                     let (header, _) =
                         FragmentHeader::ref_from_prefix(rest).map_err(|_| DropReason::Truncated)?;
-                    let field = header.offset_and_more.get();
-                    let (offset, has_more) = (field >> 3, field & 1 != 0);
-                    fragment = Some(Fragment { id: header.id.get(), offset, has_more });
+                    fragment = Some(header.part());
                     bytes = ipv6::FRAGMENT_BYTES;
                 }
                 _ => {}
