@@ -64,6 +64,14 @@ impl Rule {
     pub fn is_return(self) -> bool {
         matches!(self, Self::Return | Self::ReturnFragment | Self::ReturnError)
     }
+
+    /// Does the packet itself have a transport header of the flow's protocol? An error and later
+    /// fragments have none.
+    #[inline]
+    #[must_use]
+    pub fn has_segment(self) -> bool {
+        matches!(self, Self::Flow | Self::Return)
+    }
 }
 
 /// How a frame leaves the pipeline early.

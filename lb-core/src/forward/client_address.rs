@@ -8,19 +8,22 @@
 //!   the backend's acknowledgements shrink by it. It is sent again with whatever the client sends
 //!   again from the beginning, until the backend has acknowledged it.
 
+use std::ops::Range;
+
 use arrayvec::ArrayVec;
+use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::burst::{Meta, Rule};
+use crate::burst::Meta;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::model::ClientAddress;
 use crate::pool::{Connection, Found};
-use crate::wire::checksum::Checksum;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::ports::TCP_HEADER_BYTES;
-use crate::wire::{ethernet, tcp};
+use crate::wire::tcp::{self, Tcp};
+use crate::wire::{TCP, ethernet};
 
 /// Kind of the TOA option.
 const TOA: u8 = 254;
@@ -29,7 +32,6 @@ const PROXY_START: [u8; 13] = *b"\r\n\r\n\0\r\nQUIT\n\x21";
 /// The families of a PROXY header, with TCP: bytes 14.
 const PROXY_TCP4: u8 = 0x11;
 const PROXY_TCP6: u8 = 0x21;
-const IPV6_HEADER_BYTES: u16 = 40;
 const ADDED_BYTES_MAX: usize = 52;
 
 type Added = ArrayVec<u8, ADDED_BYTES_MAX>;
@@ -104,7 +106,7 @@ impl<'a> Stream<'a> {
             (ClientAddress::Toa, Part::First) => self.add_option(frame, place, mtu),
             (ClientAddress::Proxy, Part::First) if !self.has_header => {
                 let header = tcp::header_bytes(segment).ok_or(DropReason::Truncated)?;
-                insert(frame, place, header, &self.proxy_header())
+                insert(frame, place, header, &self.proxy_header(), false)
             }
             (ClientAddress::Proxy, _) => {
                 let more = u32::from(proxy_bytes(self.is_ipv6()));
@@ -135,15 +137,15 @@ impl<'a> Stream<'a> {
             behind if !is_behind(behind) => sequence,
             behind => first.wrapping_add(behind.saturating_sub(more)),
         };
-        let bytes = segment.get(tcp::ACKNOWLEDGEMENT).ok_or(DropReason::Truncated)?;
-        let acknowledged = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        if segment.get(tcp::FLAGS).is_some_and(|flags| flags & tcp::ACK != 0) {
+        let (&Tcp { acknowledgement, flags, .. }, _) =
+            Tcp::ref_from_prefix(segment).map_err(|_| DropReason::Truncated)?;
+        if flags & tcp::ACK != 0 {
             shift(segment, tcp::ACKNOWLEDGEMENT, before)?;
         }
         for edge in tcp::sack_edges(segment) {
             shift(segment, edge, before)?;
         }
-        let behind = acknowledged.wrapping_sub(first);
+        let behind = acknowledgement.get().wrapping_sub(first);
         Ok(!self.has_header && is_behind(behind) && behind >= more)
     }
 
@@ -157,12 +159,10 @@ impl<'a> Stream<'a> {
     }
 
     fn part(&self, segment: &[u8]) -> Part {
-        let Some((header, _)) = segment.split_first_chunk::<TCP_HEADER_BYTES>() else {
+        let Ok((&Tcp { sequence, flags, .. }, _)) = Tcp::ref_from_prefix(segment) else {
             return Part::Before;
         };
-        let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-        let flags = header[tcp::FLAGS];
-        match sequence.wrapping_sub(self.first()) {
+        match sequence.get().wrapping_sub(self.first()) {
             _ if flags & tcp::SYN != 0 => Part::Before,
             // Nobody reads what comes with a reset.
             0 if flags & tcp::ACK != 0 && flags & tcp::RST == 0 => Part::First,
@@ -190,7 +190,7 @@ impl<'a> Stream<'a> {
         let header = tcp::header_bytes(segment).ok_or(DropReason::Truncated)?;
         let fits = header + option.len() <= tcp::HEADER_BYTES_MAX
             && frame.bytes().len() - place.l3 + option.len() <= usize::from(mtu);
-        if fits { insert(frame, place, TCP_HEADER_BYTES, &option) } else { Ok(()) }
+        if fits { insert(frame, place, TCP_HEADER_BYTES, &option, true) } else { Ok(()) }
     }
 
     fn proxy_header(&self) -> Added {
@@ -213,7 +213,7 @@ fn is_behind(difference: u32) -> bool {
 }
 
 fn has_segment(meta: &Meta) -> bool {
-    matches!(meta.rule, Rule::Flow | Rule::Return) && meta.tuple.protocol == crate::wire::TCP
+    meta.rule.has_segment() && meta.tuple.protocol == TCP
 }
 
 /// Where the headers of a translated packet lie.
@@ -239,68 +239,55 @@ impl Place {
     }
 }
 
-/// Puts `added` into the segment, `at` so many bytes from its start; at 20, as an option. An even
-/// number of bytes, at an even place.
+/// Puts `added`, words of 4 bytes, into the segment behind `at` bytes of it; and makes room for them
+/// in its header, if they are options.
 fn insert<F: Frame>(
     frame: &mut F,
     place: Place,
     at: usize,
     added: &Added,
+    are_options: bool,
 ) -> Result<(), DropReason> {
-    let len = added.len();
-    let segment_before = frame.bytes().len() - place.l4;
     let front = place.l4 + at;
-    let bytes = frame.prepend(len).ok_or(DropReason::NoHeadroom)?;
-    let before = bytes.get_mut(..len + front).ok_or(DropReason::NoHeadroom)?;
-    before.copy_within(len.., 0);
-    let room = before.get_mut(front..).ok_or(DropReason::NoHeadroom)?;
-    room.copy_from_slice(added);
+    let bytes = frame.prepend(added.len()).ok_or(DropReason::NoHeadroom)?;
+    let before = bytes.get_mut(..added.len() + front).ok_or(DropReason::NoHeadroom)?;
+    before.copy_within(added.len().., 0);
+    before.get_mut(front..).ok_or(DropReason::NoHeadroom)?.copy_from_slice(added);
+
     let packet = bytes.get_mut(place.l3..).ok_or(DropReason::Truncated)?;
-    let packet_len = u16::try_from(packet.len()).map_err(|_| DropReason::TooBig)?;
+    let len = |bytes: usize| u16::try_from(bytes).map(U16::new).map_err(|_| DropReason::TooBig);
     if place.is_ipv6 {
+        let payload_len = len(packet.len().saturating_sub(ipv6::HEADER_BYTES))?;
         let (ip, _) = Ipv6::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        let payload_len = packet_len.checked_sub(IPV6_HEADER_BYTES).ok_or(DropReason::Truncated)?;
-        ip.payload_len.set(payload_len);
+        ip.payload_len = payload_len;
     } else {
+        let total_len = len(packet.len())?;
         let (ip, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        let old = ip.total_len;
-        ip.total_len.set(packet_len);
-        ip.checksum = ip.checksum.replace(old.as_bytes(), ip.total_len.as_bytes());
+        ip.checksum = ip.checksum.replace(ip.total_len.as_bytes(), total_len.as_bytes());
+        ip.total_len = total_len;
     }
     let segment = bytes.get_mut(place.l4..).ok_or(DropReason::Truncated)?;
-    let lengths = [segment_before, segment.len()]
-        .map(|len| u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes());
-    // The header's length lies beside the flags.
-    let words = segment.get_mut(12..14).ok_or(DropReason::Truncated)?;
-    let [[a, b], [c, d]] = lengths;
-    let old = [a, b, words[0], words[1]];
-    if at == TCP_HEADER_BYTES && added.first() == Some(&TOA) {
-        let more = u8::try_from(len / 4).map_err(|_| DropReason::Truncated)?;
-        words[0] = words[0].wrapping_add(more << 4);
+    let lengths = [len(segment.len() - added.len())?, len(segment.len())?];
+    let (header, _) = Tcp::mut_from_prefix(segment).map_err(|_| DropReason::Truncated)?;
+    let old = [header.data_offset, header.flags];
+    if are_options {
+        let words = u8::try_from(added.len() / 4).map_err(|_| DropReason::Truncated)?;
+        header.data_offset = header.data_offset.wrapping_add(words << 4);
     }
-    let new = [c, d, words[0], words[1]];
-    repair(segment, |sum| sum.replace(&old, &new).replace(&[], added))
+    let new = [header.data_offset, header.flags];
+    // The pseudo-header has the length.
+    let sum = header.checksum.replace(lengths[0].as_bytes(), lengths[1].as_bytes());
+    header.checksum = sum.replace(&old, &new).replace(&[], added);
+    Ok(())
 }
 
 /// Changes a sequence number.
 fn shift(
     segment: &mut [u8],
-    place: std::ops::Range<usize>,
+    place: Range<usize>,
     to: impl Fn(u32) -> u32,
 ) -> Result<(), DropReason> {
-    let is_odd = !place.start.is_multiple_of(2);
-    let bytes = segment.get_mut(place).ok_or(DropReason::Truncated)?;
-    let old = <[u8; 4]>::read_from_bytes(bytes).map_err(|_| DropReason::Truncated)?;
-    let new = to(u32::from_be_bytes(old)).to_be_bytes();
-    bytes.copy_from_slice(&new);
-    // At an odd place, bytes count the other way round in the sum (RFC 1071 §2 B).
-    let in_words = |[a, b, c, d]: [u8; 4]| if is_odd { [b, a, d, c] } else { [a, b, c, d] };
-    repair(segment, |sum| sum.replace(&in_words(old), &in_words(new)))
-}
-
-fn repair(segment: &mut [u8], change: impl FnOnce(Checksum) -> Checksum) -> Result<(), DropReason> {
-    let bytes = segment.get_mut(tcp::CHECKSUM).ok_or(DropReason::Truncated)?;
-    let sum = change(Checksum::from([bytes[0], bytes[1]]));
-    bytes.copy_from_slice(sum.as_bytes());
-    Ok(())
+    let old = segment.get(place.clone()).and_then(|bytes| U32::read_from_bytes(bytes).ok());
+    let new = to(old.ok_or(DropReason::Truncated)?.get());
+    tcp::replace(segment, place, new.to_be_bytes()).ok_or(DropReason::Truncated)
 }

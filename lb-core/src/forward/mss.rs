@@ -1,12 +1,9 @@
 //! Keeping segments small: the maximum segment size in a SYN (RFC 9293 §3.7.1) is lowered to what
 //! fits.
 
-use zerocopy::IntoBytes;
-
-use crate::burst::{Meta, Rule};
+use crate::burst::Meta;
 use crate::frame::Frame;
 use crate::model::MssClamp;
-use crate::wire::checksum::Checksum;
 use crate::wire::ports::TCP_HEADER_BYTES;
 use crate::wire::{TCP, ipv4, ipv6, tcp};
 
@@ -24,8 +21,7 @@ pub fn clamp<F: Frame>(frame: &mut F, meta: &Meta, clamp: MssClamp, packet_max: 
         }
     };
     // An error about a flow has the flow's protocol, but not its header.
-    let is_whole = matches!(meta.rule, Rule::Flow | Rule::Return) && !meta.is_fragment;
-    if meta.tuple.protocol == TCP && is_whole {
+    if meta.tuple.protocol == TCP && meta.rule.has_segment() && !meta.is_fragment {
         let packet_end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
         if let Some(segment) = frame.bytes_mut().get_mut(meta.l4_offset.into()..packet_end) {
             lower(segment, max);
@@ -43,16 +39,7 @@ fn lower(segment: &mut [u8], max: u16) -> Option<()> {
     if u16::from_be_bytes(announced) <= max {
         return None;
     }
-    let (start, max) = (place.start, max.to_be_bytes());
-    let repair = |checksum: &mut [u8]| {
-        let old = Checksum::from([checksum[0], checksum[1]]);
-        // An option may begin at an odd offset: then its bytes count the other way round.
-        let swap = |[a, b]: [u8; 2]| if start % 2 == 0 { [a, b] } else { [b, a] };
-        checksum.copy_from_slice(old.replace(&swap(announced), &swap(max)).as_bytes());
-    };
-    repair(segment.get_mut(tcp::CHECKSUM)?);
-    segment.get_mut(place)?.copy_from_slice(&max);
-    Some(())
+    tcp::replace(segment, place, max.to_be_bytes())
 }
 
 #[cfg(test)]
@@ -60,6 +47,7 @@ mod tests {
     use etherparse::{TcpHeader, TcpOptionElement};
 
     use super::*;
+    use crate::burst::Rule;
     use crate::sim::SimFrame;
     use crate::sim::packet::Packet;
     use crate::stage::parse::tests::parsed;

@@ -1,5 +1,7 @@
 //! Connection → the address and port of the pool that its packets leave by.
 
+use zerocopy::FromBytes;
+
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -7,7 +9,8 @@ use crate::model::Affinity;
 use crate::pool::{Connection, Found, units};
 use crate::rate::Tick;
 use crate::tables::{BackendEntry, Path, Pooled, ServiceTable, Station, Tables};
-use crate::wire::{TCP, tcp};
+use crate::wire::TCP;
+use crate::wire::tcp::{self, Tcp};
 
 /// Finds the connection of each packet of a service that has a pool, or opens one; and follows how
 /// far it is. Reads `meta`; writes `meta.slot`: the connection's place in the pool, and
@@ -26,10 +29,10 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
     burst.for_each_live(|frame, meta| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let Some(pooled) = &service.pooled else { return Ok(()) };
-        let segment = Segment::read(frame.bytes(), meta);
+        let header = tcp_header(frame.bytes(), meta);
         if meta.rule.is_return() {
             let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
-            let flags = segment.map(|segment| segment.flags);
+            let flags = header.map(|header| header.flags);
             if meta.rule != Rule::ReturnError {
                 pooled.pool.update(&found, found.state.backend_sent(flags, units(now)));
             }
@@ -39,51 +42,36 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
             Affinity::Flow => meta.hash,
             Affinity::Client => tables.hasher.hash(&meta.tuple, true),
         };
-        from_client(meta, segment, (service, pooled), hash, now)
+        from_client(meta, header, (service, pooled), hash, now)
     });
 }
 
-/// What of a TCP segment says how far its connection is.
-#[derive(Clone, Copy)]
-struct Segment {
-    flags: u8,
-    sequence: u32,
-}
-
-impl Segment {
-    /// `None`, if the packet has none, or not its header.
-    fn read(frame: &[u8], meta: &Meta) -> Option<Self> {
-        let is_whole = matches!(meta.rule, Rule::Flow | Rule::Return);
-        if meta.tuple.protocol != TCP || !is_whole {
-            return None;
-        }
-        let (header, _) = frame.get(meta.l4_offset.into()..)?.split_first_chunk::<14>()?;
-        let [.., a, b, c, d, _, _, _, _, _, flags] = *header;
-        Some(Self { flags, sequence: u32::from_be_bytes([a, b, c, d]) })
-    }
-
-    fn opens(self) -> bool {
-        self.flags & (tcp::SYN | tcp::RST) == tcp::SYN
-    }
+/// The header of a TCP segment; `None`, if the packet has none.
+fn tcp_header<'a>(frame: &'a [u8], meta: &Meta) -> Option<&'a Tcp> {
+    let is_tcp = meta.tuple.protocol == TCP && meta.rule.has_segment();
+    let segment = frame.get(meta.l4_offset.into()..).filter(|_| is_tcp)?;
+    Some(Tcp::ref_from_prefix(segment).ok()?.0)
 }
 
 fn from_client(
     meta: &mut Meta,
-    segment: Option<Segment>,
+    header: Option<&Tcp>,
     (service, pooled): (&ServiceTable, &Pooled),
     hash: u64,
     now: Tick,
 ) -> Result<(), Exit> {
     let Pooled { pool, idle_max, .. } = pooled;
     let found = pool.find(&meta.tuple, hash);
-    let opens = segment.is_some_and(Segment::opens);
+    let flags = header.map(|header| header.flags);
+    let has = |flag| flags.is_some_and(|flags| flags & flag != 0);
+    let opens = has(tcp::SYN) && !has(tcp::RST);
     if let Some(found) = &found
         && !(opens && found.state.may_reopen())
         && let Some(place) = backend_of(found, service)
     {
         let Found { state, connection, .. } = *found;
         (meta.slot, meta.backend) = (found.place, place);
-        let next = state.client_sent(segment.map(|segment| segment.flags), units(now));
+        let next = state.client_sent(flags, units(now));
         if place == connection.place {
             if meta.rule != Rule::IcmpError {
                 pool.update(found, next);
@@ -94,8 +82,7 @@ fn from_client(
         }
         return Ok(());
     }
-    let is_reset = segment.is_some_and(|segment| segment.flags & tcp::RST != 0);
-    if is_reset || meta.rule == Rule::IcmpError {
+    if has(tcp::RST) || meta.rule == Rule::IcmpError {
         return Err(DropReason::NoConnection.into());
     }
     let entry = service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
@@ -111,7 +98,7 @@ fn from_client(
         is_tcp: meta.tuple.protocol == TCP,
         idle_max: *idle_max,
         place: meta.backend,
-        isn: segment.map_or(0, |segment| segment.sequence),
+        isn: header.map_or(0, |header| header.sequence.get()),
     };
     meta.slot = match found {
         Some(found) if pool.rewrite(&found, &connection, found.state.reopened(units(now))) => {

@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::checksum::Checksum;
+
 /// Bytes of a header with as many options as there may be.
 pub const HEADER_BYTES_MAX: usize = 60;
 /// Where the sequence number lies in the header.
@@ -20,6 +25,53 @@ pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 /// Where the checksum lies in the header.
 pub const CHECKSUM: Range<usize> = 16..18;
+
+/// A TCP header without its options, as it lies on the wire.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Tcp {
+    /// Source port.
+    pub src: U16,
+    /// Destination port.
+    pub dst: U16,
+    /// Of the first byte of the segment.
+    pub sequence: U32,
+    /// Of the next byte that is expected.
+    pub acknowledgement: U32,
+    /// The header's length in words, in the high half.
+    pub data_offset: u8,
+    /// [`SYN`] and the others.
+    pub flags: u8,
+    /// Bytes that may be sent.
+    pub window: U16,
+    /// Over pseudo-header, header and payload.
+    pub checksum: Checksum,
+    /// Where urgent data ends.
+    pub urgent: U16,
+}
+
+/// Changes the bytes at `place` of a segment to `new`, and repairs its checksum. `None`, and nothing
+/// has changed, if the segment has not as many.
+pub fn replace<const LEN: usize>(
+    segment: &mut [u8],
+    place: Range<usize>,
+    new: [u8; LEN],
+) -> Option<()> {
+    const { assert!(LEN.is_multiple_of(2)) };
+    let old = <[u8; LEN]>::read_from_bytes(segment.get(place.clone())?).ok()?;
+    let is_odd = !place.start.is_multiple_of(2);
+    let (header, _) = Tcp::mut_from_prefix(segment).ok()?;
+    // At an odd place, bytes count the other way round (RFC 1071 §2 B).
+    let in_words = |mut bytes: [u8; LEN]| {
+        if is_odd {
+            bytes.as_chunks_mut::<2>().0.iter_mut().for_each(|word| word.reverse());
+        }
+        bytes
+    };
+    header.checksum = header.checksum.replace(&in_words(old), &in_words(new));
+    segment.get_mut(place)?.copy_from_slice(&new);
+    Some(())
+}
 
 /// Kinds of options (RFC 9293 §3.2): these two have no length.
 const END_OF_OPTIONS: u8 = 0;
