@@ -291,3 +291,6 @@ fn shift(
     let new = to(old.ok_or(DropReason::Truncated)?.get());
     tcp::replace(segment, place, new.to_be_bytes()).ok_or(DropReason::Truncated)
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,12 +29,13 @@ pub fn to_backend<F: Frame>(
     let src = pooled.pool.station(found.place);
     let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
     let stream = Stream::of(found, pooled.client_address);
+    // Padding is no part of a stream that something may be put into.
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     // What tells who the client is has to fit as well, if it has to be there.
     let more = stream.header_bytes_of(frame.bytes(), meta);
-    let hop = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
-    translate(frame, meta, hop, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
-    let mtu = hop.mtu + more;
-    stream.to_backend(frame, meta, mtu)
+    let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
+    translate(frame, meta, narrow, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
+    stream.to_backend(frame, meta, hop.mtu)
 }
 
 /// Sends an answer of the connection `found` to its client.
