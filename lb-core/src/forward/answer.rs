@@ -18,10 +18,6 @@ use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::{ICMP, ICMPV6, icmp};
 
-/// Bytes of an IPv4 error, at most (RFC 1812 §4.3.2.3).
-const IPV4_BYTES_MAX: usize = 576;
-/// Bytes of an IPv6 error, at most: what every link carries (RFC 4443 §2.4 c).
-const IPV6_BYTES_MAX: usize = 1280;
 /// Precedence of errors: internetwork control (RFC 1812 §4.3.2.5).
 const IPV4_TOS: u8 = 0xc0;
 const HOPS: u8 = 64;
@@ -102,9 +98,9 @@ fn answer<F: Frame>(
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
     let (ip_bytes, bytes_max, ether_type) = if is_ipv6 {
-        (ipv6::HEADER_BYTES, IPV6_BYTES_MAX, ethernet::IPV6)
+        (ipv6::HEADER_BYTES, icmp::V6_BYTES_MAX, ethernet::IPV6)
     } else {
-        (ipv4::HEADER_BYTES, IPV4_BYTES_MAX, ethernet::IPV4)
+        (ipv4::HEADER_BYTES, icmp::BYTES_MAX, ethernet::IPV4)
     };
     let l3_offset = usize::from(meta.l3_offset);
     let (l2_bytes, _) = frame.bytes().split_at_checked(l3_offset).ok_or(DropReason::Truncated)?;
@@ -115,7 +111,7 @@ fn answer<F: Frame>(
     }
     let back = HopEntry { macs: [sender, port.mac], out: port_id, vlan: None, mtu: port.mtu };
     let l2 = L2Header::new(&back, port_id, l2_bytes);
-    let quote_max = bytes_max - ip_bytes - icmp::HEADER_BYTES;
+    let quote_max = usize::from(bytes_max) - ip_bytes - icmp::HEADER_BYTES;
     frame.truncate(l3_offset + usize::from(meta.packet_len).min(quote_max));
     frame.trim_front(l3_offset);
     let packet = push_front(frame, &l2, ether_type, ip_bytes + icmp::HEADER_BYTES)?;

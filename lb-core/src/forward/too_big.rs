@@ -12,9 +12,7 @@ use crate::state::State;
 use crate::tables::HopEntry;
 use crate::tables::next_hop::{Port, PortId};
 use crate::wire::ipv4::{self, Ipv4};
-
-/// What every IPv6 link carries (RFC 8200 §5): less is never asked for.
-const IPV6_MTU_MIN: u16 = 1280;
+use crate::wire::ipv6;
 
 /// A way that a packet does not fit.
 #[derive(Clone, Copy, Debug)]
@@ -23,10 +21,19 @@ pub struct Narrow<'a> {
     pub hop: &'a HopEntry,
     /// The largest packet, as it came, that fits; in bytes.
     pub mtu: u16,
-    /// Does it travel inside another packet, which may be cut where it may not?
-    pub is_tunnel: bool,
-    /// Does it leave as it came? Then it is not cut either.
-    pub is_plain: bool,
+    /// What can be cut so that it fits.
+    pub cut: Cut,
+}
+
+/// What of a packet on its way can be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing: it leaves as it came.
+    Nothing,
+    /// The packet that it travels in.
+    Outer,
+    /// What it is translated to.
+    Translated,
 }
 
 /// Does with a packet what has to be done if it is too big for its way. `place` is the frame's in the
@@ -48,23 +55,28 @@ pub fn handle<F: Frame>(
     (state, counters): (&mut State<F>, &Counters),
     whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
-    let Narrow { hop, mut mtu, is_tunnel, is_plain } = way;
+    let Narrow { hop, mut mtu, cut } = way;
     let (may_be_cut, can_be_cut) = if meta.tuple.is_ipv6 {
-        mtu = mtu.max(IPV6_MTU_MIN);
-        (meta.packet_len <= IPV6_MTU_MIN, is_tunnel)
+        mtu = mtu.max(ipv6::MTU_MIN); // less is never asked for
+        (meta.packet_len <= ipv6::MTU_MIN, cut == Cut::Outer)
     } else {
         let packet = frame.bytes().get(meta.l3_offset.into()..).ok_or(DropReason::Truncated)?;
         let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        // Options would have to be copied, or not, by their kind: nobody sends them.
-        let can_be_cut = is_tunnel || (!is_plain && ip.header_len() == ipv4::HEADER_BYTES);
+        let can_be_cut = match cut {
+            Cut::Nothing => false,
+            Cut::Outer => true,
+            // Options would have to be copied, or not, by their kind: nobody sends them.
+            Cut::Translated => ip.header_len() == ipv4::HEADER_BYTES,
+        };
         (ip.fragment.get() & ipv4::DONT_FRAGMENT == 0, can_be_cut)
     };
-    if may_be_cut && can_be_cut {
-        whole(frame, &HopEntry { mtu: u16::MAX, ..*hop })?;
-        return split::split(frame, hop, place, state, counters);
+    if !may_be_cut {
+        let refusal = Refusal::TooBig(mtu);
+        return answer::tell(frame, meta, refusal, (came_by, port), (state, counters));
     }
-    if may_be_cut {
+    if !can_be_cut {
         return Err(DropReason::TooBig);
     }
-    answer::tell(frame, meta, Refusal::TooBig(mtu), (came_by, port), (state, counters))
+    whole(frame, &HopEntry { mtu: u16::MAX, ..*hop })?;
+    split::split(frame, hop, place, state, counters)
 }

@@ -6,7 +6,7 @@ use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
 use crate::forward::nat::{self, End};
-use crate::forward::too_big::{self, Narrow};
+use crate::forward::too_big::{self, Cut, Narrow};
 use crate::forward::{fullnat, l2dsr, mss, tunnel};
 use crate::frame::Frame;
 use crate::model::MssClamp;
@@ -17,8 +17,8 @@ use crate::tables::{HopEntry, Path, ServiceTable, Tables};
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
 ///
-/// Drops: [`DropReason::NoConnection`], [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`], [`DropReason::TtlExceeded`],
-/// [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`].
+/// Drops: [`DropReason::NoConnection`], [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`],
+/// [`DropReason::TtlExceeded`], [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`].
 #[inline(always)]
 pub fn forward<F: Frame>(
     burst: &mut Burst<F>,
@@ -44,35 +44,30 @@ pub fn forward<F: Frame>(
             .ok_or(DropReason::NextHopUnresolved)?;
         meta.out = hop.out;
         let packet_len = u64::from(meta.packet_len);
-        if service.mss != MssClamp::Keep {
-            // Not yet what is too big: an answer quotes what came.
-            if usize::from(meta.packet_len) <= packet_max(hop, &backend.path) {
-                mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path));
-            }
+        // Not yet what is too big: an answer quotes what came.
+        if service.mss != MssClamp::Keep && meta.packet_len <= packet_max(hop, &backend.path) {
+            mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
         }
         if let Err(why) = deliver(frame, meta, hop, came_by, (service, &backend.path)) {
             let way = Narrow {
                 hop,
                 mtu: match &service.pooled {
                     Some(pooled) => fullnat::mtu_of_client(hop.mtu, pooled, meta.tuple.is_ipv6),
-                    None => u16::try_from(packet_max(hop, &backend.path)).unwrap_or(0),
+                    None => packet_max(hop, &backend.path),
                 },
-                is_tunnel: matches!(backend.path, Path::Tunnel(..)),
-                is_plain: backend.path == Path::Plain,
+                cut: match backend.path {
+                    Path::Plain => Cut::Nothing,
+                    Path::Tunnel(..) => Cut::Outer,
+                    Path::Nat(_) => Cut::Translated,
+                },
             };
             let given = *meta;
             let whole = |frame: &mut F, hop: &HopEntry| {
-                mss::clamp(frame, &given, service.mss, packet_max(way.hop, &backend.path));
+                mss::clamp(frame, &given, service.mss, packet_max(way.hop, &backend.path).into());
                 deliver(frame, &given, hop, came_by, (service, &backend.path))
             };
-            refused(
-                frame,
-                meta,
-                (why, way),
-                (place, came_by, port),
-                (&mut *state, counters),
-                whole,
-            )?;
+            let came = (place, came_by, port);
+            refused(frame, meta, (why, way), came, (&mut *state, counters), whole)?;
             if matches!(meta.rule, Rule::Answer(_)) {
                 return Ok(());
             }
@@ -83,8 +78,8 @@ pub fn forward<F: Frame>(
 }
 
 /// The largest packet that fits the way.
-fn packet_max(hop: &HopEntry, path: &Path) -> usize {
-    usize::from(hop.mtu).saturating_sub(path.overhead())
+fn packet_max(hop: &HopEntry, path: &Path) -> u16 {
+    hop.mtu.saturating_sub(u16::try_from(path.overhead()).unwrap_or(u16::MAX))
 }
 
 /// Gives the frame the form that it leaves in.
@@ -171,7 +166,7 @@ fn back<F: Frame>(
         nat::forward(frame, &given, hop, came_by, &[(End::Source, &found.vip)])
     };
     if let Err(why) = deliver(frame, hop) {
-        let way = Narrow { hop, mtu, is_tunnel: false, is_plain: false };
+        let way = Narrow { hop, mtu, cut: Cut::Translated };
         refused(frame, meta, (why, way), came, (state, counters), deliver)?;
         if matches!(meta.rule, Rule::Answer(_)) {
             return Ok(());

@@ -2,8 +2,14 @@
 
 use std::ops::Range;
 
+use super::ipv6;
+
 /// Bytes before what an error quotes: type, code, checksum, and four that depend on the type.
 pub const HEADER_BYTES: usize = 8;
+/// Bytes of a packet with an error, at most (RFC 1812 §4.3.2.3).
+pub const BYTES_MAX: u16 = 576;
+/// The same of `ICMPv6`: what every link carries (RFC 4443 §2.4 c).
+pub const V6_BYTES_MAX: u16 = ipv6::MTU_MIN;
 /// Where the checksum lies.
 pub const CHECKSUM: Range<usize> = 2..4;
 /// Where the MTU lies: `ICMPv6` has all four bytes (RFC 4443 §3.2), ICMP the last two (RFC 1191 §4).

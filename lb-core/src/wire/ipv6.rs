@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::part::Part;
 use crate::drop_reason::DropReason;
 
+/// Bytes of a packet that every link carries (RFC 8200 §5).
+pub const MTU_MIN: u16 = 1280;
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 40;
 /// Extension headers that are walked, at most.

@@ -3,7 +3,7 @@
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Ends, IPV6_MTU_MIN, LONGER_BYTES};
+use super::{Ends, LONGER_BYTES};
 use crate::drop_reason::DropReason;
 use crate::tables::Station;
 use crate::wire::checksum::{Checksum, Sum};
@@ -14,7 +14,7 @@ use crate::wire::{ICMP, ICMPV6, ethernet};
 
 /// An IPv4 packet of more bytes was made of one that IPv6's least link could not carry: its sender
 /// looks for the MTU, so routers may not cut it (RFC 7915 §5.1).
-const CUT_BYTES_MAX: u16 = IPV6_MTU_MIN - LONGER_BYTES;
+const CUT_BYTES_MAX: u16 = ipv6::MTU_MIN - LONGER_BYTES;
 
 /// What the headers of a packet say in both families.
 #[derive(Clone, Copy, Debug)]

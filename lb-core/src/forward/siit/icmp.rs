@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::head::Head;
 use super::segment::{Change, id};
-use super::{Ends, IPV6_MTU_MIN, LONGER_BYTES, replace_front, split};
+use super::{Ends, LONGER_BYTES, replace_front, split};
 use crate::burst::Meta;
 use crate::drop_reason::DropReason;
 use crate::forward::L2Header;
@@ -13,14 +13,10 @@ use crate::tables::HopEntry;
 use crate::tables::next_hop::PortId;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::icmp::{
-    CHECKSUM, FRAGMENTATION_NEEDED, HEADER_BYTES, PARAMETER_PROBLEM, TIME_EXCEEDED, UNREACHABLE,
-    V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_TOO_BIG, V6_UNREACHABLE,
+    BYTES_MAX, CHECKSUM, FRAGMENTATION_NEEDED, HEADER_BYTES, PARAMETER_PROBLEM, TIME_EXCEEDED,
+    UNREACHABLE, V6_BYTES_MAX, V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_TOO_BIG, V6_UNREACHABLE,
 };
 use crate::wire::{ICMP, ICMPV6, ipv4, ipv6};
-
-/// Bytes of an error, at most (RFC 1812 §4.3.2.3, RFC 4443 §2.4 c).
-const IPV4_BYTES_MAX: u16 = 576;
-const IPV6_BYTES_MAX: u16 = IPV6_MTU_MIN;
 
 /// As [`super::forward`], of an error.
 #[cold]
@@ -62,9 +58,9 @@ pub(super) fn forward<F: Frame>(
     let quoted_header = quoted.translated(quoted.payload_len, ends_of_quoted, quoted.hops, 0);
 
     let (protocol, ip_bytes, bytes_max) = if is_ipv6 {
-        (ICMP, ipv4::HEADER_BYTES, IPV4_BYTES_MAX)
+        (ICMP, ipv4::HEADER_BYTES, BYTES_MAX)
     } else {
-        (ICMPV6, ipv6::HEADER_BYTES, IPV6_BYTES_MAX)
+        (ICMPV6, ipv6::HEADER_BYTES, V6_BYTES_MAX)
     };
     let front_bytes = HEADER_BYTES + quoted_header.len();
     let segment_max = usize::from(bytes_max.min(hop.mtu))
@@ -128,7 +124,7 @@ fn to_ipv6(message: Says, quoted_len: usize, hop_mtu: u16) -> Option<Says> {
                 0 => plateau_below(quoted_len),
                 told => told,
             };
-            let mtu = mtu.saturating_add(LONGER_BYTES).min(hop_mtu).max(IPV6_MTU_MIN);
+            let mtu = mtu.saturating_add(LONGER_BYTES).min(hop_mtu).max(ipv6::MTU_MIN);
             says(V6_TOO_BIG, 0, mtu.into())
         }
         // Prohibited: network, host, by a filter; precedence too low.
@@ -155,7 +151,7 @@ fn to_ipv6(message: Says, quoted_len: usize, hop_mtu: u16) -> Option<Says> {
 fn plateau_below(packet_len: usize) -> u16 {
     const PLATEAUS: [u16; 6] = [32_000, 17_914, 8_166, 4_352, 2_002, 1_492];
     let below = PLATEAUS.into_iter().find(|&plateau| usize::from(plateau) < packet_len);
-    below.unwrap_or(IPV6_MTU_MIN)
+    below.unwrap_or(ipv6::MTU_MIN)
 }
 
 /// RFC 7915 §5.2. `None`: there is nothing like it, or nobody would act on it.
@@ -169,7 +165,7 @@ fn to_ipv4(message: Says, hop_mtu: u16) -> Option<Says> {
         (V6_UNREACHABLE, 4) => says(UNREACHABLE, 3, 0),
         (V6_TOO_BIG, _) => {
             // No link has less than the least (RFC 8201 §4).
-            let mtu = u16::try_from(parameter).unwrap_or(u16::MAX).max(IPV6_MTU_MIN);
+            let mtu = u16::try_from(parameter).unwrap_or(u16::MAX).max(ipv6::MTU_MIN);
             says(UNREACHABLE, FRAGMENTATION_NEEDED, (mtu - LONGER_BYTES).min(hop_mtu).into())
         }
         (V6_TIME_EXCEEDED, code) => says(TIME_EXCEEDED, code, 0),

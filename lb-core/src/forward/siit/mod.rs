@@ -23,8 +23,6 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-/// What every IPv6 link carries (RFC 8200 §5).
-const IPV6_MTU_MIN: u16 = 1280;
 /// Bytes by which an IPv6 header is longer.
 const LONGER_BYTES: u16 = 20;
 const _: () = assert!(ipv6::HEADER_BYTES == ipv4::HEADER_BYTES + LONGER_BYTES as usize);
@@ -106,7 +104,7 @@ fn forward_packet<F: Frame>(
 #[must_use]
 pub fn mtu_before(hop_mtu: u16, is_ipv6_before: bool) -> u16 {
     if is_ipv6_before {
-        hop_mtu.saturating_add(LONGER_BYTES).max(IPV6_MTU_MIN)
+        hop_mtu.saturating_add(LONGER_BYTES).max(ipv6::MTU_MIN)
     } else {
         hop_mtu.saturating_sub(LONGER_BYTES)
     }
