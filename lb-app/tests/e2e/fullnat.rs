@@ -1,17 +1,14 @@
 //! Full address translation: the networks of `nat`, but the backends know no way out of theirs.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, ECHO_PORT, PROXY_PORT};
-use crate::client::{self, Http, Outcome, SHORT, assert_fair};
+use crate::client::{self, Outcome, SHORT};
 use crate::config::{Config, Service, Spec};
-use crate::nat::{BACKENDS, CHUNKS, FAR, NEAR, Networks, ROUTER, connect_within, echo_in_pieces};
-use crate::netns::Netns;
-use crate::pattern::Checksum;
+use crate::nat::{BACKENDS, NEAR, Networks, connect_within, echo_in_pieces, transfers};
 use crate::topology::{Setup, WEIR, at, v4, v6};
 use crate::weir::Weir;
 
@@ -81,17 +78,16 @@ pub(crate) fn without_a_way_back(setup: Setup) {
     }
     let config = Config { services: services(&networks), ..networks.config(setup) };
     let mut weir = Weir::start(&networks.lb, &config.to_string(), &networks.segments);
-    for (net, gateway) in [
-        (format!("{}/24", v4(FAR, 0)), v4(NEAR, ROUTER).to_string()),
-        (format!("{}/64", v6(FAR, 0)), v6(NEAR, ROUTER).to_string()),
-    ] {
-        networks.lb.ip(&format!("route add {net} via {gateway}"));
-    }
+    networks.add_way_to_far();
     let Networks { near, far, .. } = &networks;
     for (host, is_ipv4) in [(SAME, true), (SAME, false), (OTHER, true), (OTHER, false)] {
         let vip = vip(host, is_ipv4);
         for client in [near, far] {
-            transfers(client, vip);
+            for port in [80, TOA_PORT] {
+                transfers(client, at(vip, port));
+            }
+            let echoed = client.block_on(|| client::echo(at(vip, ECHO_PORT), "short"));
+            assert!(echoed.expect("an echo").ends_with(" short"), "{vip}");
             for bytes in [0, 1, 100_000] {
                 let to = at(vip, PROXY_PORT);
                 let (answer, own) = client
@@ -114,22 +110,4 @@ pub(crate) fn without_a_way_back(setup: Setup) {
         assert!(frames.service_frames(&service.name) > 0, "{}", service.name);
     }
     weir.leave();
-}
-
-fn transfers(client: &Netns, vip: IpAddr) {
-    for port in [80, TOA_PORT] {
-        let web = at(vip, port);
-        client::wait_for_backends(client, web, &["b1", "b2"]);
-        let spread = client.block_on(|| client::spread(web, 200)).expect("all connect");
-        assert_fair(&spread, &[("b1", 1), ("b2", 1)]);
-        let up = client
-            .block_on(|| async { Http::connect(web).await?.upload(CHUNKS, Duration::ZERO).await });
-        assert_eq!(up.expect("uploads"), Checksum::of_chunks(CHUNKS), "{web}");
-        let down = client.block_on(|| async {
-            Http::connect(web).await?.download(CHUNKS, Duration::ZERO).await
-        });
-        assert_eq!(down.expect("downloads"), Checksum::of_chunks(CHUNKS), "{web}");
-    }
-    let echoed = client.block_on(|| client::echo(at(vip, ECHO_PORT), "short"));
-    assert!(echoed.expect("an echo").ends_with(" short"), "{vip}");
 }

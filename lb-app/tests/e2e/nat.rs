@@ -26,12 +26,12 @@ use crate::weir::Weir;
 /// Networks: the near client's, the backends', the far client's.
 pub(crate) const NEAR: u8 = 0;
 pub(crate) const BACKENDS: u8 = 1;
-pub(crate) const FAR: u8 = 4;
+const FAR: u8 = 4;
 /// Last parts of addresses.
 const VIP: u8 = 100;
-pub(crate) const ROUTER: u8 = 254;
+const ROUTER: u8 = 254;
 const NARROW_MTU: u16 = 1300;
-pub(crate) const CHUNKS: u64 = 40;
+const CHUNKS: u64 = 40;
 
 pub(crate) struct Networks {
     pub(crate) backends: Vec<Backend>,
@@ -77,6 +77,16 @@ impl Networks {
             Backend::start(&name, own[0], own[1], netns, &own)
         });
         Self { backends: backends.collect(), near, far, _router: router, lb, segments }
+    }
+
+    /// Tells the balancer the way to far clients.
+    pub(crate) fn add_way_to_far(&self) {
+        for (net, gateway) in [
+            (format!("{}/24", v4(FAR, 0)), v4(NEAR, ROUTER).to_string()),
+            (format!("{}/64", v6(FAR, 0)), v6(NEAR, ROUTER).to_string()),
+        ] {
+            self.lb.ip(&format!("route add {net} via {gateway}"));
+        }
     }
 
     pub(crate) fn config(&self, setup: Setup) -> Config {
@@ -131,30 +141,13 @@ pub(crate) fn between_two_networks(setup: Setup) {
     let networks = Networks::new(setup);
     let config = networks.config(setup);
     let mut weir = Weir::start(&networks.lb, &config.to_string(), &networks.segments);
-    // The way to far clients, learned while the balancer runs.
-    for (net, gateway) in [
-        (format!("{}/24", v4(FAR, 0)), v4(NEAR, ROUTER).to_string()),
-        (format!("{}/64", v6(FAR, 0)), v6(NEAR, ROUTER).to_string()),
-    ] {
-        networks.lb.ip(&format!("route add {net} via {gateway}"));
-    }
+    networks.add_way_to_far(); // learned while the balancer runs
     let Networks { near, far, .. } = &networks;
     for vip in [IpAddr::from(v4(NEAR, VIP)), v6(NEAR, VIP).into()] {
         ping(near, vip);
         let web = at(vip, 80);
         for client in [near, far] {
-            client::wait_for_backends(client, web, &["b1", "b2"]);
-            let spread = client.block_on(|| client::spread(web, 200)).expect("all connect");
-            assert_fair(&spread, &[("b1", 1), ("b2", 1)]);
-            let up = client.block_on(|| async {
-                Http::connect(web).await?.upload(CHUNKS, Duration::ZERO).await
-            });
-            assert_eq!(up.expect("uploads"), Checksum::of_chunks(CHUNKS), "{vip}");
-            // From afar: the router tells the backend, whose packet it finds in the VIP's name.
-            let down = client.block_on(|| async {
-                Http::connect(web).await?.download(CHUNKS, Duration::ZERO).await
-            });
-            assert_eq!(down.expect("downloads"), Checksum::of_chunks(CHUNKS), "{vip}");
+            transfers(client, web);
             let echoed = client.block_on(|| client::echo(at(vip, ECHO_PORT), "short"));
             assert!(echoed.expect("an echo").ends_with(" short"), "{vip}");
         }
@@ -175,6 +168,20 @@ pub(crate) fn between_two_networks(setup: Setup) {
         assert!(frames.service_frames(service) > 0, "{service}");
     }
     weir.leave();
+}
+
+/// Connections reach both backends, and what is sent arrives, both ways.
+pub(crate) fn transfers(client: &Netns, web: SocketAddr) {
+    client::wait_for_backends(client, web, &["b1", "b2"]);
+    let spread = client.block_on(|| client::spread(web, 200)).expect("all connect");
+    assert_fair(&spread, &[("b1", 1), ("b2", 1)]);
+    let up = client
+        .block_on(|| async { Http::connect(web).await?.upload(CHUNKS, Duration::ZERO).await });
+    assert_eq!(up.expect("uploads"), Checksum::of_chunks(CHUNKS), "{web}");
+    // From afar: the router tells the backend, whose packet it finds in the VIP's name.
+    let down = client
+        .block_on(|| async { Http::connect(web).await?.download(CHUNKS, Duration::ZERO).await });
+    assert_eq!(down.expect("downloads"), Checksum::of_chunks(CHUNKS), "{web}");
 }
 
 /// Datagrams that come and go in fragments. (From afar the first would be lost: a backend has to be
