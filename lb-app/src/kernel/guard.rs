@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn connect_within(far: &Host, patience: Duration) -> io::ErrorKind {
-        far.run(|| {
+        far.run(move || {
             let vip: Endpoint = "10.0.0.100:80".parse().unwrap();
             TcpStream::connect_timeout(&vip, patience).unwrap_err().kind()
         })
