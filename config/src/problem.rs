@@ -57,10 +57,6 @@ pub enum Problem {
     #[diagnostic(help("{}", words_to_use(given, words)))]
     UnknownWord { given: String, words: Vec<&'static str> },
 
-    #[error("{} is not available in this version", cut(given))]
-    #[diagnostic(help("{instead}"))]
-    NotAvailable { given: String, instead: String },
-
     #[error("{} is not a range of ports", cut(given))]
     #[diagnostic(help("write the lower port first, both from 1 to 65535, as in \"8000-8099\""))]
     PortRange { given: String },
