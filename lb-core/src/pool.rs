@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use crate::flow_hash::reduce_low;
 use crate::rate::Tick;
 use crate::tables::Station;
-use crate::tuple::{Tuple, address_bytes};
+use crate::tuple::{Tuple, address_bytes, is_ipv6};
 use crate::wire::{TCP, UDP};
 
 mod state;
@@ -126,6 +126,12 @@ impl Connection {
         if self.is_tcp { TCP } else { UDP }
     }
 
+    /// Are client and service IPv6? The backend may be of the other family.
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        is_ipv6(&self.vip)
+    }
+
     /// From the client to the service.
     #[must_use]
     pub fn flow(&self) -> Tuple {
@@ -135,7 +141,7 @@ impl Connection {
             dst: self.vip,
             ports: [a, b, c, d],
             protocol: self.protocol(),
-            is_ipv6: is_ipv6(&self.vip),
+            is_ipv6: self.is_ipv6(),
         }
     }
 
@@ -180,11 +186,6 @@ fn joined(halves: [u64; 2]) -> [u8; 16] {
     first.copy_from_slice(&halves[0].to_ne_bytes());
     second.copy_from_slice(&halves[1].to_ne_bytes());
     address
-}
-
-/// Is this no IPv4-mapped address?
-fn is_ipv6(address: &[u8; 16]) -> bool {
-    address[..12] != [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
 }
 
 impl Pool {

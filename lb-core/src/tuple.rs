@@ -59,6 +59,13 @@ pub fn address_bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
+/// Is it not an IPv4 address as IPv4-mapped?
+#[inline]
+#[must_use]
+pub fn is_ipv6(address: &[u8; 16]) -> bool {
+    !address.starts_with(&mapped([0; 4])[..12])
+}
+
 /// The IPv4-mapped form of an address as it lies on the wire.
 #[inline]
 #[must_use]

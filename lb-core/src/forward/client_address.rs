@@ -150,7 +150,7 @@ impl<'a> Stream<'a> {
     }
 
     fn is_ipv6(&self) -> bool {
-        self.connection.flow().is_ipv6
+        self.connection.is_ipv6()
     }
 
     /// Sequence number of the first byte.

@@ -53,7 +53,7 @@ pub fn to_client<F: Frame>(
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
-    translate(frame, meta, hop, came_by, (&src, &dst), connection.flow().is_ipv6)?;
+    translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
     if Stream::of(found, pooled.client_address).to_client(frame, meta)? {
         pooled.pool.update(found, found.state.with_header());
     }
@@ -100,7 +100,7 @@ pub fn make_room<F: Frame>(
     (pooled, found): (&Pooled, &Found),
     mtu: u16,
 ) {
-    let is_ipv6 = found.connection.flow().is_ipv6;
+    let is_ipv6 = found.connection.is_ipv6();
     let more = match pooled.client_address {
         ClientAddress::Hidden => return,
         ClientAddress::Toa => client_address::toa_bytes(is_ipv6),

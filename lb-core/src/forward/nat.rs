@@ -82,8 +82,7 @@ fn translate(
     for &(end, station) in changes {
         let place = address_place(is_ipv6, end);
         let new = address(station, is_ipv6);
-        let old: Address =
-            header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+        let old = address_at(header, place.clone())?;
         if is_error {
             // It may come from a router on the way, which keeps its own name.
             if end == End::Destination || quoted_is(segment, is_ipv6, &old) {
@@ -139,15 +138,18 @@ fn count_down(header: &mut [u8], is_ipv6: bool) -> Result<(), DropReason> {
     Ok(())
 }
 
+fn address_at(header: &[u8], place: Range<usize>) -> Result<Address, DropReason> {
+    Ok(header.get(place).ok_or(DropReason::Truncated)?.iter().copied().collect())
+}
+
 fn set_address(
     header: &mut [u8],
     is_ipv6: bool,
     place: Range<usize>,
     new: &[u8],
 ) -> Result<(), DropReason> {
-    let old = header.get_mut(place).ok_or(DropReason::Truncated)?;
-    let before: Address = old.iter().copied().collect();
-    old.copy_from_slice(new);
+    let before = address_at(header, place.clone())?;
+    header.get_mut(place).ok_or(DropReason::Truncated)?.copy_from_slice(new);
     if !is_ipv6 {
         let (ip, _) = Ipv4::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
         ip.checksum = ip.checksum.replace(&before, new);
@@ -218,8 +220,7 @@ fn translate_error(
     for &(end, station) in changes {
         let end = end.other();
         let place = address_place(is_ipv6, end);
-        let old: Address =
-            header.get(place.clone()).ok_or(DropReason::Truncated)?.iter().copied().collect();
+        let old = address_at(header, place.clone())?;
         let new = address(station, is_ipv6);
         set_address(header, is_ipv6, place, new)?;
         translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));

@@ -143,7 +143,7 @@ fn back<F: Frame>(
         None => None,
     };
     let (client, is_ipv6) = match &connection {
-        Some((_, found)) => (found.connection.client, found.connection.flow().is_ipv6),
+        Some((_, found)) => (found.connection.client, found.connection.is_ipv6()),
         None => (meta.tuple.dst, meta.tuple.is_ipv6),
     };
     let hop =

@@ -49,8 +49,7 @@ pub fn compile(
         .map(|service| {
             let old = old.get(service.spec().name.as_str()).copied();
             let id = old.map_or_else(|| ids.next_free(), |old| old.id);
-            let pooled = pooled(service.spec(), &pools);
-            ServiceTable { pooled, ..service_table(service, id, ports, next_hops, old) }
+            service_table(service, id, (ports, next_hops, &pools), old)
         })
         .collect();
     let vips = desired.services().iter().map(|service| service.spec().vip);
@@ -147,8 +146,7 @@ impl Ids {
 fn service_table(
     service: &Arc<Service>,
     id: ServiceId,
-    ports: &[Port],
-    next_hops: &NextHops,
+    (ports, next_hops, pools): (&[Port], &NextHops, &[Arc<Pool>]),
     old: Option<&ServiceTable>,
 ) -> ServiceTable {
     let spec = service.spec();
@@ -177,7 +175,7 @@ fn service_table(
             _ => spec.affinity,
         },
         mss: spec.mss,
-        pooled: None,
+        pooled: pooled(spec, pools),
         slots: slot_table(identities, weights, service.slots(), old),
         without_slots: if someone_wanted {
             DropReason::NextHopUnresolved
@@ -225,20 +223,18 @@ fn entry(
     let Ok((hops, path)) = ways(backend, forward, ports, next_hops) else {
         // Connections know it by its path, while it has no way as well.
         let path = match forward {
-            Forward::Nat | Forward::FullNat(_) => Path::Nat(station(backend.address, backend.port)),
+            Forward::Nat | Forward::FullNat(_) => translation(backend),
             Forward::L2dsr | Forward::Tunnel(_) => Path::Plain,
         };
         return BackendEntry { hops: ArrayVec::new(), path };
     };
-    let hops = hops
-        .iter()
-        .filter_map(|hop| {
-            let port = ports.get(hop.port.index())?;
-            let macs = [hop.mac, port.mac];
-            Some(HopEntry { macs, out: hop.port, vlan: hop.vlan, mtu: port.mtu })
-        })
-        .collect();
+    let hops = hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
     BackendEntry { hops, path }
+}
+
+/// Packets become the backend's.
+fn translation(backend: &Backend) -> Path {
+    Path::Nat(station(backend.address, backend.port))
 }
 
 /// The next hops to a backend and how packets travel there, or why there is no way.
@@ -260,9 +256,7 @@ pub fn ways(
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
         (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
-        (Forward::Nat | Forward::FullNat(_), _) => {
-            Ok((hops, Path::Nat(station(backend.address, backend.port))))
-        }
+        (Forward::Nat | Forward::FullNat(_), _) => Ok((hops, translation(backend))),
         (Forward::Tunnel(tunnel), _) => {
             let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
             Ok((hops, Path::Tunnel(tunnel.kind, ends)))

@@ -148,7 +148,7 @@ impl Stations {
             .take(STATIONS_MAX)
             .filter_map(|(((port, vlan), address), mac)| {
                 let hop = NextHop { port: *port, mac: *mac, vlan: *vlan };
-                Some((number(*address), entry(&hop, ports)?))
+                Some((number(*address), HopEntry::new(&hop, ports)?))
             })
             .collect();
         found.sort_by_key(|(address, _)| *address);
@@ -179,7 +179,7 @@ impl<'r> Gateways<'r> {
         let Self { entries, known, ports } = self;
         let target = known.entry(hops).or_insert_with(|| {
             let first = entries.len();
-            entries.extend(hops.iter().filter_map(|hop| entry(hop, ports)));
+            entries.extend(hops.iter().filter_map(|hop| HopEntry::new(hop, ports)));
             // At most `ROUTES_MAX * HOPS_MAX`: they fit.
             let [start, end] = [first, entries.len()].map(|n| u32::try_from(n).unwrap_or(0));
             if start == end { Target::None } else { Target::Gateways(start..end) }
@@ -191,11 +191,6 @@ impl<'r> Gateways<'r> {
 /// As addresses are kept in tuples: IPv4 as mapped.
 fn number(address: IpAddr) -> u128 {
     u128::from_be_bytes(address_bytes(address))
-}
-
-fn entry(hop: &NextHop, ports: &[Port]) -> Option<HopEntry> {
-    let port = ports.get(hop.port.index())?;
-    Some(HopEntry { macs: [hop.mac, port.mac], out: hop.port, vlan: hop.vlan, mtu: port.mtu })
 }
 
 /// Lays `target` over the addresses from `first` to `last`. What lay there before ends, and goes on

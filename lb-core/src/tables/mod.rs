@@ -16,7 +16,7 @@ pub mod fib;
 pub mod next_hop;
 mod vip_index;
 
-use next_hop::{HOPS_MAX, Port, PortId};
+use next_hop::{HOPS_MAX, NextHop, Port, PortId};
 pub use vip_index::{ByAddress, VipIndex};
 
 /// Names a service from one version of the tables to the next; a small number, used again after
@@ -154,6 +154,15 @@ pub struct HopEntry {
     pub vlan: Option<u16>,
     /// Largest packet, in bytes.
     pub mtu: u16,
+}
+
+impl HopEntry {
+    /// The way to a next hop; `None`, if its port is not among `ports`.
+    #[must_use]
+    pub fn new(hop: &NextHop, ports: &[Port]) -> Option<Self> {
+        let port = ports.get(hop.port.index())?;
+        Some(Self { macs: [hop.mac, port.mac], out: hop.port, vlan: hop.vlan, mtu: port.mtu })
+    }
 }
 
 /// How packets travel to a backend.
