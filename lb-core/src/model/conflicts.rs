@@ -1,0 +1,133 @@
+//! What services must not want together.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{Finding, Forward, Invalid, Key, Protocol, ServiceSpec, Vip};
+
+/// Two services that want the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Place of the later one in the list.
+    pub place: usize,
+    /// Place of the first one.
+    pub first: usize,
+    /// Which of its keys wants it.
+    pub first_key: Key,
+    /// What both want, as a finding about the later one.
+    pub finding: Finding,
+}
+
+/// Finds services that share a name, a VIP, or ports of ranges. [`DesiredState::new`] refuses them; a source may ask
+/// first, while some of its services are not valid yet.
+pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<Conflict> {
+    /// By the first port: they do not overlap.
+    type Ranges<'a> = BTreeMap<u16, (Vip, usize, &'a str)>;
+
+    let mut conflicts = Vec::new();
+    let mut names = BTreeMap::new();
+    let mut vips = BTreeMap::new();
+    let mut ranges: BTreeMap<_, Ranges> = BTreeMap::new(); // by address and protocol
+    for (place, (name, vip)) in services.into_iter().enumerate() {
+        let mut conflict = |first, key, invalid| {
+            conflicts.push(Conflict {
+                place,
+                first,
+                first_key: key,
+                finding: Finding { key, invalid },
+            });
+        };
+        let first = *names.entry(name).or_insert(place);
+        if first != place {
+            conflict(first, Key::Name, Invalid::DuplicateName(name.into()));
+        }
+        let (first, other) = *vips.entry(vip).or_insert((place, name));
+        if first != place {
+            conflict(first, Key::Address, Invalid::DuplicateVip { vip, other: other.into() });
+        } else if vip.ports.is_range() {
+            let ranges = ranges.entry((vip.address, vip.protocol)).or_default();
+            let below = ranges.range(..=vip.ports.last()).next_back();
+            match below.filter(|(_, (below, ..))| below.ports.last() >= vip.ports.first()) {
+                Some((_, &(_, first, other))) => {
+                    conflict(
+                        first,
+                        Key::Port,
+                        Invalid::OverlappingPorts { vip, other: other.into() },
+                    );
+                }
+                None => drop(ranges.insert(vip.ports.first(), (vip, place, name))),
+            }
+        }
+    }
+    conflicts
+}
+
+/// Finds backends of translating services whose answers could be of two services. As [`conflicts`],
+/// for services that are valid by themselves.
+pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
+    let mut found = Vec::new();
+    let mut returns: BTreeMap<IpAddr, Vec<(Vip, usize, Key)>> = BTreeMap::new();
+    let mut names = Vec::new();
+    for (place, spec) in services.into_iter().enumerate() {
+        let backends = spec.backends.iter().enumerate();
+        names.push(&spec.name);
+        for (i, backend) in backends.filter(|_| spec.forward == Forward::Nat) {
+            let answers = spec.answers_of(backend);
+            let others = returns.entry(backend.address).or_default();
+            match others.iter().find(|(other, of, _)| *of != place && overlap(other, &answers)) {
+                Some(&(_, first, first_key)) => {
+                    let (backend, other) = (Box::new(answers), names[first].clone());
+                    let invalid = Invalid::AmbiguousReturn { backend, other };
+                    let finding = Finding { key: Key::Backend(i), invalid };
+                    found.push(Conflict { place, first, first_key, finding });
+                }
+                None => others.push((answers, place, Key::Backend(i))),
+            }
+        }
+    }
+    found
+}
+
+/// Finds pools that overlap, and services with an address of a pool. As [`ambiguous_returns`].
+pub fn pool_conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
+    let services: Vec<&ServiceSpec> = services.into_iter().collect();
+    // Disjoint, so that the one that has an address is the last that begins before it.
+    let mut pools: BTreeMap<(IpAddr, IpAddr), usize> = BTreeMap::new();
+    let mut found = Vec::new();
+    let mut conflict = |place, first, (key, first_key), invalid| {
+        let finding = Finding { key, invalid };
+        found.push(Conflict { place, first, first_key, finding });
+    };
+    for (place, spec) in services.iter().enumerate() {
+        let Some(net) = spec.pool() else { continue };
+        let ends = (net.network(), net.broadcast());
+        match pools.range(..=(ends.1, ends.1)).next_back() {
+            Some((&other, _)) if other == ends => {}
+            Some((&(_, last), &first)) if last >= ends.0 => {
+                let (pool, other) = (services[first].pool().unwrap_or(net), &services[first].name);
+                let invalid = Invalid::OverlappingPools { pool, other: other.clone() };
+                conflict(place, first, (Key::Pool, Key::Pool), invalid);
+            }
+            _ => drop(pools.insert(ends, place)),
+        }
+    }
+    for (place, spec) in services.iter().enumerate() {
+        let net = spec.vip.address;
+        let last = net.broadcast();
+        if let Some((&(_, end), &first)) = pools.range(..=(last, last)).next_back()
+            && end >= net.network()
+            && let Some(pool) = services[first].pool()
+        {
+            let invalid = Invalid::TakenByPool { address: net.addr(), pool };
+            conflict(place, first, (Key::Address, Key::Pool), invalid);
+        }
+    }
+    found
+}
+
+/// Of one address: could a packet be of both?
+fn overlap(a: &Vip, b: &Vip) -> bool {
+    let protocols =
+        a.protocol == b.protocol || a.protocol == Protocol::Any || b.protocol == Protocol::Any;
+    protocols && a.ports.first() <= b.ports.last() && b.ports.first() <= a.ports.last()
+}

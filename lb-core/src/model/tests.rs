@@ -1,0 +1,218 @@
+use super::*;
+
+/// A backend of weight 1 that the kernel is asked about.
+pub(crate) fn backend(address: &str) -> Backend {
+    Backend {
+        address: address.parse().unwrap(),
+        port: None,
+        weight: 1,
+        drain: false,
+        static_hop: None,
+    }
+}
+
+/// A TCP service on port 80.
+pub(crate) fn spec(name: &str, address: &str, backends: &[&str]) -> ServiceSpec {
+    let vip = Vip {
+        address: address.parse::<IpAddr>().unwrap().into(),
+        ports: PortRange::one(80),
+        protocol: Protocol::Tcp,
+    };
+    let backends = backends.iter().map(|a| backend(a)).collect();
+    ServiceSpec { backends, ..ServiceSpec::new(name, vip, Forward::L2dsr) }
+}
+
+fn tunnel(kind: TunnelKind, source: Option<&str>) -> Forward {
+    Forward::Tunnel(Tunnel { kind, source: source.map(|net| net.parse().unwrap()) })
+}
+
+fn findings(change: impl FnOnce(&mut ServiceSpec)) -> Vec<(Key, String)> {
+    let mut spec = spec("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12"]);
+    change(&mut spec);
+    let findings = Service::new(spec).err().unwrap_or_default();
+    findings.into_iter().map(|f| (f.key, f.invalid.to_string())).collect()
+}
+
+#[test]
+fn a_good_service_is_taken() {
+    assert_eq!(findings(|_| ()), []);
+    assert_eq!(findings(|s| s.backends.clear()), []);
+    assert_eq!(findings(|s| s.backends[0].port = Some(80)), []);
+    assert_eq!(findings(|s| s.vip.address = "fd00::64/128".parse().unwrap()), []);
+    assert_eq!(findings(|s| s.vip.address = "10.9.0.0/24".parse().unwrap()), []);
+    assert_eq!(findings(|s| s.vip.ports = PortRange::ANY), []);
+    let sources = Some("172.16.0.0/16");
+    assert_eq!(findings(|s| s.forward = tunnel(TunnelKind::Gre, sources)), []);
+    assert_eq!(findings(|s| s.mss = MssClamp::AtMost(536)), []);
+    assert_eq!(findings(|s| (s.forward, s.backends[0].port) = (Forward::Nat, Some(8080))), []);
+    assert_eq!(findings(|s| (s.vip.ports, s.vip.protocol) = (PortRange::ANY, Protocol::Any)), []);
+}
+
+#[test]
+fn each_rule_names_its_key() {
+    type Case = (fn(&mut ServiceSpec), Key, &'static str);
+    let cases: [Case; 29] = [
+        (|s| s.name.clear(), Key::Name, "a name has"),
+        (|s| s.name = "a b".into(), Key::Name, "a name has"),
+        (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
+        (|s| s.vip.address = "::/128".parse().unwrap(), Key::Address, "use a unicast"),
+        (|s| s.vip.address = "224.0.0.0/4".parse().unwrap(), Key::Address, "use a unicast"),
+        (|s| s.vip.address = "10.9.0.1/24".parse().unwrap(), Key::Address, "write 10.9.0.0/24"),
+        (|s| s.vip.ports = PortRange::one(0), Key::Port, "port 0"),
+        (|s| s.vip.ports = PortRange::new(0, 80).unwrap(), Key::Port, "port 0"),
+        (|s| s.vip.protocol = Protocol::Any, Key::Port, "by the address alone"),
+        (
+            |s| s.forward = tunnel(TunnelKind::Gre, Some("172.16.0.1/16")),
+            Key::OuterSource,
+            "write 172.16.0.0/16",
+        ),
+        (
+            |s| s.forward = tunnel(TunnelKind::Ipip, Some("224.0.0.0/16")),
+            Key::OuterSource,
+            "unicast",
+        ),
+        (
+            |s| s.forward = tunnel(TunnelKind::Ipip, Some("fd01::/64")),
+            Key::OuterSource,
+            "never be a source",
+        ),
+        (|s| s.forward = tunnel(TunnelKind::Gue { port: 0 }, None), Key::GuePort, "port 0"),
+        (|s| s.flows = Flows::Datagram, Key::Flows, "only UDP"),
+        (|s| (s.mss, s.vip.protocol) = (MssClamp::Auto, Protocol::Udp), Key::Mss, "only TCP"),
+        (|s| s.mss = MssClamp::AtMost(535), Key::Mss, "at least 536"),
+        (
+            |s| {
+                (s.forward, s.backends[1].address) = (Forward::Nat, "fd00::11".parse().unwrap());
+            },
+            Key::BackendAddress(1),
+            "another family",
+        ),
+        (
+            |s| (s.forward, s.vip.address) = (Forward::Nat, "10.9.0.0/24".parse().unwrap()),
+            Key::Address,
+            "write one address",
+        ),
+        (
+            |s| {
+                (s.forward, s.vip.ports) = (Forward::Nat, PortRange::ANY);
+                s.backends[1].port = Some(8080);
+            },
+            Key::BackendPort(1),
+            "leave the backend's port out",
+        ),
+        (
+            |s| {
+                (s.forward, s.vip.protocol) = (Forward::Nat, Protocol::Sctp);
+                s.backends[1].port = Some(8080);
+            },
+            Key::BackendPort(1),
+            "keeps the port of SCTP",
+        ),
+        (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
+        (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
+        (|s| s.backends = vec![backend("10.0.0.100")], Key::BackendAddress(0), "in a circle"),
+        (
+            |s| s.backends[1].address = "127.0.0.1".parse().unwrap(),
+            Key::BackendAddress(1),
+            "unicast",
+        ),
+        (|s| s.backends[1].port = Some(8080), Key::BackendPort(1), "keeps the port"),
+        (|s| s.backends[1].port = Some(0), Key::BackendPort(1), "port 0"),
+        (|s| s.backends[1].weight = 65_536, Key::BackendWeight(1), "too large"),
+        (|s| s.backends[1] = backend("10.0.0.11"), Key::Backend(1), "listed twice"),
+        (
+            |s| {
+                s.backends[0].static_hop =
+                    Some(StaticHop { mac: MacAddr::BROADCAST, interface: None });
+            },
+            Key::BackendMac(0),
+            "one station's",
+        ),
+    ];
+    for (change, key, text) in cases {
+        let found = findings(change);
+        assert!(
+            matches!(&found[..], [(k, t)] if *k == key && t.contains(text)),
+            "{key:?} {text:?}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn several_findings_come_at_once() {
+    let found = findings(|s| {
+        s.vip.ports = PortRange::one(0);
+        s.backends[1].weight = 1 << 20;
+    });
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn names_and_vips_are_unique() {
+    let service = |name, address| Service::new(spec(name, address, &[])).unwrap();
+    let state = |services| DesiredState::new(HashKey([0; 16]), services);
+    assert!(state(vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")]).is_ok());
+    let twice = state(vec![service("a", "10.0.0.1"), service("a", "10.0.0.1")]).unwrap_err();
+    assert_eq!(twice.len(), 2);
+    assert!(twice.iter().all(|(place, _)| *place == 1));
+    let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|address| spec("", address, &[]).vip);
+    let found = conflicts([("x", a), ("y", b), ("z", b), ("x", a), ("x", b)]);
+    let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+    let (name, vip) = (Key::Name, Key::Address);
+    assert_eq!(places, [(2, 1, vip), (3, 0, name), (3, 0, vip), (4, 0, name), (4, 1, vip)]);
+}
+
+#[test]
+fn an_answer_is_of_one_service() {
+    let nat = |name, port: u16, backend_port| {
+        let mut spec = spec(name, "10.0.0.100", &["10.0.0.11"]);
+        (spec.forward, spec.vip.ports) = (Forward::Nat, PortRange::one(port));
+        spec.backends[0].port = backend_port;
+        spec
+    };
+    let mut any = nat("any", 1, None);
+    (any.vip.ports, any.vip.protocol) = (PortRange::ANY, Protocol::Any);
+    let mut dsr = nat("dsr", 8081, None);
+    dsr.forward = Forward::L2dsr;
+    let found = ambiguous_returns(&[
+        nat("a", 80, Some(8080)),
+        nat("b", 81, Some(8081)),
+        dsr,
+        nat("c", 8080, None),
+        any,
+    ]);
+    let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+    assert_eq!(places, [(3, 0, Key::Backend(0)), (4, 0, Key::Backend(0))]);
+}
+
+#[test]
+fn ranges_do_not_overlap() {
+    let of = |ports: (u16, u16), protocol| Vip {
+        address: "10.0.0.1/32".parse().unwrap(),
+        ports: PortRange::new(ports.0, ports.1).unwrap(),
+        protocol,
+    };
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    let found = conflicts([
+        ("range", of((100, 199), tcp)),
+        ("one of it", of((150, 150), tcp)),
+        ("all", of((0, 65_535), tcp)),
+        ("another protocol", of((100, 198), udp)),
+        ("next to it", of((200, 299), tcp)),
+        ("from below", of((50, 100), tcp)),
+        ("within", of((210, 220), tcp)),
+        ("around", of((90, 199), tcp)),
+        ("from above", of((299, 300), tcp)),
+    ]);
+    let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+    let port = Key::Port;
+    assert_eq!(places, [(5, 0, port), (6, 4, port), (7, 0, port), (8, 4, port)]);
+}
+
+#[test]
+fn slots_grow_with_the_backends() {
+    for (backends, slots) in [(0, 65_537), (655, 65_537), (656, 131_101), (65_535, 8_388_617)] {
+        assert_eq!(slots_for(backends), slots);
+        assert!(is_prime(slots));
+    }
+}
