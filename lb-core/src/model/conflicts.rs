@@ -18,8 +18,9 @@ pub struct Conflict {
     pub finding: Finding,
 }
 
-/// Finds services that share a name, a VIP, or ports of ranges. [`DesiredState::new`] refuses them; a source may ask
-/// first, while some of its services are not valid yet.
+/// Finds services that share a name, a VIP, or ports of ranges.
+/// [`DesiredState::new`](super::DesiredState::new) refuses them; a source may ask first, while some of
+/// its services are not valid yet.
 pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<Conflict> {
     /// By the first port: they do not overlap.
     type Ranges<'a> = BTreeMap<u16, (Vip, usize, &'a str)>;
