@@ -28,7 +28,7 @@ use lb_core::model::{
 use lb_core::pipeline::process;
 use lb_core::state::{Settings, State};
 use lb_core::tables::Tables;
-use lb_core::tables::compile::compile;
+use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
 use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::MacAddr;
@@ -198,7 +198,7 @@ fn tables(forward: Forward, vip: IpAddr, backends: IpAddr) -> Result<Tables, Fai
     let next_hops: NextHops = (1..=BACKENDS)
         .map(|n| (address(n), Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None })))
         .collect();
-    Ok(compile(&desired, &ports, &next_hops, None))
+    Ok(compile(&desired, &Circumstances::new(&ports, &next_hops), None))
 }
 
 /// Cycles a frame.

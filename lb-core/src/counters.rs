@@ -65,6 +65,10 @@ pub struct Counters {
     pub drops: [Counter; DropReason::COUNT],
     /// Turns of the loop.
     pub turns: Counter,
+    /// Flows that were tracked because their slot had moved.
+    pub tracked: Counter,
+    /// Flows that should have been, but there was no room.
+    pub untracked: Counter,
     /// Traffic that services forwarded, by [`ServiceId`].
     services: Box<[Traffic]>,
 }
@@ -86,6 +90,8 @@ impl Counters {
             punted: Counter::default(),
             drops: Default::default(),
             turns: Counter::default(),
+            tracked: Counter::default(),
+            untracked: Counter::default(),
             services: (0..services).map(|_| Traffic::default()).collect(),
         }
     }

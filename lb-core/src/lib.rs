@@ -13,10 +13,12 @@
 //!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`].
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
-//! 5. [`publish`]: how a new version of the tables reaches the workers.
-//! 6. [`sim`]: the world in memory.
+//! 5. [`continuity`]: what is remembered of flows that a change touches.
+//! 6. [`publish`]: how a new version of the tables reaches the workers.
+//! 7. [`sim`]: the world in memory.
 
 pub mod burst;
+pub mod continuity;
 pub mod counters;
 pub mod drop_reason;
 pub mod flow_hash;

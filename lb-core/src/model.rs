@@ -14,10 +14,12 @@ use ipnet::IpNet;
 mod check;
 mod conflicts;
 mod finding;
+mod health;
 mod vip;
 
 pub use conflicts::{Conflict, ambiguous_returns, conflicts, pool_conflicts};
 pub use finding::{Finding, Invalid, Key};
+pub use health::Health;
 pub use vip::{PortRange, Protocol, Vip};
 
 use check::{check_backends, check_mode, check_vip};
@@ -189,6 +191,9 @@ pub struct ServiceSpec {
     /// How long a flow may be silent and is still remembered; absent: see
     /// [`ServiceSpec::idle_timeout`].
     pub idle_timeout: Option<Duration>,
+    /// How long a backend that is no longer wanted may keep its flows; absent: see
+    /// [`ServiceSpec::grace`].
+    pub grace: Option<Duration>,
     /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
     pub slots: Option<u32>,
     /// The servers; may be empty (then packets are dropped, and counted).
@@ -207,6 +212,7 @@ impl ServiceSpec {
             flows: Flows::default(),
             mss: MssClamp::default(),
             idle_timeout: None,
+            grace: None,
             slots: None,
             backends: Vec::new(),
         }
@@ -218,6 +224,13 @@ impl ServiceSpec {
     pub fn idle_timeout(&self) -> Duration {
         let seconds = if self.vip.protocol == Protocol::Udp { 60 } else { 15 * 60 };
         self.idle_timeout.unwrap_or(Duration::from_secs(seconds))
+    }
+
+    /// How long a backend that is no longer wanted may keep its flows: a day, if nothing else was
+    /// asked for. It leaves earlier when it has none any more.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace.unwrap_or(Duration::from_hours(24))
     }
 
     /// The addresses that backends see instead of the client's, if there are any.

@@ -33,7 +33,7 @@ pub fn process<F: Frame>(
     parse(burst, port);
     fragment(burst, tables, state);
     classify(burst, tables);
-    select(burst, tables);
+    select(burst, tables, counters, state.now);
     connect(burst, tables, state.now);
     forward(burst, tables, port, counters, state);
 }

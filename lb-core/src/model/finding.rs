@@ -21,6 +21,8 @@ pub enum Key {
     Pool,
     ClientAddress,
     IdleTimeout,
+    /// `grace`
+    Grace,
     Flows,
     Mss,
     Slots,

@@ -16,8 +16,6 @@ use crate::tuple::Tuple;
 ///
 /// Punts what no service has; but answers of backends that services translate to are theirs, see
 /// [`Rule::Return`].
-///
-/// Drops: the service's [`without_slots`](crate::tables::ServiceTable::without_slots).
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     burst.for_each_live(|_, meta| {
@@ -30,9 +28,8 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         meta.service = place;
         meta.hash = tables.hasher.hash(&meta.tuple, service.affinity == Affinity::Flow);
         meta.slot = reduce(meta.hash, service.slots.len());
-        match service.slots.slots().get(meta.slot as usize) {
-            Some(slot) => prefetch(slot),
-            None => return Err(service.without_slots.into()),
+        if let Some(slot) = service.slots.slots().get(meta.slot as usize) {
+            prefetch(slot);
         }
         Ok(())
     });
@@ -79,20 +76,19 @@ pub(crate) mod tests {
     use super::*;
     use crate::burst::tests::burst_of;
     use crate::burst::{Burst, Fate};
-    use crate::drop_reason::DropReason;
-    use crate::model::tests::{backend, spec};
-    use crate::model::{Backend, DesiredState, HashKey, PortRange, Protocol, Service, ServiceSpec};
+    use crate::model::tests::spec;
+    use crate::model::{DesiredState, HashKey, PortRange, Protocol, Service, ServiceSpec};
     use crate::sim::SimFrame;
     use crate::sim::packet::{BALANCER, Packet};
     use crate::stage::parse::parse;
-    use crate::tables::compile::compile;
     use crate::tables::compile::tests::{next_hops, ports};
+    use crate::tables::compile::{Circumstances, compile};
 
     /// Tables with the ports and next hops of the tests of `compile`.
     pub(crate) fn tables(services: impl IntoIterator<Item = ServiceSpec>) -> Tables {
         let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
         let desired = DesiredState::new(HashKey([7; 16]), services).unwrap();
-        compile(&desired, &ports(), &next_hops(), None)
+        compile(&desired, &Circumstances::new(&ports(), &next_hops()), None)
     }
 
     /// Frames that came by the first port, parsed and classified.
@@ -117,33 +113,26 @@ pub(crate) mod tests {
         let specs = [
             spec("web", "10.0.0.100", &["10.0.0.11"]),
             spec("empty", "10.0.0.102", &[]),
-            spec("drained", "10.0.0.103", &[]),
-            spec("waiting", "10.0.0.104", &["10.0.0.99"]),
             spec("web6", "fd00::100", &["fd00::11"]),
             other,
             same_port,
             same_address,
         ];
-        let mut specs = specs;
-        specs[2].backends = vec![Backend { drain: true, ..backend("10.0.0.11") }];
         let tables = tables(specs);
         let src = "198.51.100.7:40000";
         let src6 = "[2001:db8::7]:40000";
         let tcp = |dst| Packet::tcp(src, dst);
-        let drop = |reason| Err(Exit::Drop(reason));
         for (name, packet, expect) in [
             ("web", tcp("10.0.0.100:80"), Ok(0)),
-            ("IPv6", Packet::tcp(src6, "[fd00::100]:80"), Ok(4)),
-            ("another address", tcp("10.0.0.101:80"), Ok(5)),
-            ("another protocol", Packet::udp(src, "10.0.0.100:80"), Ok(6)),
-            ("another port", tcp("10.0.0.100:443"), Ok(7)),
+            ("IPv6", Packet::tcp(src6, "[fd00::100]:80"), Ok(2)),
+            ("another address", tcp("10.0.0.101:80"), Ok(3)),
+            ("another protocol", Packet::udp(src, "10.0.0.100:80"), Ok(4)),
+            ("another port", tcp("10.0.0.100:443"), Ok(5)),
             ("no service's port", tcp("10.0.0.100:81"), Err(Exit::Punt)),
             ("port 0", tcp("10.0.0.100:0"), Err(Exit::Punt)),
             ("no service's address", tcp("10.0.0.1:80"), Err(Exit::Punt)),
             ("no service's protocol", Packet::udp(src, "10.0.0.101:80"), Err(Exit::Punt)),
-            ("no backend", tcp("10.0.0.102:80"), drop(DropReason::NoBackend)),
-            ("drained", tcp("10.0.0.103:80"), drop(DropReason::NoBackend)),
-            ("unresolved", tcp("10.0.0.104:80"), drop(DropReason::NextHopUnresolved)),
+            ("no backend: not for this stage to say", tcp("10.0.0.102:80"), Ok(1)),
         ] {
             let burst = classified(&tables, [packet]);
             let found = match burst.fate(0) {

@@ -85,7 +85,7 @@ fn from_client(
     if has(tcp::RST) || meta.rule == Rule::IcmpError {
         return Err(DropReason::NoConnection.into());
     }
-    let entry = service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
+    let entry = service.backends.get(usize::from(meta.backend)).ok_or(service.without_slots)?;
     let [a, b, c, d] = meta.tuple.ports;
     let (backend, backend_port) = end(entry, [c, d]).ok_or(DropReason::NoBackend)?;
     let connection = Connection {

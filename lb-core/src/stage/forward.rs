@@ -184,6 +184,7 @@ mod tests {
     use crate::burst::{Burst, Fate, WorkerId};
     use crate::model::tests::spec;
     use crate::model::{Forward, ServiceSpec};
+    use crate::rate::Tick;
     use crate::sim::SimFrame;
     use crate::sim::packet::Packet;
     use crate::stage::classify::tests::{classified, tables};
@@ -205,7 +206,7 @@ mod tests {
 
     fn selected(tables: &Tables, packets: impl IntoIterator<Item = Packet>) -> Burst<SimFrame> {
         let mut burst = classified(tables, packets);
-        select(&mut burst, tables);
+        select(&mut burst, tables, &Counters::new(1), Tick(0));
         burst
     }
 

@@ -1,65 +1,143 @@
-//! Slot → backend.
+//! Slot → backend; and of flows whose slot is changing, the backend that they are on.
 
-use crate::burst::Burst;
+use crate::burst::{Burst, Meta, Rule};
+use crate::continuity::transition::Moved;
+use crate::continuity::{Flow, NOBODY, Tracker};
+use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::prefetch::prefetch;
-use crate::tables::Tables;
+use crate::rate::Tick;
+use crate::tables::{ServiceTable, Tables};
+use crate::wire::{SCTP, TCP, sctp, tcp};
 
-/// Chooses the backend of each frame's slot. Reads `meta.service`, `meta.slot`; writes
-/// `meta.backend`.
+/// Chooses the backend of each frame, by the rules of [`crate::continuity`]. Reads `meta.service`,
+/// `meta.hash`, `meta.slot`; writes `meta.backend`.
 ///
 /// Answers of backends go past.
 ///
-/// Drops: [`DropReason::NoBackend`].
+/// Drops: the service's [`without_slots`](ServiceTable::without_slots).
 #[inline(always)]
-pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
+pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
+    if tables.in_transition || !tables.tracker.is_empty() {
+        return select_in_change(burst, tables, counters, now);
+    }
     burst.for_each_live(|_, meta| {
         if meta.rule.is_return() {
             return Ok(());
         }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
-        let slots = service.slots.slots();
-        meta.backend = *slots.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
-        if let Some(backend) = service.backends.get(usize::from(meta.backend)) {
-            prefetch(backend);
-        }
+        meta.backend = by_slot(meta, service)?;
+        ask_for(meta, service);
         Ok(())
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::burst::tests::burst_of;
-    use crate::model::tests::spec;
-    use crate::sim::SimFrame;
-    use crate::stage::classify::tests::tables;
-
-    #[test]
-    fn the_slot_s_owner_is_the_backend() {
-        let backends = ["10.0.0.11", "10.0.0.12"];
-        let mut web = spec("web", "10.0.0.100", &backends);
-        web.slots = Some(251);
-        let tables = tables([spec("empty", "10.0.0.101", &[]), web]);
-        let slots = tables.services[1].slots.slots();
-        for (service, slot, expect) in [
-            (1, 0, Some(slots[0])),
-            (1, 1, Some(slots[1])),
-            (1, 250, Some(slots[250])),
-            (1, 251, None),
-            (0, 0, None),
-            (2, 0, None),
-        ] {
-            let mut burst = burst_of([SimFrame::new(&[])]);
-            burst.for_each_live(|_, meta| {
-                (meta.service, meta.slot) = (service, slot);
-                Ok(())
-            });
-            select(&mut burst, &tables);
-            let is_live = burst.live_and_punted().0 == 1;
-            assert_eq!(is_live.then(|| burst.meta(0).backend), expect, "{service} {slot}");
-            assert_eq!(burst.drops()[DropReason::NoBackend as usize], u16::from(!is_live));
-        }
+/// The backend that the slot has.
+#[inline(always)]
+fn by_slot(meta: &Meta, service: &ServiceTable) -> Result<u16, DropReason> {
+    match service.slots.slots().get(meta.slot as usize) {
+        Some(backend) => Ok(*backend),
+        // Connections of a pool have theirs.
+        None if service.pooled.is_some() => Ok(NOBODY),
+        None => Err(service.without_slots),
     }
 }
+
+/// Asks for the memory of the backend.
+#[inline(always)]
+fn ask_for(meta: &Meta, service: &ServiceTable) {
+    if let Some(backend) = service.backends.get(usize::from(meta.backend)) {
+        prefetch(backend);
+    }
+}
+
+/// As long as a slot of any service is in transition, or a flow is tracked.
+#[inline(never)]
+fn select_in_change<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    counters: &Counters,
+    now: Tick,
+) {
+    let tracker = &*tables.tracker;
+    burst.for_each_live(|_, meta| {
+        if let Some(service) = tables.services.get(meta.service as usize)
+            && may_track(service, tracker)
+        {
+            tracker.prefetch(service.key_shape, meta.hash);
+        }
+        Ok(())
+    });
+    burst.for_each_live(|frame, meta| {
+        if meta.rule.is_return() {
+            return Ok(());
+        }
+        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        meta.backend = if may_track(service, tracker) {
+            by_flow(frame.bytes(), meta, service, (tracker, counters), now)?
+        } else {
+            by_slot(meta, service)?
+        };
+        ask_for(meta, service);
+        Ok(())
+    });
+}
+
+/// May a flow of the service be tracked, or become so?
+#[inline]
+fn may_track(service: &ServiceTable, tracker: &Tracker) -> bool {
+    service.transitions.is_some() || tracker.tracks(service.id)
+}
+
+fn by_flow(
+    frame: &[u8],
+    meta: &Meta,
+    service: &ServiceTable,
+    (tracker, counters): (&Tracker, &Counters),
+    now: Tick,
+) -> Result<u16, DropReason> {
+    let flow = Flow::new(meta, service);
+    let opens = service.has_openings && opens_flow(frame, meta);
+    // An error is about a flow, not a sign that it goes on.
+    let is_flows_own = meta.rule != Rule::IcmpError;
+    let current = by_slot(meta, service);
+    let moved = service.transitions.as_ref().map_or(Moved::No, |it| it.of(meta.hash));
+    if let Some(found) = tracker.find(&flow) {
+        let backend = found.backend();
+        if service.may_serve(backend) && found.age(now) <= service.idle_max {
+            if moved == Moved::No && current == Ok(backend) {
+                tracker.forget(&flow, &found); // its slot says the same
+            } else if is_flows_own {
+                tracker.refresh(&flow, &found, opens, now);
+            }
+            return Ok(backend);
+        }
+        tracker.forget(&flow, &found);
+    }
+    let from = match moved {
+        Moved::No => return current,
+        Moved::From(from) if service.may_serve(from) && !opens => Some(from),
+        Moved::From(_) | Moved::FromNobody => None,
+    };
+    let backend = from.map_or(current, Ok)?;
+    if is_flows_own {
+        let has_room = tracker.track(&flow, backend, opens, now);
+        (if has_room { &counters.tracked } else { &counters.untracked }).add(1);
+    }
+    Ok(backend)
+}
+
+/// Is it the first packet of its flow, by its own word?
+fn opens_flow(frame: &[u8], meta: &Meta) -> bool {
+    let segment = frame.get(meta.l4_offset.into()..).filter(|_| meta.rule.has_segment());
+    let Some(segment) = segment else { return false };
+    match meta.tuple.protocol {
+        TCP => segment.get(tcp::FLAGS).is_some_and(|f| f & (tcp::SYN | tcp::ACK) == tcp::SYN),
+        SCTP => segment.get(sctp::CHUNK_TYPE) == Some(&sctp::INIT),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

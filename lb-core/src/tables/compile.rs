@@ -3,37 +3,61 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arrayvec::ArrayVec;
 use ipnet::IpNet;
-use rapidhash::v3::{RapidSecrets, rapidhash_v3_nano_inline};
 
 use super::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use super::{
     BackendEntry, Ends, HopEntry, Path, Pooled, Return, ServiceId, ServiceTable, SlotTable,
     Station, Tables, VipIndex,
 };
+use crate::continuity::tracker::Shape;
+use crate::continuity::{Member, Roster, Standing, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
-use crate::maglev;
 use crate::model::{
-    Affinity, Backend, DesiredState, Forward, FullNat, PortRange, Protocol, Service, ServiceSpec,
-    StaticHop, Tunnel, Vip,
+    Affinity, Backend, DesiredState, Flows, Forward, FullNat, Health, PortRange, Protocol, Service,
+    ServiceSpec, StaticHop, Tunnel, Vip,
 };
 use crate::pool::{self, Pool};
 use crate::rate::Tick;
 use crate::tuple::address_bytes;
 
+/// What is true, besides what is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The balancer's own.
+    pub ports: &'a Arc<[Port]>,
+    /// The ways to backends.
+    pub next_hops: &'a NextHops,
+    /// Which backends may serve.
+    pub health: &'a Health,
+    /// Places where no flow is remembered, of backends that are leaving.
+    pub idle: &'a BTreeSet<(ServiceId, u16)>,
+    /// The time.
+    pub now: Tick,
+}
+
+impl<'a> Circumstances<'a> {
+    /// At the beginning: all may serve.
+    #[must_use]
+    pub fn new(ports: &'a Arc<[Port]>, next_hops: &'a NextHops) -> Self {
+        const ALL: &Health = &Health::ALL_WELL;
+        const NONE: &BTreeSet<(ServiceId, u16)> = &BTreeSet::new();
+        Self { ports, next_hops, health: ALL, idle: NONE, now: Tick(0) }
+    }
+}
+
 /// Makes the next version of the tables. What did not change since `previous` is shared with it.
 ///
-/// A backend without a way to it takes no slots until it has one. The result depends on `previous`
-/// in nothing but its version, the ids of services, what is shared, and the ways to clients, which
-/// are the caller's to change.
+/// A backend without a way to it takes no slots until it has one, nor does one that has failed. Which
+/// slots are whose does not depend on `previous`; but places and ids do, the transitions of slots,
+/// the memory of flows, what is shared, and the ways to clients, which are the caller's to change.
 #[must_use]
 pub fn compile(
     desired: &DesiredState,
-    ports: &Arc<[Port]>,
-    next_hops: &NextHops,
+    circumstances: &Circumstances<'_>,
     previous: Option<&Tables>,
 ) -> Tables {
     let old: BTreeMap<&str, &ServiceTable> = previous
@@ -48,13 +72,19 @@ pub fn compile(
         .iter()
         .map(|service| {
             let old = old.get(service.spec().name.as_str()).copied();
+            let old = old.filter(|old| has_same_flows(old.source.spec(), service.spec()));
             let id = old.map_or_else(|| ids.next_free(), |old| old.id);
-            service_table(service, id, (ports, next_hops, &pools), old)
+            service_table(service, id, (circumstances, &pools), old)
         })
         .collect();
     let vips = desired.services().iter().map(|service| service.spec().vip);
-    let (stations, returns) = returns(desired);
+    let (stations, returns) = returns(&services);
     Tables {
+        tracker: previous.map_or_else(
+            || Arc::new(Tracker::new(TRACKED_MAX)),
+            |tables| Arc::clone(&tables.tracker),
+        ),
+        in_transition: services.iter().any(|service| service.transitions.is_some()),
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
         stations: VipIndex::new(stations.into_iter()),
         returns,
@@ -62,10 +92,18 @@ pub fn compile(
         pools,
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
-        ports: Arc::clone(ports),
+        ports: Arc::clone(circumstances.ports),
         vips: VipIndex::new(vips),
         services,
     }
+}
+
+/// Flows that are tracked if nobody has said how many.
+const TRACKED_MAX: u32 = 4096;
+
+/// Do packets mean the same flows to a service as to the one that had its name before?
+fn has_same_flows(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    (old.vip, old.affinity) == (new.vip, new.affinity)
 }
 
 /// The pools of all services, once each; those that were there before with their connections.
@@ -83,11 +121,16 @@ fn pools(desired: &DesiredState, previous: Option<&Tables>) -> Vec<Arc<Pool>> {
 fn pooled(spec: &ServiceSpec, pools: &[Arc<Pool>]) -> Option<Pooled> {
     let Forward::FullNat(FullNat { pool, client_address }) = spec.forward else { return None };
     let pool = pools.iter().find(|known| known.net() == pool)?;
-    let idle = spec.idle_timeout();
-    let idle = Tick(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
-    // Rounded up.
-    let idle_max = (pool::units(idle) + 1).min(pool::IDLE_MAX);
-    Some(Pooled { pool: Arc::clone(pool), client_address, idle_max })
+    Some(Pooled { pool: Arc::clone(pool), client_address, idle_max: idle_max(spec) })
+}
+
+/// How long a flow may be silent, in [`pool::units`], rounded up.
+fn idle_max(spec: &ServiceSpec) -> u16 {
+    (pool::units(ticks(spec.idle_timeout())) + 1).min(pool::IDLE_MAX)
+}
+
+fn ticks(time: Duration) -> Tick {
+    Tick(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Every packet to a prefix.
@@ -96,19 +139,26 @@ fn whole(net: IpNet) -> Vip {
 }
 
 /// Where answers come from that the balancer translates back, and what they become.
-fn returns(desired: &DesiredState) -> (Vec<Vip>, Vec<Return>) {
-    let services = (0..).zip(desired.services());
-    let translating = services.filter(|(_, service)| service.spec().forward == Forward::Nat);
-    translating
-        .flat_map(|(place, service)| {
-            let spec = service.spec();
-            spec.backends.iter().map(move |backend| {
+fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
+    let mut returns = BTreeMap::new();
+    // A backend that is leaving may be another service's already.
+    for is_wanted in [true, false] {
+        for (place, table) in (0..).zip(services) {
+            let spec = table.source.spec();
+            if spec.forward != Forward::Nat {
+                continue;
+            }
+            let members = table.roster.serving();
+            for member in members.filter(|it| (it.standing == Standing::Wanted) == is_wanted) {
+                let backend = &member.backend;
                 let port = backend.port.and(spec.vip.ports.single());
                 let vip = station(spec.vip.address.addr(), port);
-                (spec.answers_of(backend), Return { service: place, vip })
-            })
-        })
-        .unzip()
+                let returned = Return { service: place, vip };
+                returns.entry(spec.answers_of(backend)).or_insert(returned);
+            }
+        }
+    }
+    returns.into_iter().unzip()
 }
 
 fn station(address: IpAddr, port: Option<u16>) -> Station {
@@ -146,37 +196,47 @@ impl Ids {
 fn service_table(
     service: &Arc<Service>,
     id: ServiceId,
-    (ports, next_hops, pools): (&[Port], &NextHops, &[Arc<Pool>]),
+    (circumstances, pools): (&Circumstances<'_>, &[Arc<Pool>]),
     old: Option<&ServiceTable>,
 ) -> ServiceTable {
     let spec = service.spec();
-    let backends: Vec<BackendEntry> = spec
-        .backends
-        .iter()
-        .map(|backend| entry(backend, spec.forward, ports, next_hops))
-        .collect();
+    let roster = roster(spec, id, circumstances, old);
+    let members = || roster.members().iter().map(Option::as_ref);
+    let backends: Vec<BackendEntry> =
+        members().map(|member| entry(member, spec, circumstances)).collect();
     let backends = match old {
         Some(old) if *old.backends == *backends => Arc::clone(&old.backends),
         _ => backends.into(),
     };
-    let weights: Box<[u32]> = spec
-        .backends
-        .iter()
+    let weight = |member: Option<&Member>| {
+        let wanted = member.filter(|member| member.standing == Standing::Wanted);
+        wanted.map_or(0, |member| member.backend.effective_weight())
+    };
+    let weights: Box<[u32]> = members()
         .zip(&*backends)
-        .map(|(spec, entry)| if entry.hops.is_empty() { 0 } else { spec.effective_weight() })
+        .map(|(member, entry)| if entry.hops.is_empty() { 0 } else { weight(member) })
         .collect();
-    let identities = spec.backends.iter().map(|b| identity(b.address, spec.port_of(b))).collect();
-    let someone_wanted = spec.backends.iter().any(|backend| backend.effective_weight() > 0);
-    ServiceTable {
+    let identities = roster.identities(spec);
+    let someone_wanted = spec.backends.iter().any(|backend| {
+        backend.effective_weight() > 0 && !circumstances.health.is_failed(&spec.name, backend)
+    });
+    // By address alone means that ports do not count.
+    let affinity =
+        if spec.vip.protocol == Protocol::Any { Affinity::Client } else { spec.affinity };
+    let slots = slot_table(identities, weights, service.slots(), old);
+    let mut table = ServiceTable {
         id,
-        // By address alone means that ports do not count.
-        affinity: match spec.vip.protocol {
-            Protocol::Any => Affinity::Client,
-            _ => spec.affinity,
-        },
+        affinity,
         mss: spec.mss,
         pooled: pooled(spec, pools),
-        slots: slot_table(identities, weights, service.slots(), old),
+        key_shape: key_shape(&spec.vip),
+        // A client's packet may belong to any of its flows.
+        has_openings: affinity == Affinity::Flow
+            && matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Sctp),
+        idle_max: idle_max(spec),
+        transitions: None,
+        roster,
+        slots,
         without_slots: if someone_wanted {
             DropReason::NextHopUnresolved
         } else {
@@ -184,6 +244,57 @@ fn service_table(
         },
         backends,
         source: Arc::clone(service),
+    };
+    table.transitions = transitions(&table, old, circumstances.now);
+    table
+}
+
+/// The backends of a service by place, and those that are leaving.
+fn roster(
+    spec: &ServiceSpec,
+    id: ServiceId,
+    circumstances: &Circumstances<'_>,
+    old: Option<&ServiceTable>,
+) -> Arc<Roster> {
+    let before = old.map(|old| Arc::clone(&old.roster)).unwrap_or_default();
+    let remembers = |place| {
+        let transitions = old.and_then(|old| old.transitions.as_deref());
+        transitions.is_some_and(|it| it.sources().any(|from| from == place))
+    };
+    let is_idle = |place| circumstances.idle.contains(&(id, place)) && !remembers(place);
+    let next = before.next(spec, is_idle, circumstances.now);
+    if next == *before { before } else { Arc::new(next) }
+}
+
+/// The slots that have moved since the version before. Not of services that remember nothing from
+/// packet to packet, nor of those whose pools remember every connection.
+fn transitions(
+    new: &ServiceTable,
+    old: Option<&ServiceTable>,
+    now: Tick,
+) -> Option<Arc<Transitions>> {
+    let spec = new.source.spec();
+    if spec.flows == Flows::Datagram || new.pooled.is_some() {
+        return None;
+    }
+    let old = old?;
+    let in_progress = old.transitions.as_ref();
+    let window = ticks(spec.idle_timeout());
+    let next = Transitions::next(
+        in_progress.map(Arc::as_ref),
+        &old.slots,
+        &new.slots,
+        |place| new.may_serve(place),
+        (now, window),
+    )?;
+    Some(in_progress.filter(|old| ***old == next).map_or_else(|| Arc::new(next), Arc::clone))
+}
+
+fn key_shape(vip: &Vip) -> Shape {
+    match (vip.address.addr(), vip.is_one_address()) {
+        (IpAddr::V4(_), true) => Shape::Short,
+        (IpAddr::V4(_), false) | (IpAddr::V6(_), true) => Shape::Long,
+        (IpAddr::V6(_), false) => Shape::Longest,
     }
 }
 
@@ -198,38 +309,32 @@ fn slot_table(
         Some(old) if old.identities == identities && old.weights == weights && old.len == len => {
             Arc::clone(old)
         }
-        _ => {
-            let slots = maglev::build(&identities, &weights, slots);
-            Arc::new(SlotTable { identities, weights, len, slots })
-        }
+        _ => Arc::new(SlotTable::new(identities, weights, slots)),
     }
 }
 
-/// What a backend is to its table: its address and port (0: the one that the client used), on
-/// every balancer alike.
-fn identity(address: IpAddr, port: Option<u16>) -> u64 {
-    let mut bytes = [0; 18];
-    bytes[..16].copy_from_slice(&address_bytes(address));
-    bytes[16..].copy_from_slice(&port.unwrap_or(0).to_be_bytes());
-    rapidhash_v3_nano_inline::<true, false>(&bytes, const { &RapidSecrets::seed_cpp(0) })
-}
-
+/// How the backend at a place is reached; by no way, if there is none or it may not serve.
 fn entry(
-    backend: &Backend,
-    forward: Forward,
-    ports: &[Port],
-    next_hops: &NextHops,
+    member: Option<&Member>,
+    spec: &ServiceSpec,
+    circumstances: &Circumstances<'_>,
 ) -> BackendEntry {
-    let Ok((hops, path)) = ways(backend, forward, ports, next_hops) else {
+    let Circumstances { ports, next_hops, health, .. } = *circumstances;
+    let Some(Member { backend, standing }) = member else { return BackendEntry::NONE };
+    let serves = !matches!(standing, Standing::Gone(_)) && !health.is_failed(&spec.name, backend);
+    match ways(backend, spec.forward, ports, next_hops) {
+        Ok((hops, path)) if serves => {
+            let hops = hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
+            BackendEntry { hops, path }
+        }
         // Connections know it by its path, while it has no way as well.
-        let path = match forward {
-            Forward::Nat | Forward::FullNat(_) => translation(backend),
-            Forward::L2dsr | Forward::Tunnel(_) => Path::Plain,
-        };
-        return BackendEntry { hops: ArrayVec::new(), path };
-    };
-    let hops = hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
-    BackendEntry { hops, path }
+        _ => match spec.forward {
+            Forward::Nat | Forward::FullNat(_) => {
+                BackendEntry { path: translation(backend), ..BackendEntry::NONE }
+            }
+            Forward::L2dsr | Forward::Tunnel(_) => BackendEntry::NONE,
+        },
+    }
 }
 
 /// Packets become the backend's.

@@ -1,13 +1,22 @@
 //! What workers read: immutable, made by [`compile()`](compile::compile), published as a whole.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use ipnet::IpNet;
 
+use crate::continuity::tracker::Shape;
+use crate::continuity::{Roster, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
-use crate::model::{Affinity, ClientAddress, MssClamp, Service, TunnelKind};
+use crate::maglev;
+use crate::model::{
+    Affinity, ClientAddress, Forward, MssClamp, PortRange, Protocol, Service, ServiceSpec,
+    TunnelKind, Vip,
+};
 use crate::pool::Pool;
+use crate::rate::Tick;
 use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
@@ -48,6 +57,10 @@ pub struct Tables {
     pub pools: Vec<Arc<Pool>>,
     /// Destination of an answer → place in `pools`.
     pub pool_index: VipIndex,
+    /// The flows that changes touch. It outlives versions, and has a memory.
+    pub tracker: Arc<Tracker>,
+    /// Is a slot of any service in transition?
+    pub in_transition: bool,
 }
 
 impl Tables {
@@ -56,11 +69,27 @@ impl Tables {
     #[must_use]
     pub fn decides_like(&self, other: &Self) -> bool {
         let alike = |(a, b): (&ServiceTable, &ServiceTable)| {
-            Arc::ptr_eq(&a.slots, &b.slots) && Arc::ptr_eq(&a.backends, &b.backends)
+            Arc::ptr_eq(&a.slots, &b.slots)
+                && Arc::ptr_eq(&a.backends, &b.backends)
+                && a.roster == b.roster
+                && a.transitions.as_ref().map(Arc::as_ptr)
+                    == b.transitions.as_ref().map(Arc::as_ptr)
         };
         self.fib == other.fib
             && self.services.len() == other.services.len()
             && self.services.iter().zip(&other.services).all(alike)
+    }
+}
+
+impl Tables {
+    /// When the tables change by themselves, if nothing else changes before.
+    #[must_use]
+    pub fn next_change(&self) -> Option<Tick> {
+        let of = |service: &ServiceTable| {
+            let transition = service.transitions.as_ref().map(|it| it.next_end());
+            transition.into_iter().chain(service.roster.next_change()).min()
+        };
+        self.services.iter().filter_map(of).min()
     }
 }
 
@@ -79,10 +108,58 @@ pub struct ServiceTable {
     pub without_slots: DropReason,
     /// What its clients stand behind.
     pub pooled: Option<Pooled>,
-    /// By the numbers in `slots`, in the order of the spec.
+    /// By place; without a way: who may not serve, and places that are nobody's.
     pub backends: Arc<[BackendEntry]>,
+    /// Who has which place.
+    pub roster: Arc<Roster>,
+    /// The slots that have moved.
+    pub transitions: Option<Arc<Transitions>>,
+    /// What the keys of its tracked flows hold.
+    pub key_shape: Shape,
+    /// Do packets open flows? Else a packet says nothing about whether there is one already.
+    pub has_openings: bool,
+    /// How long a tracked flow may be silent, in [`crate::pool::units`].
+    pub idle_max: u16,
     /// What this was made from.
     pub source: Arc<Service>,
+}
+
+impl ServiceTable {
+    /// A service that nobody addresses, with nobody behind it.
+    pub(crate) fn nothing() -> Option<Self> {
+        let ports = PortRange::one(1);
+        let address = IpNet::from(IpAddr::from([192, 0, 2, 1]));
+        let vip = Vip { address, ports, protocol: Protocol::Tcp };
+        Some(Self {
+            id: ServiceId(0),
+            affinity: Affinity::Flow,
+            slots: Arc::new(SlotTable::new(Box::default(), Box::default(), 0)),
+            mss: MssClamp::Keep,
+            without_slots: DropReason::NoBackend,
+            pooled: None,
+            backends: Arc::default(),
+            roster: Arc::default(),
+            transitions: None,
+            key_shape: Shape::Short,
+            has_openings: true,
+            idle_max: 0,
+            source: Arc::new(Service::new(ServiceSpec::new("-", vip, Forward::L2dsr)).ok()?),
+        })
+    }
+
+    /// Do all flows of a client stay together?
+    #[inline]
+    #[must_use]
+    pub fn keeps_clients(&self) -> bool {
+        self.affinity == Affinity::Client
+    }
+
+    /// May the backend at `place` serve?
+    #[inline]
+    #[must_use]
+    pub fn may_serve(&self, place: u16) -> bool {
+        self.backends.get(usize::from(place)).is_some_and(|entry| !entry.hops.is_empty())
+    }
 }
 
 /// A pool, as a service uses it.
@@ -99,9 +176,9 @@ pub struct Pooled {
 /// Slot → backend, and what it was made from.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SlotTable {
-    /// Of each backend.
+    /// Of each backend, by place.
     identities: Box<[u64]>,
-    /// Of each backend; 0: takes no slot.
+    /// Of each backend, by place; 0: takes no slot.
     weights: Box<[u32]>,
     /// A prime, or 0.
     len: u32,
@@ -109,6 +186,20 @@ pub struct SlotTable {
 }
 
 impl SlotTable {
+    /// Of backends by place, with `slots` slots, a prime; none, if no weight is above zero.
+    #[must_use]
+    pub fn new(identities: Box<[u64]>, weights: Box<[u32]>, slots: u32) -> Self {
+        let len = if weights.iter().any(|&weight| weight > 0) { slots } else { 0 };
+        let slots = maglev::build(&identities, &weights, slots);
+        Self { identities, weights, len, slots }
+    }
+
+    /// Weights that count, by place.
+    #[must_use]
+    pub fn weights(&self) -> &[u32] {
+        &self.weights
+    }
+
     /// The number of slots.
     #[inline]
     #[must_use]
@@ -142,6 +233,11 @@ pub struct BackendEntry {
 }
 
 const _: () = assert!(size_of::<BackendEntry>() <= 128);
+
+impl BackendEntry {
+    /// Nobody's, or of one who may not serve.
+    pub const NONE: Self = Self { hops: ArrayVec::new_const(), path: Path::Plain };
+}
 
 /// A next hop, ready to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use lb_core::model::{
     ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip,
 };
 use lb_core::tables::Tables;
-use lb_core::tables::compile::compile;
+use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use lb_core::wire::ethernet::MacAddr;
 
@@ -30,7 +30,7 @@ impl World {
         let ports = ports.into();
         let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
         let desired = DesiredState::new(HashKey(*b"weir test vector"), services).unwrap();
-        let tables = Arc::new(compile(&desired, &ports, &next_hops, None));
+        let tables = Arc::new(compile(&desired, &Circumstances::new(&ports, &next_hops), None));
         Self { ports, desired, next_hops, tables }
     }
 

@@ -1,0 +1,116 @@
+//! What is to be known of the tables by the next process, so that no flow notices the change.
+
+use std::sync::Arc;
+
+use super::{Member, NOBODY, Roster, Transitions};
+use crate::model::{
+    Affinity, BACKENDS_MAX, Forward, SERVICES_MAX, SLOTS_MAX, Service, ServiceSpec, Vip,
+};
+use crate::rate::Tick;
+use crate::tables::{ServiceId, ServiceTable, SlotTable, Tables};
+
+/// What is remembered of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its name.
+    pub name: String,
+    /// Its id, which its tracked flows name.
+    pub id: ServiceId,
+    /// What clients address.
+    pub vip: Vip,
+    /// What keeps together.
+    pub affinity: Affinity,
+    /// Slots of its table; 0, if nobody took any.
+    pub slots: u32,
+    /// By place: who has it, and the weight that counted.
+    pub seats: Vec<Option<(Member, u32)>>,
+    /// By slot: whom it was on ([`NOBODY`]: it has not moved), and until when that matters.
+    pub transitions: Option<(Vec<u16>, Vec<Tick>)>,
+}
+
+impl Remembered {
+    /// What there is to remember of a service.
+    #[must_use]
+    pub fn new(table: &ServiceTable) -> Self {
+        let spec = table.source.spec();
+        let weights = table.slots.weights();
+        let members = table.roster.members().iter().enumerate();
+        let seats = members.map(|(place, member)| {
+            let weight = weights.get(place).copied().unwrap_or(0);
+            member.clone().map(|member| (member, weight))
+        });
+        let transitions = table.transitions.as_ref().map(|transitions| {
+            let (from, until) = transitions.parts();
+            (from.to_vec(), until.to_vec())
+        });
+        Self {
+            name: spec.name.clone(),
+            id: table.id,
+            vip: spec.vip,
+            affinity: spec.affinity,
+            slots: table.slots.len(),
+            seats: seats.collect(),
+            transitions,
+        }
+    }
+
+    /// The service as the next version's predecessor: nothing of it leads anywhere. `None`, if it
+    /// contradicts itself.
+    fn table(self, nothing: &ServiceTable) -> Option<ServiceTable> {
+        let id_max = 2 * u32::try_from(SERVICES_MAX).ok()?;
+        let places = self.seats.len();
+        if self.slots > SLOTS_MAX || self.id.0 >= id_max || places > BACKENDS_MAX {
+            return None;
+        }
+        let spec = ServiceSpec {
+            affinity: self.affinity,
+            ..ServiceSpec::new(&self.name, self.vip, Forward::L2dsr)
+        };
+        let weight = |seat: &Option<(Member, u32)>| seat.as_ref().map_or(0, |(_, weight)| *weight);
+        let weights: Box<[u32]> = self.seats.iter().map(weight).collect();
+        let members: Vec<Option<Member>> =
+            self.seats.into_iter().map(|seat| seat.map(|(member, _)| member)).collect();
+        let roster = Roster::restore(members)?;
+        let slots = SlotTable::new(roster.identities(&spec), weights, self.slots);
+        let transitions = match self.transitions {
+            None => None,
+            Some((from, until)) => {
+                let exists = |from: &u16| *from == NOBODY || usize::from(*from) < places;
+                if from.len() > SLOTS_MAX as usize || !from.iter().all(exists) {
+                    return None;
+                }
+                Some(Arc::new(Transitions::restore(from, until, slots.len())?))
+            }
+        };
+        Some(ServiceTable {
+            id: self.id,
+            roster: Arc::new(roster),
+            slots: Arc::new(slots),
+            transitions,
+            source: Arc::new(Service::new(spec).ok()?),
+            ..nothing.clone()
+        })
+    }
+}
+
+impl Tables {
+    /// What there is to remember of all services.
+    #[must_use]
+    pub fn remember(&self) -> Vec<Remembered> {
+        self.services.iter().map(Remembered::new).collect()
+    }
+
+    /// These tables, which have no services, as the successor of those that `services` were
+    /// remembered of: the next version goes on from there. Not for workers. `None`, if what was
+    /// remembered contradicts itself.
+    #[must_use]
+    pub fn resume(&self, services: Vec<Remembered>) -> Option<Self> {
+        let nothing = ServiceTable::nothing()?;
+        let mut ids: Vec<ServiceId> = services.iter().map(|service| service.id).collect();
+        ids.sort_unstable();
+        let is_unique = ids.windows(2).all(|pair| pair[0] != pair[1]);
+        let services: Option<Vec<ServiceTable>> =
+            services.into_iter().map(|service| service.table(&nothing)).collect();
+        Some(Self { services: services.filter(|_| is_unique)?, ..self.clone() })
+    }
+}

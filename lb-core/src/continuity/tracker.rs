@@ -1,0 +1,523 @@
+//! The flow table: which backend a flow has, for the flows that a change touches.
+//!
+//! * **Exact**: an entry holds the whole key, so two flows are never confused. What the service
+//!   implies is left out of it: an IPv4 flow takes 16 bytes, an IPv6 flow 32. (Of a service that is a
+//!   prefix the destination counts: 32 and 48.)
+//! * **Bounded**: allocated at the start, never grows. A flow has two buckets of four entries. What
+//!   was seen once only (a SYN; the first packet of a flow during a transition) competes with its
+//!   like, and SYNs for half of a bucket: no flood pushes out a flow that goes on.
+//! * **Shared**: all workers search and change the same table, so a flow is found on whatever worker
+//!   it arrives, and by the next process with any number of workers. An entry is a word of state,
+//!   changed by compare-and-swap, and words of key, which are written only while the state says so,
+//!   and believed only if it is the same after reading: see [`crate::pool`].
+//!
+//! The memory may be a file's, and outlives the process: see [`Tracker::over`].
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use zerocopy::FromZeros;
+
+use crate::burst::Meta;
+use crate::flow_hash::reduce_low;
+use crate::model::SERVICES_MAX;
+use crate::pool::units;
+use crate::prefetch::prefetch;
+use crate::rate::Tick;
+use crate::tables::{ServiceId, ServiceTable};
+
+mod mark;
+
+use mark::Mark;
+pub use mark::Phase;
+
+/// Entries of a bucket.
+const WAYS: usize = 4;
+/// Entries of a bucket that may be half-open, at most.
+const OPENING_MAX: usize = WAYS / 2;
+/// Flows that a tracker is made for, at most.
+pub const FLOWS_MAX: u32 = 1 << 28;
+/// How full the table is when it holds as many flows as it is made for, in percent: two choices of
+/// four entries hardly ever refuse one.
+const LOAD_PERCENT: u64 = 80;
+/// Ids of services that flows are counted for: as many as there are at once.
+const IDS: usize = 2 * SERVICES_MAX;
+
+/// What a flow's key has to say, besides who the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// IPv4, to one address.
+    Short,
+    /// IPv6 to one address, or IPv4 to a prefix.
+    Long,
+    /// IPv6 to a prefix.
+    Longest,
+}
+
+/// A flow, as it is tracked.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    shape: Shape,
+    service: ServiceId,
+    /// Its flow hash.
+    hash: u64,
+    /// Of which the shape uses some.
+    key: [u64; 5],
+}
+
+impl Flow {
+    /// The flow that a packet for `service` belongs to; for services that keep clients together,
+    /// that is all that comes from the client. Reads `meta.tuple` and `meta.hash`.
+    #[inline]
+    #[must_use]
+    pub fn new(meta: &Meta, service: &ServiceTable) -> Self {
+        let tuple = &meta.tuple;
+        let [a, b, c, d] =
+            if service.keeps_clients() { [0, 0, 0, tuple.protocol] } else { tuple.ports };
+        let ports = u64::from(u32::from_be_bytes([a, b, c, d]));
+        let [src, dst] = [tuple.src, tuple.dst].map(u128::from_be_bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "the parts of an address")]
+        let [(src_high, src_low), (dst_high, dst_low)] =
+            [src, dst].map(|address| ((address >> 64) as u64, address as u64));
+        let shape = service.key_shape;
+        let key = match shape {
+            Shape::Short => [src_low << 32 | ports, 0, 0, 0, 0],
+            Shape::Long if !tuple.is_ipv6 => [src_low << 32 | ports, dst_low, 0, 0, 0],
+            Shape::Long => [src_high, src_low, ports, 0, 0],
+            Shape::Longest => [src_high, src_low, ports, dst_high, dst_low],
+        };
+        Self { shape, service: service.id, hash: meta.hash, key }
+    }
+}
+
+/// A tracked flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracked {
+    place: usize,
+    mark: Mark,
+}
+
+impl Tracked {
+    /// Place of its backend.
+    #[must_use]
+    pub fn backend(&self) -> u16 {
+        self.mark.backend()
+    }
+
+    /// How long it has been silent, in [`units`].
+    #[must_use]
+    pub fn age(&self, now: Tick) -> u16 {
+        self.mark.age(units(now))
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.mark.phase()
+    }
+}
+
+/// What [`Tracker::sweep`] is told about an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Whose flow.
+    pub service: ServiceId,
+    /// Place of its backend.
+    pub backend: u16,
+    /// How long it has been silent, in [`units`].
+    pub age: u16,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// The flow tables of one balancer.
+#[derive(Debug)]
+pub struct Tracker {
+    short: Table<1>,
+    long: Table<3>,
+    longest: Table<5>,
+    counts: Counts,
+}
+
+/// How many flows are tracked.
+#[derive(Debug)]
+struct Counts {
+    by_service: Box<[AtomicU32]>,
+    all: AtomicU32,
+}
+
+/// Calls a method of the table that a shape belongs to.
+macro_rules! table_of {
+    ($tracker:expr, $shape:expr, $table:ident => $call:expr) => {
+        match $shape {
+            Shape::Short => {
+                let $table = &$tracker.short;
+                $call
+            }
+            Shape::Long => {
+                let $table = &$tracker.long;
+                $call
+            }
+            Shape::Longest => {
+                let $table = &$tracker.longest;
+                $call
+            }
+        }
+    };
+}
+
+impl Tracker {
+    /// For so many IPv4 flows, as many IPv6 flows, and an eighth of that of flows with the longest
+    /// keys. Memory is taken when it is used.
+    #[must_use]
+    pub fn new(flows: u32) -> Self {
+        let own = |words: usize| {
+            let zeroed = <[AtomicU64]>::new_box_zeroed_with_elems(words);
+            Words::Own(zeroed.unwrap_or_else(|_| Box::default()))
+        };
+        let [short, long, longest] = sizes(flows);
+        Self::of(Table::new(own(short)), Table::new(own(long)), Table::new(own(longest)))
+    }
+
+    /// Over the words of a file, which has been a tracker of as many flows before, or is all zero.
+    /// `None`: there are not [`Tracker::words`].
+    #[must_use]
+    pub fn over(words: &'static [AtomicU64], flows: u32) -> Option<Self> {
+        let [short, long, longest] = sizes(flows);
+        let (short, rest) = words.split_at_checked(short)?;
+        let (long, rest) = rest.split_at_checked(long)?;
+        let longest = rest.get(..longest)?;
+        let [short, long, longest] = [short, long, longest].map(Words::Lent);
+        let tracker = Self::of(Table::new(short), Table::new(long), Table::new(longest));
+        tracker.short.recover(&tracker.counts);
+        tracker.long.recover(&tracker.counts);
+        tracker.longest.recover(&tracker.counts);
+        Some(tracker)
+    }
+
+    fn of(short: Table<1>, long: Table<3>, longest: Table<5>) -> Self {
+        let by_service = (0..IDS).map(|_| AtomicU32::new(0)).collect();
+        Self { short, long, longest, counts: Counts { by_service, all: AtomicU32::new(0) } }
+    }
+
+    /// Words that a tracker for so many flows takes.
+    #[must_use]
+    pub fn words(flows: u32) -> usize {
+        sizes(flows).iter().sum()
+    }
+
+    /// Is any flow of a service tracked?
+    #[inline]
+    #[must_use]
+    pub fn tracks(&self, service: ServiceId) -> bool {
+        self.count(service) > 0
+    }
+
+    /// How many flows of a service are tracked.
+    #[inline]
+    #[must_use]
+    pub fn count(&self, service: ServiceId) -> u32 {
+        let count = self.counts.by_service.get(service.0 as usize);
+        count.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// How many flows of all services are tracked.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.counts.all.load(Ordering::Relaxed)
+    }
+
+    /// Is no flow tracked?
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks for the memory where a flow with this hash would be.
+    #[inline]
+    pub fn prefetch(&self, shape: Shape, hash: u64) {
+        table_of!(self, shape, table => table.prefetch(hash));
+    }
+
+    /// The flow, if it is tracked.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, flow: &Flow) -> Option<Tracked> {
+        table_of!(self, flow.shape, table => table.find(flow))
+    }
+
+    /// Notes that a packet of a tracked flow has come: it goes on, and stays half-open as long as
+    /// its packets open it.
+    #[inline]
+    pub fn refresh(&self, flow: &Flow, found: &Tracked, opens: bool, now: Tick) {
+        let to = found.mark.refreshed(opens, units(now));
+        if to != found.mark {
+            // Another worker was faster: as good.
+            let _ = table_of!(self, flow.shape, table => table.change(found, to));
+        }
+    }
+
+    /// Remembers the backend of a flow that is not tracked. `false`: there is no room.
+    pub fn track(&self, flow: &Flow, backend: u16, opens: bool, now: Tick) -> bool {
+        let phase = if opens { Phase::Opening } else { Phase::Seen };
+        let mark = Mark::new(flow.service, backend, phase, units(now));
+        let taken = table_of!(self, flow.shape, table => table.insert(flow, mark));
+        if let Some(before) = taken {
+            self.counts.add(flow.service);
+            self.counts.take_off(before);
+        }
+        taken.is_some()
+    }
+
+    /// Remembers a flow no more.
+    pub fn forget(&self, flow: &Flow, found: &Tracked) {
+        if table_of!(self, flow.shape, table => table.change(found, found.mark.freed())) {
+            self.counts.take_off(found.mark);
+        }
+    }
+
+    /// Goes over a part of the table, of `parts`, and forgets the flows that `is_over`. Bounded work
+    /// for the control thread; workers go on meanwhile.
+    pub fn sweep(
+        &self,
+        (part, parts): (usize, usize),
+        now: Tick,
+        mut is_over: impl FnMut(Seen) -> bool,
+    ) {
+        let now = units(now);
+        let mut visit = |mark: Mark| {
+            let (service, backend) = (mark.service(), mark.backend());
+            let over = mark.phase().is_flow()
+                && is_over(Seen { service, backend, age: mark.age(now), phase: mark.phase() });
+            over.then(|| mark.freed())
+        };
+        let off = |mark| self.counts.take_off(mark);
+        self.short.sweep((part, parts), &mut visit, &off);
+        self.long.sweep((part, parts), &mut visit, &off);
+        self.longest.sweep((part, parts), &mut visit, &off);
+    }
+}
+
+impl Counts {
+    fn add(&self, service: ServiceId) {
+        if let Some(count) = self.by_service.get(service.0 as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+            self.all.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What was there was a flow, or not.
+    fn take_off(&self, mark: Mark) {
+        if mark.phase().is_flow()
+            && let Some(count) = self.by_service.get(mark.service().0 as usize)
+        {
+            count.fetch_sub(1, Ordering::Relaxed);
+            self.all.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Words of each table.
+fn sizes(flows: u32) -> [usize; 3] {
+    let words = |flows: u32, entry_words: usize| {
+        let entries = u64::from(flows.min(FLOWS_MAX)) * 100 / LOAD_PERCENT;
+        let buckets = entries.div_ceil(WAYS as u64).max(1);
+        usize::try_from(buckets).unwrap_or(1) * WAYS * entry_words
+    };
+    [words(flows, 2), words(flows, 4), words(flows / 8, 6)]
+}
+
+/// Memory of a table.
+#[derive(Debug)]
+enum Words {
+    Own(Box<[AtomicU64]>),
+    Lent(&'static [AtomicU64]),
+}
+
+/// Entries with keys of so many words: the state, and then the key.
+#[derive(Debug)]
+struct Table<const KEY: usize> {
+    words: Words,
+    buckets: u32,
+}
+
+/// Where a flow could be put, and what is there.
+struct Candidate {
+    place: usize,
+    mark: Mark,
+}
+
+impl<const KEY: usize> Table<KEY> {
+    const ENTRY: usize = KEY + 1;
+    const BUCKET: usize = WAYS * Self::ENTRY;
+
+    fn new(words: Words) -> Self {
+        let mut table = Self { words, buckets: 0 };
+        table.buckets = u32::try_from(table.words().len() / Self::BUCKET).unwrap_or(u32::MAX);
+        table
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        match &self.words {
+            Words::Own(words) => words,
+            Words::Lent(words) => words,
+        }
+    }
+
+    /// Where the two buckets of a hash begin.
+    #[inline]
+    fn buckets_of(&self, hash: u64) -> [usize; 2] {
+        // Fibonacci hashing: other bits for the other bucket.
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        [hash, hash.wrapping_mul(ODD) >> 32]
+            .map(|hash| reduce_low(hash, self.buckets) as usize * Self::BUCKET)
+    }
+
+    #[inline]
+    fn prefetch(&self, hash: u64) {
+        for bucket in self.buckets_of(hash) {
+            if let Some(line) = self.words().get(bucket) {
+                prefetch(line);
+            }
+        }
+    }
+
+    /// The entries of a bucket.
+    #[inline]
+    fn bucket(&self, begin: usize) -> impl Iterator<Item = (usize, &[AtomicU64])> {
+        let words = self.words().get(begin..begin + Self::BUCKET).unwrap_or_default();
+        (begin..).step_by(Self::ENTRY).zip(words.chunks_exact(Self::ENTRY))
+    }
+
+    #[inline]
+    fn find(&self, flow: &Flow) -> Option<Tracked> {
+        for begin in self.buckets_of(flow.hash) {
+            for (place, entry) in self.bucket(begin) {
+                let [state, key @ ..] = entry else { continue };
+                let mark = Mark(state.load(Ordering::Acquire));
+                if !mark.is_of(flow.service) {
+                    continue;
+                }
+                let is_same =
+                    key.iter().zip(flow.key).all(|(word, key)| word.load(Ordering::Relaxed) == key);
+                // What was read is believed only if nobody has written in the meantime.
+                fence(Ordering::Acquire);
+                if is_same && Mark(state.load(Ordering::Relaxed)).is_same_writing(mark) {
+                    return Some(Tracked { place, mark });
+                }
+            }
+        }
+        None
+    }
+
+    /// Changes the state of an entry; `false`, if it was not as it was found.
+    fn change(&self, found: &Tracked, to: Mark) -> bool {
+        self.words().get(found.place).is_some_and(|state| {
+            let (from, to) = (found.mark.0, to.0);
+            state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Puts a flow somewhere; what was there. `None`: there is no room.
+    fn insert(&self, flow: &Flow, mark: Mark) -> Option<Mark> {
+        // Another worker may be faster: then there is one candidate less.
+        for _ in 0..2 * WAYS {
+            let Candidate { place, mark: before } = self.candidate(flow.hash, mark)?;
+            let entry = self.words().get(place..place + Self::ENTRY)?;
+            let [state, key @ ..] = entry else { return None };
+            let busy = before.busy();
+            let taken = state
+                .compare_exchange(before.0, busy.0, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok();
+            if taken {
+                // Who reads any of the new words will see that the state has changed.
+                fence(Ordering::Release);
+                for (word, key) in key.iter().zip(flow.key) {
+                    word.store(key, Ordering::Relaxed);
+                }
+                state.store(mark.written_after(busy).0, Ordering::Release);
+                return Some(before);
+            }
+        }
+        None
+    }
+
+    /// A place for a flow: a free one in the emptier bucket, else that of one that was seen once
+    /// only, the oldest first.
+    fn candidate(&self, hash: u64, new: Mark) -> Option<Candidate> {
+        let now = new.seen();
+        let mut best: Option<(usize, Candidate)> = None;
+        let mut worst: Option<(u16, Candidate)> = None;
+        let mut keep = |mark: Mark, place: usize| {
+            if worst.as_ref().is_none_or(|(age, _)| mark.age(now) > *age) {
+                worst = Some((mark.age(now), Candidate { place, mark }));
+            }
+        };
+        for begin in self.buckets_of(hash) {
+            let (mut free, mut taken, mut opening) = (None, 0, 0);
+            for (place, entry) in self.bucket(begin) {
+                let [state, ..] = entry else { continue };
+                let mark = Mark(state.load(Ordering::Relaxed));
+                match mark.phase() {
+                    Phase::Free => free = Some(Candidate { place, mark }),
+                    phase => {
+                        taken += 1;
+                        opening += usize::from(phase == Phase::Opening);
+                        // SYNs push out SYNs only; what goes on, whatever was seen once.
+                        if phase == Phase::Opening
+                            || phase == Phase::Seen && new.phase() == Phase::Seen
+                        {
+                            keep(mark, place);
+                        }
+                    }
+                }
+            }
+            let may_open = new.phase() != Phase::Opening || opening < OPENING_MAX;
+            if let Some(free) = free.filter(|_| may_open)
+                && best.as_ref().is_none_or(|(least, _)| taken < *least)
+            {
+                best = Some((taken, free));
+            }
+        }
+        best.map(|(_, free)| free).or(worst.map(|(_, candidate)| candidate))
+    }
+
+    /// What a process has left behind: entries that it was writing are freed, the others counted.
+    fn recover(&self, counts: &Counts) {
+        for entry in self.words().chunks_exact(Self::ENTRY) {
+            let [state, ..] = entry else { continue };
+            let mark = Mark(state.load(Ordering::Relaxed));
+            if mark.phase().is_flow() {
+                counts.add(mark.service());
+            } else if mark.phase() == Phase::Busy {
+                state.store(mark.freed().0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn sweep(
+        &self,
+        (part, parts): (usize, usize),
+        visit: &mut impl FnMut(Mark) -> Option<Mark>,
+        off: &impl Fn(Mark),
+    ) {
+        let entries = self.buckets as usize * WAYS;
+        let place = |part: usize| entries * part / parts.max(1) * Self::ENTRY;
+        let words = self.words().get(place(part)..place(part + 1)).unwrap_or_default();
+        for entry in words.chunks_exact(Self::ENTRY) {
+            let [state, ..] = entry else { continue };
+            let mark = Mark(state.load(Ordering::Relaxed));
+            if let Some(to) = visit(mark) {
+                let (from, to) = (mark.0, to.0);
+                if state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    off(mark);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

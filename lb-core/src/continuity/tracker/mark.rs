@@ -1,0 +1,119 @@
+//! The state of an entry of the flow table: one word, changed as a whole.
+
+use crate::tables::ServiceId;
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// There is none.
+    Free,
+    /// It is being written.
+    Busy,
+    /// The packet that opens it has come.
+    Opening,
+    /// One packet has come that does not open it.
+    Seen,
+    /// It goes on.
+    Established,
+}
+
+impl Phase {
+    /// Is there a flow?
+    #[inline]
+    #[must_use]
+    pub fn is_flow(self) -> bool {
+        matches!(self, Self::Opening | Self::Seen | Self::Established)
+    }
+}
+
+/// The state of an entry.
+///
+/// | bits | |
+/// | --- | --- |
+/// | 0..16 | when the flow was last seen, in [`crate::pool::units`] |
+/// | 16..32 | place of its backend |
+/// | 32..49 | [`ServiceId`] |
+/// | 49..52 | [`Phase`] |
+/// | 52..64 | counts writings |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark(pub(super) u64);
+
+const PHASES: [Phase; 5] =
+    [Phase::Free, Phase::Busy, Phase::Opening, Phase::Seen, Phase::Established];
+const BACKEND: u32 = 16;
+const SERVICE: u32 = 32;
+const SERVICE_MASK: u64 = (1 << 17) - 1;
+const PHASE: u32 = 49;
+const WRITING: u32 = 52;
+
+#[expect(clippy::cast_possible_truncation, reason = "the parts of a word")]
+impl Mark {
+    pub(super) fn new(service: ServiceId, backend: u16, phase: Phase, now: u16) -> Self {
+        let service = u64::from(service.0) & SERVICE_MASK;
+        let backend = u64::from(backend);
+        Self(u64::from(now) | backend << BACKEND | service << SERVICE).with_phase(phase)
+    }
+
+    #[inline]
+    pub(super) fn phase(self) -> Phase {
+        PHASES.get((self.0 >> PHASE & 7) as usize).copied().unwrap_or(Phase::Busy)
+    }
+
+    fn with_phase(self, phase: Phase) -> Self {
+        Self(self.0 & !(7 << PHASE) | (phase as u64) << PHASE)
+    }
+
+    #[inline]
+    pub(super) fn service(self) -> ServiceId {
+        ServiceId((self.0 >> SERVICE & SERVICE_MASK) as u32)
+    }
+
+    /// Is it a flow of this service?
+    #[inline]
+    pub(super) fn is_of(self, service: ServiceId) -> bool {
+        self.phase().is_flow() && self.service() == service
+    }
+
+    #[inline]
+    pub(super) fn backend(self) -> u16 {
+        (self.0 >> BACKEND) as u16
+    }
+
+    pub(super) fn seen(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Units since it was seen. The clock of another worker may be a little ahead.
+    #[inline]
+    pub(super) fn age(self, now: u16) -> u16 {
+        let age = now.wrapping_sub(self.seen());
+        if age > u16::MAX - 8 { 0 } else { age }
+    }
+
+    /// After another packet of the flow. What was seen now is not seen again for a while, so that a
+    /// busy flow's entry is written once a unit, not once a packet.
+    #[inline]
+    pub(super) fn refreshed(self, opens: bool, now: u16) -> Self {
+        let phase = if opens { self.phase() } else { Phase::Established };
+        Self(self.0 & !0xffff | u64::from(now)).with_phase(phase)
+    }
+
+    pub(super) fn freed(self) -> Self {
+        self.with_phase(Phase::Free)
+    }
+
+    pub(super) fn busy(self) -> Self {
+        Self(self.0.wrapping_add(1 << WRITING)).with_phase(Phase::Busy)
+    }
+
+    /// What a writer leaves behind that has made the entry `busy`.
+    pub(super) fn written_after(self, busy: Self) -> Self {
+        Self(self.0 & !(u64::MAX << WRITING) | busy.0 & u64::MAX << WRITING)
+    }
+
+    /// Has nobody written between the two?
+    #[inline]
+    pub(super) fn is_same_writing(self, other: Self) -> bool {
+        self.0 >> WRITING == other.0 >> WRITING && self.phase() != Phase::Busy
+    }
+}

@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const WEB: ServiceId = ServiceId(3);
+
+fn flow(shape: Shape, n: u64) -> Flow {
+    let key = [n, 0, 0, 0, 0];
+    Flow { shape, service: WEB, hash: n.wrapping_mul(0x2545_f491_4f6c_dd1d), key }
+}
+
+#[test]
+fn entries_are_as_small_as_promised() {
+    let per_flow = |flows: u32| Tracker::words(flows) * 8 / flows as usize;
+    // IPv4 16, IPv6 32, and an eighth of 48; a quarter more, so that no bucket is full too early.
+    assert_eq!(per_flow(1 << 20), (16 + 32 + 48 / 8) * 5 / 4);
+    assert_eq!((Table::<1>::ENTRY * 8, Table::<3>::ENTRY * 8), (16, 32));
+    assert_eq!(Table::<1>::BUCKET * 8, 64);
+}
+
+#[test]
+fn a_flow_is_found_until_it_is_forgotten() {
+    for shape in [Shape::Short, Shape::Long, Shape::Longest] {
+        let tracker = Tracker::new(100);
+        let one = flow(shape, 1);
+        assert!(tracker.find(&one).is_none());
+        assert!(tracker.track(&one, 7, true, Tick(0)));
+        let found = tracker.find(&one).unwrap();
+        assert_eq!((found.backend(), found.phase()), (7, Phase::Opening));
+        // Another service's is another flow, and so is one with another key in the same place.
+        assert!(tracker.find(&Flow { service: ServiceId(4), ..one }).is_none());
+        for i in 0..5 {
+            let mut other = one;
+            other.key[i] ^= 1;
+            let counts = i < match shape {
+                Shape::Short => 1,
+                Shape::Long => 3,
+                Shape::Longest => 5,
+            };
+            assert_eq!(tracker.find(&other).is_none(), counts, "{shape:?} {i}");
+        }
+        let later = Tick(10 * 4096);
+        assert_eq!(found.age(later), 10);
+        tracker.refresh(&one, &found, true, later);
+        let found = tracker.find(&one).unwrap();
+        assert_eq!((found.age(later), found.phase()), (0, Phase::Opening));
+        tracker.refresh(&one, &found, false, later);
+        assert_eq!(tracker.find(&one).unwrap().phase(), Phase::Established);
+        assert_eq!((tracker.count(WEB), tracker.len()), (1, 1));
+        tracker.forget(&one, &found); // as it was before: nothing happens
+        assert_eq!(tracker.count(WEB), 1);
+        tracker.forget(&one, &tracker.find(&one).unwrap());
+        assert!(tracker.find(&one).is_none());
+        assert!(!tracker.tracks(WEB) && tracker.is_empty());
+    }
+}
+
+#[test]
+fn as_many_flows_fit_as_it_is_made_for() {
+    let tracker = Tracker::new(10_000);
+    let refused =
+        (0..10_000).filter(|n| !tracker.track(&flow(Shape::Short, *n), 1, false, Tick(0)));
+    let refused = refused.count();
+    // A flow that was seen once may have had to go for another.
+    let lost = (0..10_000).filter(|n| tracker.find(&flow(Shape::Short, *n)).is_none()).count();
+    assert_eq!(refused, 0);
+    assert!(lost < 100, "{lost}");
+}
+
+/// Whatever is opened, and whatever is seen once, whoever goes on stays.
+#[test]
+fn a_flood_pushes_out_nobody_who_goes_on() {
+    for opens in [true, false] {
+        let tracker = Tracker::new(1000);
+        let mut tracked = Vec::new();
+        for n in 0..900 {
+            let flow = flow(Shape::Short, n);
+            if tracker.track(&flow, 5, false, Tick(0)) {
+                let found = tracker.find(&flow).unwrap();
+                tracker.refresh(&flow, &found, false, Tick(0));
+                tracked.push(flow);
+            }
+        }
+        assert!(tracked.len() > 890, "{}", tracked.len());
+        for n in 1_000_000..2_000_000 {
+            let _ = tracker.track(&flow(Shape::Short, n), 6, opens, Tick(n / 1000));
+        }
+        for flow in &tracked {
+            assert_eq!(tracker.find(flow).map(|found| found.backend()), Some(5));
+        }
+        // Of an empty table SYNs get half, so that there is room for others.
+        let tracker = Tracker::new(1000);
+        for n in 1_000_000..1_100_000 {
+            let _ = tracker.track(&flow(Shape::Short, n), 6, true, Tick(0));
+        }
+        assert!(tracker.len() <= 1250 / 2 + 2, "{}", tracker.len());
+        assert!(tracker.track(&flow(Shape::Short, 1), 5, false, Tick(0)));
+    }
+}
+
+#[test]
+fn another_process_finds_what_this_one_has_left() {
+    let words = <[AtomicU64]>::new_box_zeroed_with_elems(Tracker::words(100)).unwrap();
+    let words: &'static [AtomicU64] = Box::leak(words);
+    let first = Tracker::over(words, 100).unwrap();
+    for n in 0..10 {
+        assert!(first.track(&flow(Shape::Short, n), 4, false, Tick(0)));
+        assert!(first.track(&flow(Shape::Long, n), 5, false, Tick(0)));
+    }
+    // In the middle of writing: this one never came to its end.
+    let torn = first.find(&flow(Shape::Short, 3)).unwrap();
+    words[torn.place].store(torn.mark.busy().0, Ordering::Relaxed);
+    drop(first);
+    let second = Tracker::over(words, 100).unwrap();
+    assert_eq!((second.count(WEB), second.len()), (19, 19));
+    assert!(second.find(&flow(Shape::Short, 3)).is_none());
+    assert_eq!(second.find(&flow(Shape::Short, 4)).unwrap().backend(), 4);
+    assert_eq!(second.find(&flow(Shape::Long, 3)).unwrap().backend(), 5);
+    assert!(second.track(&flow(Shape::Short, 3), 9, false, Tick(0)));
+    assert!(Tracker::over(&words[1..], 100).is_none());
+}
+
+#[test]
+fn a_sweep_in_parts_sees_everything_once() {
+    let tracker = Tracker::new(1000);
+    for n in 0..300 {
+        assert!(tracker.track(
+            &flow(Shape::Short, n),
+            u16::try_from(n % 7).unwrap(),
+            false,
+            Tick(0)
+        ));
+        assert!(tracker.track(&flow(Shape::Longest, n), 9, true, Tick(n * 4096)) || n > 90);
+    }
+    let before = tracker.len();
+    let mut seen = Vec::new();
+    for part in 0..13 {
+        tracker.sweep((part, 13), Tick(100 * 4096), |entry| {
+            seen.push(entry);
+            entry.backend == 3 || entry.age > 50
+        });
+    }
+    assert_eq!(seen.len(), before as usize);
+    let gone = seen.iter().filter(|entry| entry.backend == 3 || entry.age > 50).count();
+    assert_eq!(tracker.len() as usize, seen.len() - gone);
+    assert!((0..300).all(|n| tracker.find(&flow(Shape::Short, n)).is_none()), "all are too old");
+}
+
+proptest! {
+    /// Against a map: what is found is what was put there, and nothing is found that was not.
+    #[test]
+    fn like_a_map(steps in proptest::collection::vec((0_u64..60, 0_u16..4, 0_u8..4), 0..400)) {
+        let tracker = Tracker::new(400);
+        let mut map = BTreeMap::new();
+        for (n, backend, what) in steps {
+            let flow = flow(if n % 2 == 0 { Shape::Short } else { Shape::Long }, n);
+            let found = tracker.find(&flow);
+            prop_assert_eq!(found.map(|found| found.backend()), map.get(&n).copied());
+            match (found, what) {
+                (None, _) => {
+                    prop_assert!(tracker.track(&flow, backend, false, Tick(0)));
+                    map.insert(n, backend);
+                }
+                (Some(found), 0) => {
+                    tracker.forget(&flow, &found);
+                    map.remove(&n);
+                }
+                (Some(found), _) => tracker.refresh(&flow, &found, what == 1, Tick(n)),
+            }
+            prop_assert_eq!(tracker.len() as usize, map.len());
+        }
+    }
+}

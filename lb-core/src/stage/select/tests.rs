@@ -1,0 +1,41 @@
+use super::*;
+use crate::burst::tests::burst_of;
+use crate::model::Backend;
+use crate::model::tests::{backend, spec};
+use crate::sim::SimFrame;
+use crate::stage::classify::tests::tables;
+
+#[test]
+fn the_slot_s_owner_is_the_backend() {
+    let backends = ["10.0.0.11", "10.0.0.12"];
+    let mut web = spec("web", "10.0.0.100", &backends);
+    web.slots = Some(251);
+    let mut drained = spec("drained", "10.0.0.103", &[]);
+    drained.backends = vec![Backend { drain: true, ..backend("10.0.0.11") }];
+    let waiting = spec("waiting", "10.0.0.104", &["10.0.0.99"]);
+    let tables = tables([spec("empty", "10.0.0.101", &[]), web, drained, waiting]);
+    let slots = tables.services[1].slots.slots();
+    for (service, slot, expect) in [
+        (1, 0, Ok(slots[0])),
+        (1, 1, Ok(slots[1])),
+        (1, 250, Ok(slots[250])),
+        (1, 251, Err(DropReason::NextHopUnresolved)),
+        (0, 0, Err(DropReason::NoBackend)),
+        (2, 0, Err(DropReason::NoBackend)),
+        (3, 0, Err(DropReason::NextHopUnresolved)),
+        (4, 0, Err(DropReason::NoBackend)),
+    ] {
+        let mut burst = burst_of([SimFrame::new(&[])]);
+        burst.for_each_live(|_, meta| {
+            (meta.service, meta.slot) = (service, slot);
+            Ok(())
+        });
+        select(&mut burst, &tables, &Counters::new(3), Tick(0));
+        match expect {
+            Ok(backend) => {
+                assert_eq!((burst.live_and_punted().0, burst.meta(0).backend), (1, backend))
+            }
+            Err(reason) => assert_eq!(burst.drops()[reason as usize], 1, "{service} {slot}"),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! No live flow ever moves, except off a backend that may not serve: random histories of changes and
+//! packets through the pipeline, beside a map from each flow to the backend that it first reached.
+//!
+//! `CONTINUITY_PACKETS` says how many; `scripts/continuity` runs millions.
+
+mod history;
+mod world;
+
+use history::History;
+
+/// Seeds are apart, so that a failure is repeated by its own.
+#[test]
+fn no_live_flow_moves() {
+    let packets = std::env::var("CONTINUITY_PACKETS").map_or(200_000, |text| text.parse().unwrap());
+    let seeds = 1 + packets / 500_000;
+    let mut totals = history::Totals::default();
+    for seed in 0..seeds {
+        let mut history = History::new(seed);
+        history.run(packets / seeds);
+        totals.add(&history.totals);
+    }
+    println!("{totals:?}");
+    // The test tests something: slots moved, flows were tracked, backends failed.
+    assert!(totals.changes > 100 && totals.tracked > 1000, "{totals:?}");
+    assert!((10..totals.flows / 2).contains(&totals.moved_off_failed), "{totals:?}");
+    assert_eq!(totals.untracked, 0, "there was room");
+}

@@ -1,0 +1,266 @@
+//! Frames of flows, and the balancer that takes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_core::burst::{Burst, Fate, WorkerId};
+use lb_core::continuity::{self, Tracker};
+use lb_core::counters::Counters;
+use lb_core::frame::Frame as _;
+use lb_core::model::{
+    Affinity, Backend, DesiredState, Forward, HashKey, Health, PortRange, Protocol, Service,
+    ServiceSpec, Vip,
+};
+use lb_core::pipeline::process;
+use lb_core::rate::Tick;
+use lb_core::sim::SimFrame;
+use lb_core::state::{Settings, State};
+use lb_core::tables::Tables;
+use lb_core::tables::compile::{Circumstances, compile};
+use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
+use lb_core::wire::ethernet::MacAddr;
+
+const BALANCER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+pub(crate) const WORKERS: usize = 3;
+/// How long a flow may be silent.
+pub(crate) const IDLE: Duration = Duration::from_secs(40);
+/// Backends that there are at all.
+pub(crate) const BACKENDS: u8 = 12;
+
+/// What clients talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp4,
+    Tcp6,
+    Udp,
+    /// All flows of a client together.
+    Client,
+    /// A range of addresses.
+    Prefix6,
+}
+
+pub(crate) const KINDS: [Kind; 5] =
+    [Kind::Tcp4, Kind::Tcp6, Kind::Udp, Kind::Client, Kind::Prefix6];
+
+impl Kind {
+    pub(crate) fn is_tcp(self) -> bool {
+        self != Self::Udp
+    }
+
+    pub(crate) fn is_ipv6(self) -> bool {
+        matches!(self, Self::Tcp6 | Self::Prefix6)
+    }
+
+    pub(crate) fn vip(self) -> (&'static str, u16) {
+        match self {
+            Self::Tcp4 => ("10.0.0.100/32", 80),
+            Self::Tcp6 => ("fd00::100/128", 80),
+            Self::Udp => ("10.0.0.100/32", 53),
+            Self::Client => ("10.0.0.101/32", 80),
+            Self::Prefix6 => ("fd00:9::/64", 80),
+        }
+    }
+}
+
+pub(crate) fn address(kind: Kind, backend: u8) -> IpAddr {
+    if kind.is_ipv6() {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, backend.into()).into()
+    } else {
+        Ipv4Addr::new(10, 0, 1, backend).into()
+    }
+}
+
+/// A backend of a service, as wanted now.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) weight: u32,
+    pub(crate) drain: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) now: Tick,
+    pub(crate) wanted: BTreeMap<u8, Wanted>,
+    pub(crate) slots: u32,
+    pub(crate) failed: BTreeSet<u8>,
+    pub(crate) unreachable: BTreeSet<u8>,
+    pub(crate) counters: Arc<Counters>,
+    ports: Arc<[Port]>,
+    states: Vec<State<SimFrame>>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let port = Port {
+            name: "lan0".into(),
+            mac: BALANCER,
+            mtu: 1500,
+            addresses: vec!["10.0.0.2/8".parse().unwrap(), "fd00::2/32".parse().unwrap()],
+            kernel: true,
+        };
+        let ports: Arc<[Port]> = [port].into();
+        let nothing = DesiredState::empty(HashKey([7; 16]));
+        let hops = NextHops::new();
+        let mut tables = compile(&nothing, &Circumstances::new(&ports, &hops), None);
+        tables.tracker = Arc::new(Tracker::new(20_000));
+        let settings = |worker| Settings { worker, workers: 1, punts_per_second: 1000 };
+        Self {
+            tables: Arc::new(tables),
+            now: Tick(0),
+            wanted: (1..9).map(|n| (n, Wanted { weight: 1, drain: false })).collect(),
+            slots: 1009,
+            failed: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
+            counters: Arc::new(Counters::new(100)),
+            ports,
+            states: (0..WORKERS).map(|_| State::new(settings(WorkerId(0)))).collect(),
+        }
+    }
+
+    fn desired(&self) -> DesiredState {
+        let services = KINDS.iter().map(|&kind| {
+            let (net, port) = kind.vip();
+            let protocol = if kind.is_tcp() { Protocol::Tcp } else { Protocol::Udp };
+            let vip = Vip { address: net.parse().unwrap(), ports: PortRange::one(port), protocol };
+            let affinity = if kind == Kind::Client { Affinity::Client } else { Affinity::Flow };
+            let backends = self.wanted.iter().map(|(&n, wanted)| Backend {
+                address: address(kind, n),
+                port: None,
+                weight: wanted.weight,
+                drain: wanted.drain,
+                static_hop: None,
+            });
+            Service::new(ServiceSpec {
+                affinity,
+                idle_timeout: Some(IDLE),
+                slots: Some(self.slots),
+                backends: backends.collect(),
+                ..ServiceSpec::new(&format!("{kind:?}"), vip, Forward::L2dsr)
+            })
+            .unwrap()
+        });
+        DesiredState::new(HashKey([7; 16]), services.collect()).unwrap()
+    }
+
+    /// What control does after a change, and when the tables change by themselves.
+    pub(crate) fn compile(&mut self) {
+        let idle = continuity::sweep(&self.tables, (0, 1), self.now).idle;
+        let hops = self.next_hops();
+        let failed = KINDS.iter().flat_map(|kind| {
+            self.failed.iter().map(move |&n| (format!("{kind:?}"), address(*kind, n), None))
+        });
+        let circumstances = Circumstances {
+            health: &Health::new(failed),
+            idle: &idle,
+            now: self.now,
+            ..Circumstances::new(&self.ports, &hops)
+        };
+        let tables = compile(&self.desired(), &circumstances, Some(&self.tables));
+        self.tables = Arc::new(tables);
+    }
+
+    fn next_hops(&self) -> NextHops {
+        let of = |kind: Kind, n: u8| {
+            let mac = MacAddr([2, 0, 0, 0, 1, n]);
+            let hop = NextHop { port: PortId(0), mac, vlan: None };
+            let way = if self.unreachable.contains(&n) {
+                Err(Unresolved::Unknown)
+            } else {
+                Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None })
+            };
+            (address(kind, n), way)
+        };
+        KINDS.iter().flat_map(|&kind| (1..=BACKENDS).map(move |n| of(kind, n))).collect()
+    }
+
+    /// May a backend serve, in the tables in force?
+    pub(crate) fn may_serve(&self, kind: Kind, backend: u8) -> bool {
+        let place = KINDS.iter().position(|&other| other == kind).unwrap();
+        let service = &self.tables.services[place];
+        let members = service.roster.members().iter().zip(0..);
+        let is_it = |member: &Option<continuity::Member>| {
+            member.as_ref().is_some_and(|it| it.backend.address == address(kind, backend))
+        };
+        members.into_iter().any(|(member, place)| is_it(member) && service.may_serve(place))
+    }
+
+    /// Sends packets through a worker; which backend each one reaches, if any.
+    pub(crate) fn send(&mut self, worker: usize, frames: &[Vec<u8>]) -> Vec<Option<u8>> {
+        let mut burst = Burst::default();
+        burst.refill(PortId(0), |into| {
+            into.extend(frames.iter().map(|bytes| SimFrame::new(bytes)));
+        });
+        let state = &mut self.states[worker];
+        state.now = self.now;
+        process(&mut burst, &self.tables, &self.counters, state);
+        let mut reached = Vec::new();
+        burst.take(|_, frame, _, fate| {
+            let is_sent = matches!(fate, Fate::Send(_));
+            reached.push(is_sent.then(|| frame.bytes()[5]));
+        });
+        reached
+    }
+}
+
+/// A packet of a flow: a TCP segment with these flags, or a datagram.
+pub(crate) fn frame(kind: Kind, client: u16, port: u16, flags: u8) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(74);
+    bytes.extend(BALANCER.0);
+    bytes.extend([2, 0, 0, 0, 0, 9]);
+    let (_, dst_port) = kind.vip();
+    let [high, low] = client.to_be_bytes();
+    let l4: &[u8] = if kind.is_tcp() {
+        &[0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]
+    } else {
+        &[0, 8, 0, 0]
+    };
+    let protocol = if kind.is_tcp() { 6 } else { 17 };
+    let l4_bytes = u8::try_from(l4.len() + 4).unwrap();
+    if kind.is_ipv6() {
+        bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, l4_bytes, protocol, 64]);
+        bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low]);
+        let vip: Ipv6Addr = if kind == Kind::Prefix6 {
+            Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, client % 7)
+        } else {
+            "fd00::100".parse().unwrap()
+        };
+        bytes.extend(vip.octets());
+    } else {
+        let vip = if kind == Kind::Client { 101 } else { 100 };
+        let mut header = [
+            0x45,
+            0,
+            0,
+            20 + l4_bytes,
+            0,
+            0,
+            0x40,
+            0,
+            64,
+            protocol,
+            0,
+            0,
+            198,
+            51,
+            high,
+            low,
+            10,
+            0,
+            0,
+            vip,
+        ];
+        let words = header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+        let sum: u32 = words.sum();
+        let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes.extend([8, 0]);
+        bytes.extend(header);
+    }
+    bytes.extend(port.to_be_bytes());
+    bytes.extend(dst_port.to_be_bytes());
+    bytes.extend(l4);
+    bytes
+}
