@@ -42,6 +42,8 @@ pub const PORT_ADDRESSES_MAX: usize = 64;
 pub const EAL_ARGS_MAX: usize = 64;
 /// The name of a site that has none.
 pub const SITE_NAME_DEFAULT: &str = "weir";
+/// Where the directories are that outlive a process, each with the name of its site.
+const STATE_DIR: &str = "/run/weir";
 /// The hash key of a site that has none. Everybody knows it.
 pub const DEMO_HASH_KEY: HashKey = HashKey(*b"weir-demo-key-!!");
 
@@ -81,6 +83,10 @@ pub struct Dataplane {
     pub hugepages: Hugepages,
     /// MiB of packet memory.
     pub memory_mb: u32,
+    /// Flows that are remembered while backends change, at most, of each family.
+    pub flows_max: u32,
+    /// Where what is remembered outlives the process; absolute.
+    pub state_dir: PathBuf,
     /// What a worker does when nothing comes.
     pub idle: Idle,
     /// More arguments for DPDK's EAL; none is empty or has control characters.
@@ -294,6 +300,8 @@ mod tests {
             workers = [3, 1]
             hugepages = 'off'
             memory_mb = 64
+            flows_max = 4096
+            state_dir = '/tmp/weir'
             idle = 'poll'
             eal_args = ['--a', 'b']
             punts_per_second = 7
@@ -324,6 +332,8 @@ mod tests {
                 workers: Workers::Cpus(vec![3, 1]),
                 hugepages: Hugepages::Off,
                 memory_mb: 64,
+                flows_max: 4096,
+                state_dir: "/tmp/weir".into(),
                 idle: Idle::Poll,
                 eal_args: vec!["--a".into(), "b".into()],
                 punts_per_second: 7,

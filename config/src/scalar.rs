@@ -179,6 +179,24 @@ impl Scalar for Device {
     }
 }
 
+/// A directory, by its absolute path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Directory(pub(crate) String);
+
+impl Scalar for Directory {
+    const EXPECTED: &'static str = "the absolute path of a directory";
+    const EXAMPLE: &'static str = "\"/run/weir/edge-1\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = argument::<Self>(value)?;
+        if given.starts_with('/') { Ok(Self(given)) } else { Err(malformed::<Self>(&given)) }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^/" })
+    }
+}
+
 /// An argument for DPDK's environment layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EalArgument(pub(crate) String);

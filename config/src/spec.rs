@@ -15,13 +15,15 @@ use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
 use crate::scalar::{
-    BackendState, Device, EalArgument, ForwardMode, InterfaceName, Mss, Scalar, ServiceAddress,
-    ServicePort, Within,
+    BackendState, Device, Directory, EalArgument, ForwardMode, InterfaceName, Mss, Scalar,
+    ServiceAddress, ServicePort, Within,
 };
 use crate::{Hugepages, Idle};
 
 /// MiB of packet memory, if not written.
 pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
+/// Flows, if not written.
+pub(crate) const FLOWS_MAX_DEFAULT: u32 = 1_000_000;
 /// Frames a second, if not written.
 pub(crate) const PUNTS_PER_SECOND_DEFAULT: u32 = 20_000;
 /// Bytes, if not written: Ethernet's.
@@ -65,6 +67,12 @@ table! {
         hugepages: Optional<Hugepages> = "auto",
         /// MiB of memory for packets.
         memory_mb: Optional<Within<u32, 64, 1_048_576>> = MEMORY_MB_DEFAULT,
+        /// Flows that are remembered while backends change, at most, of IPv4 and as many of IPv6; 16
+        /// and 32 bytes each. It takes memory as it is used.
+        flows_max: Optional<Within<u32, 1024, 268_435_456>> = FLOWS_MAX_DEFAULT,
+        /// Directory where what is remembered outlives the process, in files that no other process
+        /// may use. Absent: /run/weir and the site's name.
+        state_dir: Optional<Directory>,
         /// What a worker does when nothing comes: "adaptive" sleeps a little, "poll" never does.
         idle: Optional<Idle> = "adaptive",
         /// More arguments for DPDK's environment layer (EAL), passed on as they are.
@@ -121,9 +129,12 @@ table! {
         /// "fullnat" only: how backends learn of the client's address: by a TCP option ("toa"), by a
         /// PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
         client_address: Optional<ClientAddress>,
-        /// "fullnat" only: how long a connection may be silent before its port is another's. Absent:
-        /// 15 minutes, for UDP one.
+        /// How long a flow may be silent and is still kept on its backend while backends change; with
+        /// "fullnat", before its port is another's. Absent: 15 minutes, for UDP one.
         idle_timeout: Optional<Duration>,
+        /// How long a backend that is no longer listed keeps the flows that it has. Absent: a day. It
+        /// leaves earlier when it has none any more.
+        grace: Optional<Duration>,
         /// Lowers the largest segment size in TCP's SYNs to this, or with "auto" to what fits the way
         /// to the backend.
         mss: Optional<Mss>,

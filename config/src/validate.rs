@@ -4,6 +4,7 @@ mod ports;
 mod services;
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use lb_core::model::{DesiredState, is_name};
 
@@ -12,8 +13,8 @@ use crate::problem::Problem;
 use crate::read::{At, Optional};
 use crate::spec;
 use crate::{
-    Config, DEMO_HASH_KEY, Dataplane, EAL_ARGS_MAX, SITE_NAME_DEFAULT, Site, WORKERS_MAX, Warning,
-    Workers,
+    Config, DEMO_HASH_KEY, Dataplane, EAL_ARGS_MAX, SITE_NAME_DEFAULT, STATE_DIR, Site,
+    WORKERS_MAX, Warning, Workers,
 };
 
 /// Checks all of `file`. `None`, or a report that is not empty: it is not valid.
@@ -21,7 +22,8 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
     let site_spec = file.site.map(|site| site.value).unwrap_or_default();
     let hash_key = site_spec.hash_key.map(|key| key.value);
     let site = site(site_spec, report);
-    let dataplane = dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), report);
+    let dataplane =
+        dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), &site, report);
     let ports = ports::Ports::new(file.port, report);
     let services = services::services(&file.service, &ports, report);
     if report.count() > 0 {
@@ -49,13 +51,17 @@ fn site(spec: spec::Site, report: &mut Report) -> Site {
     Site { name: spec.name.map_or_else(|| SITE_NAME_DEFAULT.into(), |name| name.value) }
 }
 
-fn dataplane(spec: spec::Dataplane, report: &mut Report) -> Dataplane {
+fn dataplane(spec: spec::Dataplane, site: &Site, report: &mut Report) -> Dataplane {
     let first_above = spec.eal_args.items.get(EAL_ARGS_MAX).map(|arg| arg.span);
     bounded("arguments", spec.eal_args.items.len(), EAL_ARGS_MAX, first_above, report);
     Dataplane {
         workers: spec.workers.map_or(Workers::Auto, |workers| cpus(&workers, report)),
         hugepages: value_or(spec.hugepages, crate::Hugepages::default()),
         memory_mb: spec.memory_mb.map_or(spec::MEMORY_MB_DEFAULT, |size| size.value.0),
+        flows_max: spec.flows_max.map_or(spec::FLOWS_MAX_DEFAULT, |flows| flows.value.0),
+        state_dir: spec
+            .state_dir
+            .map_or_else(|| Path::new(STATE_DIR).join(&site.name), |dir| dir.value.0.into()),
         idle: value_or(spec.idle, crate::Idle::default()),
         eal_args: spec.eal_args.items.into_iter().map(|arg| arg.value.0).collect(),
         punts_per_second: spec

@@ -47,6 +47,7 @@ mod eal;
 mod error;
 mod log;
 mod mbuf;
+mod memory_file;
 mod pool;
 mod port;
 mod queue;
@@ -56,6 +57,7 @@ pub use eal::{Eal, EalConfig, EalError, Memory, huge_pages_free_mb};
 pub use error::CallError;
 pub use log::{LogLevel, LogLine};
 pub use mbuf::{IpChecksum, Mbuf, free_bulk};
+pub use memory_file::map_words;
 pub use pool::{HEADROOM_BYTES, MbufPool, PoolConfig, PoolError};
 pub use port::{
     AttachError, Configured, Port, PortConfig, PortError, PortStats, Started, StartedPort,

@@ -1,30 +1,38 @@
 //! The one task that owns what is wanted and what is true, and makes tables of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::model::{DesiredState, Forward, ServiceSpec, Vip};
+use lb_core::continuity::{self, Standing};
+use lb_core::model::{DesiredState, Forward, Health, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
-use lb_core::tables::Tables;
-use lb_core::tables::compile::{compile, ways};
+use lb_core::rate::Tick;
+use lb_core::tables::compile::{Circumstances, compile, ways};
 use lb_core::tables::next_hop::{self, NextHops};
+use lb_core::tables::{ServiceId, Tables};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
+use crate::memory::{Memory, MemoryError, Now as _};
 use crate::workers::{Settings, WorkerError, Workers};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
+/// Parts of the flow table, of which one is swept at a time.
+const SWEEP_PARTS: usize = 16;
+/// Time from one to the next: all of them in a few seconds.
+const SWEEP_PAUSE: Duration = Duration::from_millis(250);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 /// Backends without a next hop that are named in the log, after each change.
@@ -43,6 +51,8 @@ pub(crate) enum StartError {
     Workers(#[from] WorkerError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
 }
 
 /// Why a new configuration is not taken. What runs, runs on.
@@ -50,6 +60,8 @@ pub(crate) enum StartError {
 pub(crate) enum ReloadError {
     #[error("[dataplane] or a [[port]] has changed; that takes a restart")]
     NeedsRestart,
+    #[error("`hash_key` has changed; that takes a restart, and moves most flows to other backends")]
+    OtherKey,
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
@@ -62,6 +74,9 @@ pub(crate) struct Control {
     kernel: Kernel,
     publisher: Publisher<Tables>,
     tables: Arc<Tables>,
+    memory: Memory,
+    sweeper: Sweeper,
+    health: Health,
     ports: Arc<[next_hop::Port]>,
     config: Config,
     next_hops: NextHops,
@@ -86,8 +101,15 @@ impl Control {
         let (kernel, taps) = Kernel::start(&ports).await?;
         let ports: Arc<[next_hop::Port]> = ports.into();
         let nothing = DesiredState::empty(config.desired.hash_key());
-        let tables = Arc::new(compile(&nothing, &ports, &NextHops::new(), None));
-        let (publisher, subscribers) = publication(&tables, cpus.len());
+        let next_hops = NextHops::new();
+        let mut empty = compile(&nothing, &Circumstances::new(&ports, &next_hops), None);
+        let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
+        let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
+        empty.tracker = Arc::clone(memory.tracker());
+        let empty = Arc::new(empty);
+        let (publisher, subscribers) = publication(&empty, cpus.len());
+        // What is published next goes on from there.
+        let tables = before.map_or(empty, Arc::new);
         let settings = Settings {
             idle: config.dataplane.idle,
             punts_per_second: config.dataplane.punts_per_second,
@@ -103,9 +125,12 @@ impl Control {
             kernel,
             publisher,
             tables,
+            memory,
+            sweeper: Sweeper::default(),
+            health: Health::default(),
             ports,
             config,
-            next_hops: NextHops::new(),
+            next_hops,
             unresolved: BTreeMap::new(),
             baselines: Baselines::default(),
             _guards: guards,
@@ -136,7 +161,7 @@ impl Control {
     async fn resolve(&mut self) -> Result<(), KernelError> {
         let desired = &self.config.desired;
         self.kernel.want_fib(needs_fib(desired));
-        self.next_hops = self.kernel.resolve(&asked(desired)).await?;
+        self.next_hops = self.kernel.resolve(&asked(desired, &self.tables)).await?;
         Ok(())
     }
 
@@ -144,6 +169,9 @@ impl Control {
     pub(crate) async fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         if (&config.dataplane, &config.ports) != (&self.config.dataplane, &self.config.ports) {
             return Err(ReloadError::NeedsRestart);
+        }
+        if config.desired.hash_key() != self.config.desired.hash_key() {
+            return Err(ReloadError::OtherKey);
         }
         // New VIPs first, since they may be refused; old ones last, since they are in use.
         let new = vips(&config.desired);
@@ -188,6 +216,29 @@ impl Control {
         Ok(())
     }
 
+    /// How long it is until [`Control::look_after_flows`] has something to do.
+    pub(crate) fn until_flows_need_care(&self) -> Option<Duration> {
+        let change = self.tables.next_change().map(|change| change.0.saturating_sub(Tick::now().0));
+        let sweep = (!self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables))
+            .then_some(SWEEP_PAUSE);
+        let change = change.map(Duration::from_millis);
+        change.into_iter().chain(sweep).min()
+    }
+
+    /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
+    pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
+        let now = Tick::now();
+        let has_news = self.sweeper.sweep(&self.tables, now);
+        if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
+            self.resolve().await?;
+            let tables = self.compile();
+            if !tables.decides_like(&self.tables) {
+                self.publish(tables).await;
+            }
+        }
+        Ok(())
+    }
+
     /// Stops in good order: clients are no longer invited, then nothing is forwarded any more.
     /// Returns the counters as they were at the end.
     pub(crate) async fn leave(mut self) -> String {
@@ -216,8 +267,10 @@ impl Control {
     }
 
     fn compile(&mut self) -> Tables {
-        let Self { config, ports, next_hops, tables, kernel, .. } = self;
-        let mut tables = compile(&config.desired, ports, next_hops, Some(tables));
+        let Self { config, ports, next_hops, tables, kernel, health, sweeper, .. } = self;
+        let idle = sweeper.idle();
+        let circumstances = Circumstances { ports, next_hops, health, idle, now: Tick::now() };
+        let mut tables = compile(&config.desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables
     }
@@ -225,6 +278,8 @@ impl Control {
     /// Publishes, and waits until every worker has said that it goes by the new version.
     async fn publish(&mut self, tables: Tables) {
         self.tables = Arc::new(tables);
+        self.sweeper.begin();
+        self.memory.save(&self.tables);
         self.baselines.update(&self.tables, self.workers.counters());
         let version = self.publisher.publish(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
@@ -262,7 +317,7 @@ impl Control {
                 }
             }
         }
-        let before = std::mem::replace(&mut self.unresolved, now);
+        let before = mem::replace(&mut self.unresolved, now);
         let news = self.unresolved.iter().filter(|(key, why)| before.get(*key) != Some(*why));
         for ((service, address), why) in news.clone().take(UNRESOLVED_SHOWN_MAX) {
             warn!("backend {address} of service {service} takes no traffic: {why}");
@@ -289,11 +344,60 @@ fn needs_fib(desired: &DesiredState) -> bool {
     desired.services().iter().any(|service| translates(service.spec().forward))
 }
 
-/// The backends that the kernel is asked about.
-fn asked(desired: &DesiredState) -> BTreeSet<IpAddr> {
+/// The backends that the kernel is asked about: those that are wanted, and that may serve still.
+fn asked(desired: &DesiredState, tables: &Tables) -> BTreeSet<IpAddr> {
     let services = desired.services().iter();
-    let backends = services.flat_map(|service| &service.spec().backends);
+    let wanted = services.flat_map(|service| &service.spec().backends);
+    let known = tables.services.iter().flat_map(|service| service.roster.serving());
+    let backends = wanted.chain(known.map(|member| &member.backend));
     backends.filter(|backend| backend.static_hop.is_none()).map(|b| b.address).collect()
+}
+
+/// Goes over the tracked flows again and again, a part at a time.
+#[derive(Debug, Default)]
+struct Sweeper {
+    /// The part that comes next.
+    part: usize,
+    /// Has nothing changed since the first part?
+    is_whole: bool,
+    /// What this round has found so far: leaving backends without flows.
+    found: BTreeSet<(ServiceId, u16)>,
+    /// What the last whole round has found.
+    idle: BTreeSet<(ServiceId, u16)>,
+}
+
+impl Sweeper {
+    /// Goes over a part; does it follow that a leaving backend has no flow any more?
+    fn sweep(&mut self, tables: &Tables, now: Tick) -> bool {
+        let swept = continuity::sweep(tables, (self.part, SWEEP_PARTS), now);
+        if self.part == 0 {
+            (self.found, self.is_whole) = (swept.idle, true);
+        } else {
+            self.found.retain(|place| swept.idle.contains(place));
+        }
+        self.part = (self.part + 1) % SWEEP_PARTS;
+        if self.part > 0 || !self.is_whole {
+            return false;
+        }
+        self.idle = mem::take(&mut self.found);
+        !self.idle.is_empty()
+    }
+
+    /// Other tables: what was found is not known of them.
+    fn begin(&mut self) {
+        (self.part, self.is_whole) = (0, false);
+        self.idle.clear();
+    }
+
+    fn idle(&self) -> &BTreeSet<(ServiceId, u16)> {
+        &self.idle
+    }
+
+    /// Is there a backend that may leave when it has no flows?
+    fn is_waiting(tables: &Tables) -> bool {
+        let members = tables.services.iter().flat_map(|service| service.roster.serving());
+        members.into_iter().any(|member| matches!(member.standing, Standing::Leaving(_)))
+    }
 }
 
 /// Each TAP with its port's queues.

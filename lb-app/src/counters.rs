@@ -71,6 +71,9 @@ pub(crate) fn table(
     line("handed_over", sum(|counters| &counters.handed_over));
     line("held", sum(|counters| &counters.held));
     line("answered", sum(|counters| &counters.answered));
+    line("tracked", sum(|counters| &counters.tracked));
+    line("untracked", sum(|counters| &counters.untracked));
+    line("tracked.now", tables.tracker.len().into());
     for reason in DropReason::ALL {
         let dropped: u64 =
             workers.iter().map(|counters| counters.drops[reason as usize].get()).sum();

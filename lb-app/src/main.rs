@@ -7,6 +7,7 @@ mod control;
 mod counters;
 mod dataplane;
 mod kernel;
+mod memory;
 mod workers;
 
 use std::process::ExitCode;

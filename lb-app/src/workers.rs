@@ -22,6 +22,7 @@ use quanta::Clock;
 use tracing::error;
 
 use crate::adapter::{DpdkIo, HandOverQueue, PortQueues};
+use crate::memory::Now as _;
 
 /// Empty turns in a row before an adaptive worker sleeps: some tens of microseconds of polling.
 const EMPTY_TURNS_MAX: u32 = 1000;
@@ -144,11 +145,19 @@ fn wait_for(started: &ArrayQueue<Result<(), String>>) -> Result<(), String> {
     }
 }
 
+/// How long a worker goes by the time stamp counter alone, in nanoseconds: it strays from the time
+/// that processes have in common.
+const DEAD_RECKONING_MAX: u64 = 1_000_000_000;
+
 fn run(mut worker: Worker<DpdkIo>, stop: &AtomicBool, clock: &Clock, idle: Idle) {
-    let start = clock.raw();
+    let (mut start, mut base) = (clock.raw(), Tick::now());
     let mut empty_turns = 0_u32;
     while !stop.load(Ordering::Relaxed) {
-        let now = Tick(clock.delta_as_nanos(start, clock.raw()) / 1_000_000);
+        let elapsed = clock.delta_as_nanos(start, clock.raw());
+        let now = Tick(base.0 + elapsed / 1_000_000);
+        if elapsed > DEAD_RECKONING_MAX {
+            (start, base) = (clock.raw(), Tick::now().max(now)); // no system call: vDSO
+        }
         if worker.turn(now) > 0 {
             empty_turns = 0;
             continue;

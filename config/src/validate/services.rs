@@ -66,6 +66,7 @@ fn draft<'a>(
         affinity: value_or(service.affinity, Affinity::default()),
         flows: value_or(service.flows, Flows::default()),
         idle_timeout: service.idle_timeout.map(|timeout| timeout.value),
+        grace: service.grace.map(|grace| grace.value),
         mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
         backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
@@ -103,7 +104,6 @@ fn check_mode_keys(service: &spec::Service, report: &mut Report) {
         let spans = [
             ("pool", service.pool.map(|pool| pool.span)),
             ("client_address", service.client_address.map(|how| how.span)),
-            ("idle_timeout", service.idle_timeout.map(|timeout| timeout.span)),
         ];
         for (key, span) in spans {
             if let Some(span) = span {
@@ -242,6 +242,7 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::Pool => spec.pool.as_ref().map(|pool| pool.span),
         Key::ClientAddress => spec.client_address.as_ref().map(|how| how.span),
         Key::IdleTimeout => spec.idle_timeout.as_ref().map(|timeout| timeout.span),
+        Key::Grace => spec.grace.as_ref().map(|grace| grace.span),
         Key::Flows => spec.flows.as_ref().map(|flows| flows.span),
         Key::Mss => spec.mss.as_ref().map(|mss| mss.span),
         Key::Slots => spec.slots.as_ref().map(|slots| slots.span),

@@ -13,17 +13,18 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
+use lb_core::continuity::{self, Member, Tracker};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
 use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
-use lb_core::model::SERVICES_MAX;
+use lb_core::model::{DesiredState, SERVICES_MAX};
 use lb_core::publish::{Publisher, publication};
 use lb_core::rate::Tick;
 use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
-use lb_core::tables::compile::compile;
+use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
 use lb_core::tuple::address_bytes;
@@ -113,7 +114,7 @@ pub(crate) fn replay(args: &Args) -> Result<(), Failure> {
     while let Some(captured) = input.next()? {
         let elapsed = captured.time.saturating_sub(*start.get_or_insert(captured.time));
         while let Some(change) = changes.next_if(|change| change.after <= elapsed) {
-            replay.apply(&change.config);
+            replay.apply(&change.config, elapsed);
         }
         for frame in replay.frame(&captured, elapsed) {
             output.write(captured.time, frame.bytes())?;
@@ -192,6 +193,8 @@ fn first_station(capture: &Path) -> Result<Option<MacAddr>, CaptureError> {
 
 struct Replay {
     ports: Arc<[Port]>,
+    desired: DesiredState,
+    next_hops: NextHops,
     tables: Arc<Tables>,
     publisher: Publisher<Tables>,
     worker: Worker<Observed>,
@@ -219,7 +222,10 @@ impl Replay {
                 kernel: port.kernel,
             })
             .collect();
-        let mut tables = compile(&config.desired, &ports, &next_hops(config, &ports), None);
+        let next_hops = next_hops(&config.desired, &ports);
+        let circumstances = Circumstances::new(&ports, &next_hops);
+        let mut tables = compile(&config.desired, &circumstances, None);
+        tables.tracker = Arc::new(Tracker::new(config.dataplane.flows_max));
         tables.fib = Arc::new(fib(&ports));
         let tables = Arc::new(tables);
         let (publisher, mut subscribers) = publication(&tables, 1);
@@ -228,19 +234,33 @@ impl Replay {
         let counters = Arc::new(Counters::new(2 * SERVICES_MAX));
         let worker = Worker::new(io, ports.len(), subscribers.remove(0), counters, settings);
         let (times, early) = (Vec::new(), BTreeMap::new());
-        Self { ports, tables, publisher, worker, times, early, told: 0 }
+        let desired = config.desired.clone();
+        Self { ports, desired, next_hops, tables, publisher, worker, times, early, told: 0 }
     }
 
-    fn apply(&mut self, config: &Config) {
-        let next_hops = next_hops(config, &self.ports);
-        let tables = compile(&config.desired, &self.ports, &next_hops, Some(&self.tables));
-        self.tables = Arc::new(tables);
+    fn apply(&mut self, config: &Config, elapsed: Duration) {
+        self.desired = config.desired.clone();
+        // Backends that are no longer wanted keep their ways.
+        self.next_hops.extend(next_hops(&config.desired, &self.ports));
+        self.compile(elapsed);
+    }
+
+    /// Makes the tables of this time, and puts them in force before the next frame.
+    fn compile(&mut self, elapsed: Duration) {
+        let now = tick(elapsed);
+        let idle = continuity::sweep(&self.tables, (0, 1), now).idle;
+        let circumstances =
+            Circumstances { idle: &idle, now, ..Circumstances::new(&self.ports, &self.next_hops) };
+        self.tables = Arc::new(compile(&self.desired, &circumstances, Some(&self.tables)));
         self.publisher.publish(&self.tables);
-        self.turn(self.times.last().copied().unwrap_or_default()); // in force before the next frame
+        self.turn(self.times.last().copied().unwrap_or_default());
     }
 
     /// Takes one frame through the pipeline; the frames that are sent.
     fn frame(&mut self, captured: &Captured, elapsed: Duration) -> Vec<SimFrame> {
+        if self.tables.next_change().is_some_and(|change| change <= tick(elapsed)) {
+            self.compile(elapsed);
+        }
         let mut frame = SimFrame::new(&captured.bytes);
         frame.number = self.times.len();
         self.times.push(elapsed);
@@ -251,7 +271,7 @@ impl Replay {
     }
 
     fn turn(&mut self, elapsed: Duration) -> Vec<SimFrame> {
-        self.worker.turn(Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)));
+        self.worker.turn(tick(elapsed));
         let decided = mem::take(&mut self.worker.io().decided);
         for (number, (meta, fate)) in decided {
             if let Some(decision) = self.decision(number, &meta, fate) {
@@ -304,13 +324,14 @@ impl Replay {
         };
         match fate {
             Fate::Send(out) => {
-                let backends = spec.map_or(&[][..], |spec| &spec.backends);
-                let backend = if is_return {
-                    backends.iter().find(|backend| address_bytes(backend.address) == meta.tuple.src)
+                let roster = service.map(|service| &service.roster);
+                let member = if is_return {
+                    let is_src = |it: &&Member| address_bytes(it.backend.address) == meta.tuple.src;
+                    roster.and_then(|roster| roster.serving().find(is_src))
                 } else {
-                    backends.get(usize::from(meta.backend))
+                    roster.and_then(|roster| roster.get(meta.backend))
                 };
-                decision.backend = backend.map(|backend| backend.address);
+                decision.backend = member.map(|member| member.backend.address);
                 decision.slot = (!is_return).then_some(meta.slot);
                 decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
                 decision.verdict = if is_answered { ANSWER } else { SEND };
@@ -385,9 +406,13 @@ impl Io for Observed {
     }
 }
 
+fn tick(elapsed: Duration) -> Tick {
+    Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Offline there is no kernel to ask: every backend is a station on a port's link.
-fn next_hops(config: &Config, ports: &[Port]) -> NextHops {
-    let services = config.desired.services().iter();
+fn next_hops(desired: &DesiredState, ports: &[Port]) -> NextHops {
+    let services = desired.services().iter();
     let backends = services.flat_map(|service| &service.spec().backends);
     backends
         .map(|backend| {

@@ -23,6 +23,7 @@ enum Event {
     Counters,
     Leave,
     Network,
+    Flows,
 }
 
 /// Runs the balancer until it is told to leave.
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 Event::Counters => print!("{}", control.counters()),
                 Event::Reload => reload(args, &mut control).await,
                 Event::Network => control.follow_network().await?,
+                Event::Flows => control.look_after_flows().await?,
             }
         }
         info!("leaving");
@@ -100,12 +102,14 @@ impl Signals {
     }
 
     async fn next(&mut self, control: &mut Control) -> Result<Event, Failure> {
+        let pause = control.until_flows_need_care();
         Ok(tokio::select! {
             _ = self.terminate.recv() => Event::Leave,
             _ = self.interrupt.recv() => Event::Leave,
             _ = self.hangup.recv() => Event::Reload,
             _ = self.user1.recv() => Event::Counters,
             changed = control.network_changed() => changed.map(|()| Event::Network)?,
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Event::Flows,
         })
     }
 }

@@ -73,7 +73,7 @@ impl Weir {
 
     fn spawn(netns: &Netns, config: &str, binary: &Path, user: &[&str]) -> Self {
         let file = temp_file(netns, "toml");
-        fs::write(&file, config).expect("the temporary folder can be written");
+        write_config(&file, config);
         // Every program here becomes the next by exec: the process id is weir's. The kernel ends
         // it with this thread, whatever happens.
         let mut child = netns
@@ -134,7 +134,7 @@ impl Weir {
 
     fn signal_reload(&mut self, config: &str) -> usize {
         let logged = self.log.count();
-        fs::write(&self.file, config).expect("the temporary folder can be written");
+        write_config(&self.file, config);
         self.signal(Signal::SIGHUP);
         logged
     }
@@ -209,7 +209,16 @@ impl Drop for Weir {
             self.child.wait().ok();
         }
         fs::remove_file(&self.file).ok();
+        fs::remove_dir_all(self.file.with_extension("state")).ok();
     }
+}
+
+/// Writes a configuration, with a directory beside it for what outlives the process.
+fn write_config(file: &Path, config: &str) {
+    let state_dir = file.with_extension("state");
+    let state_dir = format!("[dataplane]\nstate_dir = \"{}\"\n", state_dir.display());
+    let config = config.replacen("[dataplane]\n", &state_dir, 1);
+    fs::write(file, config).expect("the temporary folder can be written");
 }
 
 /// A file of this test process, where every user can reach it.

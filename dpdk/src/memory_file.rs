@@ -1,0 +1,54 @@
+//! Memory that outlives the process: a file, mapped and shared.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicU64;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+
+/// Maps a file's first `words * 8` bytes for good; the file is made that long, and what is new of it
+/// is zero. Other processes may map it as well.
+///
+/// Nobody may make the file shorter afterwards: who then touches what is gone gets a SIGBUS, which
+/// ends the process. That is why such a file belongs into a directory that is ours alone.
+///
+/// # Errors
+/// What the kernel says.
+pub fn map_words(file: &File, words: usize) -> io::Result<&'static [AtomicU64]> {
+    let bytes = words.checked_mul(size_of::<AtomicU64>()).and_then(NonZeroUsize::new);
+    let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
+    let length = u64::try_from(bytes.get()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    if file.metadata()?.len() < length {
+        file.set_len(length)?;
+    }
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing that is ours.
+    let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file, 0) }?;
+    // SAFETY: the mapping has `words` words, begins on a page, so it is aligned, and is never taken
+    // away. Every bit pattern is an `AtomicU64`, which may be shared and changed, by other processes
+    // as well: nobody in safe code has the memory as anything else.
+    Ok(unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<AtomicU64>(), words) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn what_one_writes_another_reads() {
+        let file = tempfile::tempfile().unwrap();
+        let one = map_words(&file, 1000).unwrap();
+        assert!(one.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        one[999].store(7, Ordering::Relaxed);
+        let other = map_words(&file, 1000).unwrap();
+        assert_ne!(one.as_ptr(), other.as_ptr());
+        assert_eq!(other[999].load(Ordering::Relaxed), 7);
+        assert_eq!(file.metadata().unwrap().len(), 8000);
+        assert!(map_words(&file, 0).is_err());
+        let read_only = File::open("/etc/hostname").unwrap();
+        assert!(map_words(&read_only, 1).is_err());
+    }
+}

@@ -1,0 +1,273 @@
+//! What outlives the process: tracked flows, and what the services were like when they were tracked.
+//!
+//! Two files in a directory that only one process may use at a time:
+//!
+//! * `flows`: a header, and the memory of [`Tracker`], which workers write as they go. It is mapped,
+//!   so it is up to date whenever and however the process ends.
+//! * `services`: places, weights and transitions, written before every version of the tables that is
+//!   published. It says which `flows` it belongs to.
+//!
+//! They are believed together or not at all: not if they are of another layout, of another start of
+//! the machine (times would mean nothing), another hash key, another `flows_max`, or damaged.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lb_core::continuity::{Remembered, Tracker};
+use lb_core::rate::Tick;
+use lb_core::tables::Tables;
+use lb_core::tuple::Tuple;
+use nix::fcntl::{Flock, FlockArg};
+use nix::time::{ClockId, clock_gettime};
+use tracing::{info, warn};
+
+mod services;
+
+/// Why the memory cannot be had. One line: the cause, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    #[error(
+        "{} is in use by another process; stop it, or write another `state_dir` or site name",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    #[error("{}: {source}; write another `state_dir` in [dataplane]", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Why what another process has left is not believed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("it is of another version of Weir")]
+    Version,
+    #[error("it is from before the machine was started")]
+    Boot,
+    #[error("it is of another hash key")]
+    HashKey,
+    #[error("it has room for another number of flows (`flows_max`)")]
+    FlowsMax,
+    #[error("the two files do not belong together")]
+    Pair,
+    #[error("it is damaged")]
+    Damaged,
+    #[error("it cannot be read: {0}")]
+    Unreadable(io::ErrorKind),
+}
+
+/// What is remembered, and where.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    directory: PathBuf,
+    identity: Identity,
+    tracker: Arc<Tracker>,
+    /// As long as it is held, the directory is ours.
+    _lock: Flock<File>,
+}
+
+/// What the files must agree in, besides their layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    /// Names a start of the machine.
+    boot: [u64; 2],
+    /// Derived from the hash key.
+    key: u64,
+    flows_max: u64,
+    /// Drawn when the flows began.
+    pair: u64,
+}
+
+const MAGIC: u64 = u64::from_le_bytes(*b"weirflow");
+/// Of both files. To be counted up when either changes, or what is in it.
+const LAYOUT: u64 = 1;
+/// Words of the header: a page.
+const HEADER_WORDS: usize = 512;
+
+impl Memory {
+    /// Takes the directory, and what is in it if that can be believed: the tables of the process
+    /// before, to go on from. `empty` has no services, and the key of this configuration.
+    pub(crate) fn open(
+        directory: &Path,
+        flows_max: u32,
+        empty: &Tables,
+    ) -> Result<(Self, Option<Tables>), MemoryError> {
+        let failed = |path: &Path, source| MemoryError::Io { path: path.into(), source };
+        let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        create.map_err(|source| failed(directory, source))?;
+        let lock = directory.join("lock");
+        let lock = open(&lock).map_err(|source| failed(&lock, source))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| MemoryError::InUse(directory.into()))?;
+        let ours = Identity {
+            boot: boot().map_err(|source| failed(Path::new(BOOT_ID), source))?,
+            key: key(empty),
+            flows_max: flows_max.into(),
+            pair: 0,
+        };
+        let path = directory.join("flows");
+        let as_failed = |source| failed(&path, source);
+        let before = before(directory, &ours).map_err(|refused| {
+            warn!("{}: {refused}; nothing is remembered of earlier flows", directory.display());
+        });
+        let before = before.ok().flatten();
+        let pair = if let Some((pair, _)) = &before {
+            *pair
+        } else {
+            remove(&path).map_err(as_failed)?;
+            Tick::now().0 ^ u64::from(std::process::id()) << 40
+        };
+        let identity = Identity { pair, ..ours };
+        let words = HEADER_WORDS + Tracker::words(flows_max);
+        let file = open(&path).map_err(as_failed)?;
+        let memory = dpdk::map_words(&file, words).map_err(as_failed)?;
+        let (header, flows) = memory.split_at(HEADER_WORDS);
+        write_header(header, &identity);
+        let tracker = Tracker::over(flows, flows_max).map(Arc::new);
+        let tracker = tracker.ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
+        let tables = before.and_then(|(_, services)| {
+            let tables = Tables { tracker: Arc::clone(&tracker), ..empty.clone() };
+            tables.resume(services)
+        });
+        if let Some(tables) = &tables {
+            let moving = tables.services.iter().filter(|service| service.transitions.is_some());
+            info!(
+                "goes on from the process before: services {}, of which {} are in transition, \
+                 tracked flows {}",
+                tables.services.len(),
+                moving.count(),
+                tracker.len()
+            );
+        }
+        let directory = directory.into();
+        Ok((Self { directory, identity, tracker, _lock: lock }, tables))
+    }
+
+    /// The tracked flows.
+    pub(crate) fn tracker(&self) -> &Arc<Tracker> {
+        &self.tracker
+    }
+
+    /// Remembers what services are like: before a version of the tables is published.
+    pub(crate) fn save(&self, tables: &Tables) {
+        let path = self.directory.join("services");
+        let new = self.directory.join("services.new");
+        let written = services::encode(&self.identity, &tables.remember()).and_then(|bytes| {
+            remove(&new)?;
+            open(&new)?.write_all(&bytes)?;
+            fs::rename(&new, &path)
+        });
+        if let Err(error) = written {
+            warn!("{}: {error}; the next process will not go on from here", path.display());
+        }
+    }
+}
+
+/// What the process before has left, if there was one: the name of the pair, and the services.
+fn before(directory: &Path, ours: &Identity) -> Result<Option<(u64, Vec<Remembered>)>, Refused> {
+    let unreadable = |error: io::Error| Refused::Unreadable(error.kind());
+    let flows = match File::options().read(true).write(true).open(directory.join("flows")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(unreadable)?,
+    };
+    let flows_max = u32::try_from(ours.flows_max).unwrap_or(u32::MAX);
+    let bytes = (HEADER_WORDS + Tracker::words(flows_max)) as u64 * 8;
+    let length = flows.metadata().map_err(unreadable)?.len();
+    if length < HEADER_WORDS as u64 * 8 {
+        return Err(Refused::Damaged);
+    }
+    let header = dpdk::map_words(&flows, HEADER_WORDS).map_err(unreadable)?;
+    let theirs = read_header(header)?;
+    theirs.check(ours)?;
+    if length != bytes {
+        return Err(Refused::Damaged);
+    }
+    let bytes = fs::read(directory.join("services")).map_err(unreadable)?;
+    let (identity, services) = services::decode(&bytes)?;
+    identity.check(ours)?;
+    if identity != theirs {
+        return Err(Refused::Pair);
+    }
+    Ok(Some((identity.pair, services)))
+}
+
+impl Identity {
+    /// Is it of this configuration on this start of the machine?
+    fn check(&self, ours: &Self) -> Result<(), Refused> {
+        if self.boot != ours.boot {
+            return Err(Refused::Boot);
+        }
+        if self.key != ours.key {
+            return Err(Refused::HashKey);
+        }
+        if self.flows_max != ours.flows_max {
+            return Err(Refused::FlowsMax);
+        }
+        Ok(())
+    }
+}
+
+fn write_header(header: &[AtomicU64], identity: &Identity) {
+    let Identity { boot: [a, b], key, flows_max, pair } = *identity;
+    for (word, value) in header.iter().zip([MAGIC, LAYOUT, a, b, key, flows_max, pair]) {
+        word.store(value, Ordering::Relaxed);
+    }
+}
+
+fn read_header(header: &[AtomicU64]) -> Result<Identity, Refused> {
+    let words: Vec<u64> = header.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+    match words[..] {
+        [MAGIC, LAYOUT, a, b, key, flows_max, pair, ..] => {
+            Ok(Identity { boot: [a, b], key, flows_max, pair })
+        }
+        [MAGIC, ..] => Err(Refused::Version),
+        _ => Err(Refused::Damaged),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The name of this start of the machine.
+fn boot() -> io::Result<[u64; 2]> {
+    let text = fs::read_to_string(BOOT_ID)?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let half = |digits: Option<&str>| digits.and_then(|it| u64::from_str_radix(it, 16).ok());
+    match (half(digits.get(..16)), half(digits.get(16..32))) {
+        (Some(high), Some(low)) => Ok([high, low]),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Says whether two processes hash flows alike, and not how.
+fn key(tables: &Tables) -> u64 {
+    tables.hasher.hash(&Tuple::default(), true)
+}
+
+/// The time that processes of one start of the machine have in common.
+pub(crate) trait Now {
+    /// Milliseconds since the machine was started.
+    fn now() -> Self;
+}
+
+impl Now for Tick {
+    fn now() -> Self {
+        let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+        Self(time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

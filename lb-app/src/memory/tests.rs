@@ -1,0 +1,173 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use lb_core::model::{DesiredState, HashKey};
+use lb_core::tables::compile::{Circumstances, compile};
+use lb_core::tables::next_hop::NextHops;
+use tempfile::TempDir;
+
+use super::*;
+
+const FLOWS: u32 = 2000;
+
+fn empty(key: u8) -> Tables {
+    let desired = DesiredState::empty(HashKey([key; 16]));
+    compile(&desired, &Circumstances::new(&[].into(), &NextHops::new()), None)
+}
+
+/// What services may be like.
+fn services() -> Vec<Remembered> {
+    let config = lb_config::parse(
+        "memory.toml",
+        "[[port]]
+         name = 'lan0'
+         device = 'net_null0'
+         addresses = ['10.0.0.2/24']
+         [[service]]
+         name = 'web'
+         address = '10.0.0.100'
+         port = 80
+         protocol = 'tcp'
+         forward = 'l2dsr'
+         slots = 251
+         backends = [
+           { address = '10.0.0.11', mac = '02:00:00:00:00:0b', weight = 2 },
+           { address = '10.0.0.12', mac = '02:00:00:00:00:0c', state = 'drain', interface = 'lan0' },
+         ]
+         [[service]]
+         name = 'dns'
+         address = 'fd00:9::/64'
+         port = 'any'
+         protocol = 'any'
+         forward = 'ipip'
+         backends = []",
+    )
+    .unwrap();
+    let port = lb_core::tables::next_hop::Port {
+        name: "lan0".into(),
+        mac: "02:00:00:00:00:02".parse().unwrap(),
+        mtu: 1500,
+        addresses: config.ports[0].addresses.clone(),
+        kernel: true,
+    };
+    let ports = [port].into();
+    let hops = NextHops::new();
+    let tables = compile(&config.desired, &Circumstances::new(&ports, &hops), None);
+    let mut services = tables.remember();
+    assert_eq!(services[0].seats[0].as_ref().unwrap().1, 2);
+    let mut from = vec![lb_core::continuity::NOBODY; 251];
+    from[3] = 1;
+    services[0].transitions = Some((from, vec![Tick(77); 251]));
+    services[0].seats[1].as_mut().unwrap().0.standing =
+        lb_core::continuity::Standing::Gone(Tick(9));
+    services
+}
+
+fn reopen(directory: &Path) -> (Memory, Option<Tables>) {
+    Memory::open(directory, FLOWS, &empty(7)).unwrap()
+}
+
+#[test]
+fn the_next_process_goes_on_from_there() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("deep/edge-1");
+    let (memory, before) = reopen(&path);
+    assert!(before.is_none(), "there was none");
+    let tables = empty(7).resume(services()).unwrap();
+    memory.save(&tables);
+    let tracker = Arc::clone(memory.tracker());
+    drop(memory);
+    let mode = fs::metadata(path.join("flows")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (memory, before) = reopen(&path);
+    let before = before.expect("it was left in order");
+    assert_eq!(before.remember(), services());
+    assert_eq!(before.services[0].slots, tables.services[0].slots);
+    assert!(Arc::ptr_eq(&before.tracker, memory.tracker()));
+    assert!(!Arc::ptr_eq(&tracker, memory.tracker()), "another mapping");
+}
+
+#[test]
+fn a_directory_has_one_process() {
+    let directory = TempDir::new().unwrap();
+    let first = reopen(directory.path());
+    let second = Memory::open(directory.path(), FLOWS, &empty(7));
+    assert!(matches!(second, Err(MemoryError::InUse(_))), "{second:?}");
+    drop(first);
+    reopen(directory.path());
+    let nowhere = Memory::open(Path::new("/proc/weir"), FLOWS, &empty(7));
+    assert!(matches!(nowhere, Err(MemoryError::Io { .. })), "{nowhere:?}");
+}
+
+/// What each damage does to the files, and what is said.
+#[test]
+fn what_does_not_fit_is_refused_as_a_whole() {
+    type Case = (&'static str, fn(&Path), Refused);
+    fn set(path: &Path, word: usize, value: u64) {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[8 * word..8 * word + 8].copy_from_slice(&value.to_le_bytes());
+        fs::write(path, bytes).unwrap();
+    }
+    fn cut(path: &Path, bytes: u64) {
+        File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    }
+    let cases: [Case; 11] = [
+        ("another layout", |d| set(&d.join("flows"), 1, 99), Refused::Version),
+        ("another file", |d| set(&d.join("flows"), 0, 99), Refused::Damaged),
+        ("another start", |d| set(&d.join("flows"), 2, 99), Refused::Boot),
+        ("another key", |d| set(&d.join("flows"), 4, 99), Refused::HashKey),
+        ("another size", |d| set(&d.join("flows"), 5, 99), Refused::FlowsMax),
+        ("others' flows", |d| set(&d.join("flows"), 6, 99), Refused::Pair),
+        ("flows cut short", |d| cut(&d.join("flows"), 5000), Refused::Damaged),
+        ("no header", |d| cut(&d.join("flows"), 10), Refused::Damaged),
+        ("services cut short", |d| cut(&d.join("services"), 50), Refused::Damaged),
+        ("a bit turned over", |d| set(&d.join("services"), 8, 99), Refused::Damaged),
+        (
+            "no services",
+            |d| fs::remove_file(d.join("services")).unwrap(),
+            Refused::Unreadable(io::ErrorKind::NotFound),
+        ),
+    ];
+    for (name, damage, expect) in cases {
+        let directory = TempDir::new().unwrap();
+        let (memory, _) = reopen(directory.path());
+        memory.save(&empty(7).resume(services()).unwrap());
+        let mut ours = memory.identity;
+        ours.pair = 0;
+        drop(memory);
+        assert!(before(directory.path(), &ours).unwrap().is_some(), "{name}");
+        damage(directory.path());
+        assert_eq!(before(directory.path(), &ours).err(), Some(expect), "{name}");
+        let (memory, before) = reopen(directory.path());
+        assert!(before.is_none() && memory.tracker().is_empty(), "{name}");
+        // And it begins anew, for good.
+        memory.save(&empty(7).resume(services()).unwrap());
+        drop(memory);
+        assert!(reopen(directory.path()).1.is_some(), "{name}");
+    }
+    // Of another configuration.
+    let directory = TempDir::new().unwrap();
+    let (memory, _) = reopen(directory.path());
+    memory.save(&empty(7).resume(services()).unwrap());
+    drop(memory);
+    assert!(Memory::open(directory.path(), FLOWS, &empty(8)).unwrap().1.is_none());
+    assert!(Memory::open(directory.path(), FLOWS * 2, &empty(8)).unwrap().1.is_none());
+}
+
+/// Whatever is in the file, it is refused or makes sense.
+#[test]
+fn any_bytes() {
+    let good =
+        services::encode(&Identity { boot: [1, 2], key: 3, flows_max: 4, pair: 5 }, &services())
+            .unwrap();
+    for place in 0..good.len() - 4 {
+        for value in [0, 1, 0x7f, 0x80, 0xff] {
+            let mut bytes = good[..good.len() - 4].to_vec();
+            bytes[place] = value;
+            bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+            if let Ok((_, services)) = services::decode(&bytes) {
+                let _ = empty(7).resume(services);
+            }
+        }
+        assert_eq!(services::decode(&good[..place]).err(), Some(Refused::Damaged));
+    }
+}
