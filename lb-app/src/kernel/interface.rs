@@ -14,6 +14,8 @@ use netlink_packet_route::address::{
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use tracing::debug;
+
 use super::error::KernelError;
 use super::netlink::{Netlink, Request};
 
@@ -37,6 +39,11 @@ const SETTINGS: [(&str, &str, &str); 6] = [
     // Setting the interface down and up again keeps its addresses, as it does with IPv4.
     ("ipv6", "keep_addr_on_down", "1"),
 ];
+
+/// How the kernel asks for neighbours there, in both families: five times as often, for as long. A
+/// question may be lost, above all the first ones, while the link comes up; and flows wait for it.
+const QUESTIONS: [(&str, &str); 3] =
+    [("retrans_time_ms", "200"), ("mcast_solicit", "15"), ("ucast_solicit", "15")];
 
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +91,15 @@ pub(super) async fn configure(
 ) -> Result<(), KernelError> {
     for (family, key, value) in SETTINGS {
         write_setting(family, &port.name, key, value)?;
+    }
+    for (family, (key, value)) in
+        ["ipv4", "ipv6"].into_iter().flat_map(|family| QUESTIONS.map(|it| (family, it)))
+    {
+        let path = Path::new("/proc/sys/net").join(family).join("neigh").join(&port.name).join(key);
+        // It works without as well, only later.
+        if let Err(error) = fs::write(&path, value) {
+            debug!("{}: {error}", path.display());
+        }
     }
     if port.ipv6().is_some() {
         // Else it is as the administrator wants interfaces to be.

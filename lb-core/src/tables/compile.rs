@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
+use arrayvec::ArrayVec;
+
+use super::next_hop::{HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use super::{
     BackendEntry, Ends, HopEntry, Path, Pooled, Return, ServiceId, ServiceTable, SlotTable,
     Station, Tables, VipIndex,
@@ -313,7 +315,8 @@ fn slot_table(
     }
 }
 
-/// How the backend at a place is reached; by no way, if there is none or it may not serve.
+/// How the backend at a place is reached; by no way, if there is none or it may not serve. As long as
+/// the kernel is still finding out, it serves the flows that it has: they are lost if they move.
 fn entry(
     member: Option<&Member>,
     spec: &ServiceSpec,
@@ -324,16 +327,20 @@ fn entry(
     let serves = !matches!(standing, Standing::Gone(_)) && !health.is_failed(&spec.name, backend);
     match ways(backend, spec.forward, ports, next_hops) {
         Ok((hops, path)) if serves => {
-            let hops = hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
-            BackendEntry { hops, path }
+            let hops: ArrayVec<_, HOPS_MAX> =
+                hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
+            let may_serve = !hops.is_empty();
+            BackendEntry { hops, path, may_serve }
         }
         // Connections know it by its path, while it has no way as well.
-        _ => match spec.forward {
-            Forward::Nat | Forward::FullNat(_) => {
-                BackendEntry { path: translation(backend), ..BackendEntry::NONE }
-            }
-            Forward::L2dsr | Forward::Tunnel(_) => BackendEntry::NONE,
-        },
+        way => {
+            let path = match spec.forward {
+                Forward::Nat | Forward::FullNat(_) => translation(backend),
+                Forward::L2dsr | Forward::Tunnel(_) => Path::Plain,
+            };
+            let is_looked_for = matches!(way, Err(Unresolved::Unknown));
+            BackendEntry { path, may_serve: serves && is_looked_for, ..BackendEntry::NONE }
+        }
     }
 }
 

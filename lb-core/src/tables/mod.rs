@@ -108,7 +108,7 @@ pub struct ServiceTable {
     pub without_slots: DropReason,
     /// What its clients stand behind.
     pub pooled: Option<Pooled>,
-    /// By place; without a way: who may not serve, and places that are nobody's.
+    /// By place; some are nobody's.
     pub backends: Arc<[BackendEntry]>,
     /// Who has which place.
     pub roster: Arc<Roster>,
@@ -158,7 +158,7 @@ impl ServiceTable {
     #[inline]
     #[must_use]
     pub fn may_serve(&self, place: u16) -> bool {
-        self.backends.get(usize::from(place)).is_some_and(|entry| !entry.hops.is_empty())
+        self.backends.get(usize::from(place)).is_some_and(|entry| entry.may_serve)
     }
 }
 
@@ -230,13 +230,16 @@ pub struct BackendEntry {
     pub hops: ArrayVec<HopEntry, HOPS_MAX>,
     /// How packets travel on them.
     pub path: Path,
+    /// May it serve? Also while it is not known whether there is a way to it: its flows wait.
+    pub may_serve: bool,
 }
 
 const _: () = assert!(size_of::<BackendEntry>() <= 128);
 
 impl BackendEntry {
     /// Nobody's, or of one who may not serve.
-    pub const NONE: Self = Self { hops: ArrayVec::new_const(), path: Path::Plain };
+    pub const NONE: Self =
+        Self { hops: ArrayVec::new_const(), path: Path::Plain, may_serve: false };
 }
 
 /// A next hop, ready to be written.

@@ -105,7 +105,7 @@ impl History {
     fn change(&mut self) {
         self.totals.changes += 1;
         let n = self.backend();
-        match self.below(24) {
+        match self.below(26) {
             0..4 => drop(self.world.wanted.remove(&n)),
             4..8 => {
                 let weight = u32::try_from(self.below(4)).unwrap();
@@ -120,7 +120,10 @@ impl History {
             13..18 => {
                 self.world.failed.clear();
                 self.world.unreachable.clear();
+                self.world.unknown.clear();
             }
+            24 => drop(self.world.unknown.insert(n)),
+            25 => self.world.unknown.clear(),
             18 => drop(self.world.unreachable.insert(n)),
             19 => {
                 let sizes = [1009, 1013, 2003, 509];
@@ -181,8 +184,10 @@ impl History {
         let now = self.world.now;
         let before = self.live.get(&name).copied();
         let Some(backend) = backend else {
-            // Nobody can take it: then its own backend may not serve either.
-            if let Some(before) = before {
+            // Nobody can take it: then its own backend may not serve either, or is being looked for.
+            if let Some(before) = before
+                && !self.world.unknown.contains(&before.backend)
+            {
                 let may = !before.was_let_down;
                 assert!(!may, "seed {}: {name:?} lost at {now:?}, was on {before:?}", self.seed);
                 self.live.remove(&name);

@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) slots: u32,
     pub(crate) failed: BTreeSet<u8>,
     pub(crate) unreachable: BTreeSet<u8>,
+    /// The kernel is still finding out where they are.
+    pub(crate) unknown: BTreeSet<u8>,
     pub(crate) counters: Arc<Counters>,
     ports: Arc<[Port]>,
     states: Vec<State<SimFrame>>,
@@ -114,6 +116,7 @@ impl World {
             slots: 1009,
             failed: BTreeSet::new(),
             unreachable: BTreeSet::new(),
+            unknown: BTreeSet::new(),
             counters: Arc::new(Counters::new(100)),
             ports,
             states: (0..WORKERS).map(|_| State::new(settings(WorkerId(0)))).collect(),
@@ -167,6 +170,8 @@ impl World {
             let mac = MacAddr([2, 0, 0, 0, 1, n]);
             let hop = NextHop { port: PortId(0), mac, vlan: None };
             let way = if self.unreachable.contains(&n) {
+                Err(Unresolved::NoNeighbour(address(kind, n), "lan0".into()))
+            } else if self.unknown.contains(&n) {
                 Err(Unresolved::Unknown)
             } else {
                 Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None })
