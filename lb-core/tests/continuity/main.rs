@@ -4,6 +4,7 @@
 //! `CONTINUITY_PACKETS` says how many; `scripts/continuity` runs millions.
 
 mod history;
+mod threads;
 mod world;
 
 use history::History;
