@@ -130,6 +130,16 @@ pub enum Problem {
     #[diagnostic(help("remove it, or write `forward = {modes}`"))]
     KeyOfOtherMode { key: &'static str, modes: &'static str },
 
+    #[error("`{key}` has no meaning for this check")]
+    #[diagnostic(help("remove it, or write `check = {checks}`"))]
+    KeyOfOtherCheck { key: &'static str, checks: &'static str },
+
+    #[error("a \"udp\" check needs `send`: servers answer only what they understand")]
+    #[diagnostic(help(
+        "add a datagram that the server answers, as in `send = \"ping\"`, or its bytes: \"0x00ff\""
+    ))]
+    NoPayload,
+
     #[error("\"fullnat\" needs a `pool`: addresses that backends see instead of the clients'")]
     #[diagnostic(help(
         "add `pool = \"10.0.0.200/30\"`, or one address: of the backends' family, nobody else's, and \

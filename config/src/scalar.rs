@@ -16,6 +16,10 @@ use crate::problem::Problem;
 use crate::read::{Node, Read, kind};
 use crate::{Hugepages, Idle};
 
+mod health;
+
+pub(crate) use health::{CheckKind, Expect, Payload, Share, UrlPath};
+
 /// One value, not a table or a list.
 pub(crate) trait Scalar: Sized {
     /// What it is, as in "expected …".

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::model::{Affinity, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX};
+use lb_core::model::{
+    Affinity, CHECK_RUN_MAX, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX,
+};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
@@ -15,8 +17,8 @@ use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
 use crate::scalar::{
-    BackendState, Device, Directory, EalArgument, ForwardMode, InterfaceName, Mss, Scalar,
-    ServiceAddress, ServicePort, Within,
+    BackendState, CheckKind, Device, Directory, EalArgument, Expect, ForwardMode, InterfaceName,
+    Mss, Payload, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
 };
 use crate::{Hugepages, Idle};
 
@@ -145,8 +147,44 @@ table! {
         flows: Optional<Flows> = "sticky",
         /// Slots of the lookup table, a prime. Absent: chosen from the number of backends.
         slots: Optional<Within<u32, 1, { SLOTS_MAX as i64 }>>,
+        /// How it is found out whether a backend may serve. Absent: all may.
+        health: Optional<Health>,
         /// The servers.
         backends: List<Backend> = Vec::<String>::new(),
+    }
+}
+
+table! {
+    /// How it is found out whether a backend may serve.
+    Health("[service.health]", "health = { check = \"tcp\" }") {
+        /// What is asked of a backend: "tcp", a connection; "http" and "https", a page (nothing is
+        /// concluded from the certificate); "grpc", its own verdict (grpc.health.v1, without TLS);
+        /// "udp", an answer to a datagram; "icmp", the echo of a ping. "none" asks nothing.
+        check: Required<CheckKind>,
+        /// "http" and "https" only: what is fetched.
+        path: Optional<UrlPath> = "/",
+        /// "http", "https" and "grpc" only: the site's name, with its port if it is not the usual one.
+        /// Absent: the backend's address and port.
+        host: Optional<String>,
+        /// "grpc" only: the name of the service that is asked about. Absent: the whole server.
+        service: Optional<String>,
+        /// Where to ask. Absent: the backend's port.
+        port: Optional<Within<u16, 1, 65_535>>,
+        /// "udp" only: the datagram that is sent: a text, or bytes as in "0x00ff".
+        send: Optional<Payload>,
+        /// "http" and "https": the good status codes, as in [200, "300-399"]; absent: 200 to 399.
+        /// "udp": what the answer begins with, as for `send`; absent: any answer is good.
+        expect: Optional<Expect>,
+        /// Time between two checks of a backend.
+        interval: Optional<Duration> = "2s",
+        /// Time for an answer, at most the interval.
+        timeout: Optional<Duration> = "1s",
+        /// So many successes in a row bring a failed backend back.
+        rise: Optional<Within<u32, 1, { CHECK_RUN_MAX as i64 }>> = 2,
+        /// So many failures in a row make a backend fail. The very first check decides alone.
+        fall: Optional<Within<u32, 1, { CHECK_RUN_MAX as i64 }>> = 3,
+        /// If less than this share of the backends is healthy, all serve.
+        panic_below: Optional<Share> = "0%",
     }
 }
 

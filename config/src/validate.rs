@@ -1,5 +1,6 @@
 //! From what was written to what is valid.
 
+mod health;
 mod ports;
 mod services;
 

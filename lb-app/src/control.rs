@@ -21,12 +21,15 @@ use tracing::{error, info, warn};
 
 use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
+use crate::health::Checkers;
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::memory::{Memory, MemoryError, Now as _};
 use crate::workers::{Settings, WorkerError, Workers};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
+/// How long the first tables wait for the first answers to health checks, after that.
+const FIRST_ANSWERS_MAX: Duration = Duration::from_secs(1);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
 /// Parts of the flow table, of which one is swept at a time.
@@ -66,6 +69,15 @@ pub(crate) enum ReloadError {
     Kernel(#[from] KernelError),
 }
 
+/// What is true and no longer as it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change {
+    /// Links, addresses, routes or neighbours.
+    Network,
+    /// Which backends have failed their health checks.
+    Health,
+}
+
 /// A running balancer. In the order in which its parts are stopped.
 pub(crate) struct Control {
     workers: Workers,
@@ -76,10 +88,12 @@ pub(crate) struct Control {
     tables: Arc<Tables>,
     memory: Memory,
     sweeper: Sweeper,
-    health: Health,
     ports: Arc<[next_hop::Port]>,
     config: Config,
     next_hops: NextHops,
+    checkers: Checkers,
+    /// Which backends may not serve, as last looked at.
+    health: Health,
     /// Why backends take no traffic, by service and address, as last logged.
     unresolved: BTreeMap<(String, IpAddr), String>,
     baselines: Baselines,
@@ -127,15 +141,19 @@ impl Control {
             tables,
             memory,
             sweeper: Sweeper::default(),
-            health: Health::default(),
             ports,
             config,
             next_hops,
+            checkers: Checkers::start()?,
+            health: Health::default(),
             unresolved: BTreeMap::new(),
             baselines: Baselines::default(),
             _guards: guards,
         };
+        control.checkers.check(&control.config.desired);
         control.resolve_all().await?;
+        control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
+        control.health = control.checkers.health();
         control.put_in_force().await;
         // Clients are invited only now.
         control.kernel.set_vips(&vips(&control.config.desired)).await?;
@@ -178,15 +196,19 @@ impl Control {
         let both = new.union(&vips(&self.config.desired)).copied().collect();
         self.kernel.set_vips(&both).await?;
         self.config = config;
+        self.checkers.check(&self.config.desired);
         self.resolve().await?;
         self.put_in_force().await;
         self.kernel.set_vips(&new).await?;
         Ok(())
     }
 
-    /// Returns when the network has changed; see [`Kernel::changed`].
-    pub(crate) async fn network_changed(&mut self) -> Result<(), KernelError> {
-        self.kernel.changed().await
+    /// Returns when the world has changed; see [`Kernel::changed`], [`Checkers::changed`].
+    pub(crate) async fn changed(&mut self) -> Result<Change, KernelError> {
+        tokio::select! {
+            changed = self.kernel.changed() => changed.map(|()| Change::Network),
+            () = self.checkers.changed() => Ok(Change::Health),
+        }
     }
 
     /// Looks at the network again, and changes the tables if it makes a difference.
@@ -239,6 +261,19 @@ impl Control {
         Ok(())
     }
 
+    /// Takes what is known of backends, and changes the tables if it makes a difference.
+    pub(crate) async fn follow_health(&mut self) {
+        let health = self.checkers.health();
+        if health == self.health {
+            return;
+        }
+        self.health = health;
+        let tables = self.compile();
+        if !tables.decides_like(&self.tables) {
+            self.publish(tables).await;
+        }
+    }
+
     /// Stops in good order: clients are no longer invited, then nothing is forwarded any more.
     /// Returns the counters as they were at the end.
     pub(crate) async fn leave(mut self) -> String {
@@ -269,7 +304,8 @@ impl Control {
     fn compile(&mut self) -> Tables {
         let Self { config, ports, next_hops, tables, kernel, health, sweeper, .. } = self;
         let idle = sweeper.idle();
-        let circumstances = Circumstances { ports, next_hops, health, idle, now: Tick::now() };
+        let circumstances =
+            Circumstances { ports, next_hops, health: Some(health), idle, now: Tick::now() };
         let mut tables = compile(&config.desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables

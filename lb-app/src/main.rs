@@ -6,6 +6,7 @@ mod cli;
 mod control;
 mod counters;
 mod dataplane;
+mod health;
 mod kernel;
 mod memory;
 mod workers;

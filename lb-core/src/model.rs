@@ -15,14 +15,20 @@ mod check;
 mod conflicts;
 mod finding;
 mod health;
+mod health_check;
 mod vip;
 
 pub use conflicts::{Conflict, ambiguous_returns, conflicts, pool_conflicts};
 pub use finding::{Finding, Invalid, Key};
 pub use health::Health;
+pub use health_check::{
+    CHECK_INTERVAL_MAX, CHECK_INTERVAL_MIN, CHECK_PAYLOAD_MAX, CHECK_RUN_MAX, CHECK_STATUSES_MAX,
+    CHECK_TEXT_MAX, CHECK_TIMEOUT_MIN, CheckKey, HealthCheck, HttpProbe, Probe,
+};
 pub use vip::{PortRange, Protocol, Vip};
 
 use check::{check_backends, check_mode, check_vip};
+use health_check::check_health;
 
 use crate::wire::ethernet::MacAddr;
 
@@ -196,6 +202,8 @@ pub struct ServiceSpec {
     pub grace: Option<Duration>,
     /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
     pub slots: Option<u32>,
+    /// How it is found out which backends may serve; absent: all may.
+    pub health: Option<HealthCheck>,
     /// The servers; may be empty (then packets are dropped, and counted).
     pub backends: Vec<Backend>,
 }
@@ -214,6 +222,7 @@ impl ServiceSpec {
             idle_timeout: None,
             grace: None,
             slots: None,
+            health: None,
             backends: Vec::new(),
         }
     }
@@ -264,7 +273,8 @@ impl ServiceSpec {
 ///
 /// **Having one tells you**: its addresses are unicast; its port is not 0; its backends are
 /// distinct, none of them the VIP, at most [`BACKENDS_MAX`]; weights are at most [`WEIGHT_MAX`];
-/// its number of slots is prime and at least the number of backends.
+/// its number of slots is prime and at least the number of backends; if there are health checks,
+/// every backend has a port for them, and their texts and times are fit for use as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     spec: ServiceSpec,
@@ -296,6 +306,7 @@ impl Service {
             find(Key::Slots, Invalid::TooFewSlots { slots, backends: spec.backends.len() });
         }
         check_backends(&spec, &mut find);
+        check_health(&spec, &mut find);
         if findings.is_empty() { Ok(Self { spec, slots }) } else { Err(findings) }
     }
 

@@ -10,7 +10,7 @@ use lb_core::model::{
 };
 
 use super::ports::Ports;
-use super::value_or;
+use super::{health, value_or};
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
 use crate::read::{At, List};
@@ -40,6 +40,9 @@ pub(super) fn services(
             check_backend(&backend.value, ports, report);
         }
         check_mode_keys(&service.value, report);
+        if let Some(written) = &service.value.health {
+            health::check_keys(written, report);
+        }
         if ports.sound {
             check_against_ports(&service.value, &backends, ports, report);
         }
@@ -69,6 +72,7 @@ fn draft<'a>(
         grace: service.grace.map(|grace| grace.value),
         mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
+        health: service.health.as_ref().and_then(|health| health::check(&health.value)),
         backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
     };
     Some(Draft { written, backends, spec })
@@ -246,6 +250,7 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::Flows => spec.flows.as_ref().map(|flows| flows.span),
         Key::Mss => spec.mss.as_ref().map(|mss| mss.span),
         Key::Slots => spec.slots.as_ref().map(|slots| slots.span),
+        Key::Check(key) => spec.health.as_ref().map(|health| health::span(health, key)),
         Key::Backends => None,
         Key::Backend(i) => of_backend(i, |_| None),
         Key::BackendAddress(i) => of_backend(i, |b| b.address.0.as_ref().map(|a| a.span)),

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
 use super::{Failure, render};
-use crate::control::Control;
+use crate::control::{Change, Control};
 
 /// What `weir run` takes.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ enum Event {
     Reload,
     Counters,
     Leave,
-    Network,
+    Follow(Change),
     Flows,
 }
 
@@ -48,7 +48,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 Event::Leave => break,
                 Event::Counters => print!("{}", control.counters()),
                 Event::Reload => reload(args, &mut control).await,
-                Event::Network => control.follow_network().await?,
+                Event::Follow(Change::Network) => control.follow_network().await?,
+                Event::Follow(Change::Health) => control.follow_health().await,
                 Event::Flows => control.look_after_flows().await?,
             }
         }
@@ -108,7 +109,7 @@ impl Signals {
             _ = self.interrupt.recv() => Event::Leave,
             _ = self.hangup.recv() => Event::Reload,
             _ = self.user1.recv() => Event::Counters,
-            changed = control.network_changed() => changed.map(|()| Event::Network)?,
+            changed = control.changed() => Event::Follow(changed?),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Event::Flows,
         })
     }

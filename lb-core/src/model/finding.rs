@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{BACKENDS_MAX, MSS_MIN, PortRange, SERVICES_MAX, SLOTS_MAX, Vip, WEIGHT_MAX};
+use super::{
+    BACKENDS_MAX, CHECK_PAYLOAD_MAX, CHECK_RUN_MAX, CHECK_STATUSES_MAX, CHECK_TEXT_MAX, CheckKey,
+    MSS_MIN, PortRange, SERVICES_MAX, SLOTS_MAX, Vip, WEIGHT_MAX,
+};
 use crate::pool;
 use crate::wire::ethernet::MacAddr;
 
@@ -26,6 +29,7 @@ pub enum Key {
     Flows,
     Mss,
     Slots,
+    Check(CheckKey),
     Backends,
     Backend(usize),
     BackendAddress(usize),
@@ -203,6 +207,44 @@ pub enum Invalid {
     /// Weight out of range.
     #[error("weight {0} is too large; at most {WEIGHT_MAX}")]
     Weight(u32),
+    /// A health check that would not know where to ask.
+    #[error("the service's ports are {0}: add `port`, the one that is checked")]
+    CheckPort(PortRange),
+    /// No time between checks, or too much.
+    #[error("an interval is 100ms to 1h")]
+    CheckInterval,
+    /// No time for an answer, or more than there is between checks.
+    #[error("a timeout is 10ms or more, and at most the interval")]
+    CheckTimeout,
+    /// Never, or hardly ever.
+    #[error("{0} checks in a row are not of use; use 1 to {CHECK_RUN_MAX}")]
+    CheckRun(u32),
+    /// More than all.
+    #[error("{0}% is not a share; use 0% to 100%")]
+    CheckShare(u8),
+    /// Nothing that a web server could be asked for.
+    #[error(
+        "a path begins with '/' and has at most {CHECK_TEXT_MAX} characters that need no escape; \
+         write others as in \"/a%20b\""
+    )]
+    CheckPath,
+    /// Nothing that a site could be named.
+    #[error(
+        "a host is a name or an address, with a port or without, as in \"www.example.org\" or \
+         \"[fd00::1]:8080\""
+    )]
+    CheckHost,
+    /// No status, or one that no server has.
+    #[error(
+        "write 1 to {CHECK_STATUSES_MAX} status codes from 100 to 599, or ranges as in \"200-299\""
+    )]
+    CheckStatuses,
+    /// A longer text than anybody needs.
+    #[error("{0} characters are too many; at most {CHECK_TEXT_MAX}")]
+    CheckLength(usize),
+    /// A larger datagram than every link carries.
+    #[error("{0} bytes are too many for a health check's datagram; at most {CHECK_PAYLOAD_MAX}")]
+    CheckPayload(usize),
     /// Group or zero MAC.
     #[error("{0} is not one station's MAC address")]
     NotAStation(MacAddr),

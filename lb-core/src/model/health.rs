@@ -1,31 +1,73 @@
-//! Which backends may serve.
+//! What is true of backends: which of them may not serve.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Backend;
 
-/// What is known of the health of backends.
+/// Address and port, as in [`Backend`].
+type Servers = BTreeSet<(IpAddr, Option<u16>)>;
+
+/// The backends that have failed their health checks. [`Health::default`]: all may serve.
+///
+/// A whole state, never a change: whoever has the newest one has all there is to know. Cheap to
+/// clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// By service: address and port of those that may not serve.
-    failed: BTreeSet<(String, IpAddr, Option<u16>)>,
+    failed: Arc<BTreeMap<String, Servers>>,
 }
 
 impl Health {
-    /// All may serve.
-    pub const ALL_WELL: Self = Self { failed: BTreeSet::new() };
-
-    /// Of these it is known that they may not serve.
-    #[must_use]
+    /// From the backends that may not serve: the service's name, and the backend's address and port
+    /// as in [`Backend`].
     pub fn new(failed: impl IntoIterator<Item = (String, IpAddr, Option<u16>)>) -> Self {
-        Self { failed: failed.into_iter().collect() }
+        let mut by_service: BTreeMap<_, Servers> = BTreeMap::new();
+        for (service, address, port) in failed {
+            by_service.entry(service).or_default().insert((address, port));
+        }
+        Self { failed: Arc::new(by_service) }
     }
 
-    /// Is it known that a backend may not serve?
+    /// Has `backend` of the service `service` failed?
     #[must_use]
     pub fn is_failed(&self, service: &str, backend: &Backend) -> bool {
-        !self.failed.is_empty()
-            && self.failed.contains(&(service.to_owned(), backend.address, backend.port))
+        let failed = self.failed.get(service);
+        failed.is_some_and(|failed| failed.contains(&(backend.address, backend.port)))
+    }
+
+    /// How many backends have failed; one of several services counts once for each.
+    #[must_use]
+    pub fn failed_len(&self) -> usize {
+        self.failed.values().map(BTreeSet::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::backend;
+    use super::*;
+
+    #[test]
+    fn a_backend_fails_as_what_it_is_listed_as() {
+        let (plain, other) = (backend("10.0.0.11"), backend("10.0.0.12"));
+        let with_port = Backend { port: Some(8080), ..plain.clone() };
+        let health = Health::new([("web".to_owned(), with_port.address, with_port.port)]);
+        assert!(health.is_failed("web", &with_port));
+        assert!(!health.is_failed("web", &plain));
+        assert!(!health.is_failed("web", &other));
+        assert!(!health.is_failed("mail", &with_port));
+        assert_eq!(health.failed_len(), 1);
+        assert!(!Health::default().is_failed("web", &plain));
+    }
+
+    #[test]
+    fn equal_states_are_equal_whatever_their_order() {
+        let failed =
+            ["10.0.0.11", "10.0.0.12"].map(|a| ("web".to_owned(), a.parse().unwrap(), None));
+        let backwards = Health::new(failed.iter().rev().cloned());
+        assert_eq!(Health::new(failed), backwards);
+        assert_ne!(backwards, Health::default());
+        assert_eq!(Health::new([]), Health::default());
     }
 }

@@ -33,8 +33,8 @@ pub struct Circumstances<'a> {
     pub ports: &'a Arc<[Port]>,
     /// The ways to backends.
     pub next_hops: &'a NextHops,
-    /// Which backends may serve.
-    pub health: &'a Health,
+    /// Which backends may serve; absent: all.
+    pub health: Option<&'a Health>,
     /// Places where no flow is remembered, of backends that are leaving.
     pub idle: &'a BTreeSet<(ServiceId, u16)>,
     /// The time.
@@ -45,9 +45,14 @@ impl<'a> Circumstances<'a> {
     /// At the beginning: all may serve.
     #[must_use]
     pub fn new(ports: &'a Arc<[Port]>, next_hops: &'a NextHops) -> Self {
-        const ALL: &Health = &Health::ALL_WELL;
         const NONE: &BTreeSet<(ServiceId, u16)> = &BTreeSet::new();
-        Self { ports, next_hops, health: ALL, idle: NONE, now: Tick(0) }
+        Self { ports, next_hops, health: None, idle: NONE, now: Tick(0) }
+    }
+}
+
+impl Circumstances<'_> {
+    fn is_failed(&self, spec: &ServiceSpec, backend: &Backend) -> bool {
+        self.health.is_some_and(|health| health.is_failed(&spec.name, backend))
     }
 }
 
@@ -219,9 +224,10 @@ fn service_table(
         .map(|(member, entry)| if entry.hops.is_empty() { 0 } else { weight(member) })
         .collect();
     let identities = roster.identities(spec);
-    let someone_wanted = spec.backends.iter().any(|backend| {
-        backend.effective_weight() > 0 && !circumstances.health.is_failed(&spec.name, backend)
-    });
+    let someone_wanted = spec
+        .backends
+        .iter()
+        .any(|backend| backend.effective_weight() > 0 && !circumstances.is_failed(spec, backend));
     // By address alone means that ports do not count.
     let affinity =
         if spec.vip.protocol == Protocol::Any { Affinity::Client } else { spec.affinity };
@@ -322,9 +328,9 @@ fn entry(
     spec: &ServiceSpec,
     circumstances: &Circumstances<'_>,
 ) -> BackendEntry {
-    let Circumstances { ports, next_hops, health, .. } = *circumstances;
+    let Circumstances { ports, next_hops, .. } = *circumstances;
     let Some(Member { backend, standing }) = member else { return BackendEntry::NONE };
-    let serves = !matches!(standing, Standing::Gone(_)) && !health.is_failed(&spec.name, backend);
+    let serves = !matches!(standing, Standing::Gone(_)) && !circumstances.is_failed(spec, backend);
     match ways(backend, spec.forward, ports, next_hops) {
         Ok((hops, path)) if serves => {
             let hops: ArrayVec<_, HOPS_MAX> =

@@ -156,7 +156,7 @@ impl World {
             self.failed.iter().map(move |&n| (format!("{kind:?}"), address(*kind, n), None))
         });
         let circumstances = Circumstances {
-            health: &Health::new(failed),
+            health: Some(&Health::new(failed)),
             idle: &idle,
             now: self.now,
             ..Circumstances::new(&self.ports, &hops)

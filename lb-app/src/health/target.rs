@@ -1,0 +1,107 @@
+//! Who is asked what.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lb_core::model::{DesiredState, HealthCheck, Probe};
+
+/// A backend of a service, and how it is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) id: Id,
+    /// Where to ask; of a ping, any port.
+    pub(super) port: u16,
+    pub(super) check: Arc<HealthCheck>,
+    /// Does it take flows, if healthy? Only such count for panic.
+    pub(super) is_active: bool,
+}
+
+/// A backend of a service, as the model tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Id {
+    pub(super) service: Arc<str>,
+    pub(super) address: IpAddr,
+    /// As in the backend's own description.
+    pub(super) port: Option<u16>,
+}
+
+impl Target {
+    /// Would `other` be asked the same, as often?
+    pub(super) fn is_asked_like(&self, other: &Self) -> bool {
+        let of = |target: &Self| (target.port, target.check.interval, target.check.timeout);
+        of(self) == of(other) && self.check.probe == other.check.probe
+    }
+
+    pub(super) fn socket(&self) -> SocketAddr {
+        (self.id.address, self.port).into()
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.check.probe {
+            Probe::Icmp => write!(f, "backend {}", self.id.address)?,
+            _ => write!(f, "backend {}", self.socket())?,
+        }
+        write!(f, " of service {}", self.id.service)
+    }
+}
+
+/// The targets of all services that have checks.
+pub(super) fn targets(desired: &DesiredState) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for service in desired.services() {
+        let spec = service.spec();
+        let Some(check) = &spec.health else { continue };
+        let (name, check) = (Arc::from(spec.name.as_str()), Arc::new(check.clone()));
+        targets.extend(spec.backends.iter().map(|backend| Target {
+            id: Id { service: Arc::clone(&name), address: backend.address, port: backend.port },
+            // There is a port, unless none is needed: the model sees to that.
+            port: check.port.or(spec.port_of(backend)).unwrap_or_default(),
+            check: Arc::clone(&check),
+            is_active: backend.effective_weight() > 0,
+        }));
+    }
+    targets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_backend_is_asked_at_its_port() {
+        let config = lb_config::parse(
+            "",
+            "[[port]]\nname = 'lan0'\ndevice = 'net_tap0'\naddresses = ['10.0.0.2/24']\n\
+             [[service]]\nname = 'web'\naddress = '10.0.0.100'\nport = 80\nprotocol = 'tcp'\n\
+             forward = 'nat'\nhealth = { check = 'tcp' }\n\
+             backends = [{ address = '10.1.0.11' }, { address = '10.1.0.12', port = 8080 },\n\
+                         { address = '10.1.0.13', state = 'drain' }]\n\
+             [[service]]\nname = 'own-port'\naddress = '10.0.0.101'\nport = 'any'\n\
+             protocol = 'tcp'\nforward = 'l2dsr'\nhealth = { check = 'http', port = 8081 }\n\
+             backends = [{ address = '10.0.0.11' }]\n\
+             [[service]]\nname = 'ping'\naddress = '10.0.0.102'\nport = 'any'\n\
+             protocol = 'any'\nforward = 'l2dsr'\nhealth = { check = 'icmp' }\n\
+             backends = [{ address = '10.0.0.11' }]\n\
+             [[service]]\nname = 'unchecked'\naddress = '10.0.0.103'\nport = 80\n\
+             protocol = 'tcp'\nforward = 'l2dsr'\nbackends = [{ address = '10.0.0.11' }]\n",
+        )
+        .unwrap();
+        let targets = targets(&config.desired);
+        let shown: Vec<_> = targets.iter().map(ToString::to_string).collect();
+        let expected = [
+            "backend 10.1.0.11:80 of service web",
+            "backend 10.1.0.12:8080 of service web",
+            "backend 10.1.0.13:80 of service web",
+            "backend 10.0.0.11:8081 of service own-port",
+            "backend 10.0.0.11 of service ping",
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(targets[1].id.port, Some(8080));
+        assert_eq!(targets[3].id.port, None);
+        let active: Vec<_> = targets.iter().map(|target| target.is_active).collect();
+        assert_eq!(active, [true, true, false, true, true]);
+    }
+}
