@@ -16,6 +16,7 @@ mod config;
 mod decap;
 mod fragments;
 mod fullnat;
+mod lan;
 mod nat;
 mod netns;
 mod pattern;

@@ -148,6 +148,9 @@ fn runtime() -> Runtime {
 impl Drop for Netns {
     fn drop(&mut self) {
         remove(&self.name);
+        // What balancers in it have remembered.
+        let state = std::env::temp_dir().join(&self.name).with_extension("state");
+        fs::remove_dir_all(state).ok();
     }
 }
 
@@ -156,7 +159,10 @@ impl Drop for Netns {
 pub(crate) fn remove_leftovers() {
     leftovers(Path::new(NAMES)).for_each(|name| remove(&name));
     let temporary = std::env::temp_dir();
-    leftovers(&temporary).for_each(|name| drop(fs::remove_file(temporary.join(name))));
+    leftovers(&temporary).map(|name| temporary.join(name)).for_each(|path| {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        removed.ok();
+    });
 }
 
 fn leftovers(folder: &Path) -> impl Iterator<Item = String> {

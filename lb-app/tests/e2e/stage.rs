@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use crate::client::{self, Spread};
 use crate::config::{Config, Service, Spec};
 use crate::decap::{Family, Kind};
-use crate::topology::{Lan, Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
+use crate::lan::Lan;
+use crate::topology::{Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
 use crate::traces::Traces;
 use crate::weir::{Counters, Weir};
 

@@ -10,7 +10,8 @@ use tokio::time::timeout;
 use crate::backend::{Backend, ECHO_PORT};
 use crate::client::{Outcome, SHORT};
 use crate::decap::{Family, Kind};
-use crate::topology::{CLIENT, Driver, Lan, Setup, VIP_IPIP, v4, v6};
+use crate::lan::Lan;
+use crate::topology::{CLIENT, Driver, Setup, VIP_IPIP, v4, v6};
 
 /// Datagrams in hand-made tunnel packets reach the echo server, whose answers come back directly.
 pub(crate) fn all_combinations() {

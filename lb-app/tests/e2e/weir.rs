@@ -209,11 +209,10 @@ impl Drop for Weir {
             self.child.wait().ok();
         }
         fs::remove_file(&self.file).ok();
-        fs::remove_dir_all(self.file.with_extension("state")).ok();
     }
 }
 
-/// Writes a configuration, with a directory beside it for what outlives the process.
+/// Writes a configuration, with the namespace's directory for what outlives the process.
 fn write_config(file: &Path, config: &str) {
     let state_dir = file.with_extension("state");
     let state_dir = format!("[dataplane]\nstate_dir = \"{}\"\n", state_dir.display());
