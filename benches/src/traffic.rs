@@ -1,19 +1,66 @@
-//! Frames in memory whose flow can be changed in place.
+//! Frames in memory that become others in place.
+
+use std::sync::Arc;
 
 use lb_core::frame::Frame;
-use lb_core::wire::checksum::Checksum;
+use lb_core::tuple::is_ipv6;
+use lb_core::wire::checksum::{Checksum, Sum};
 use lb_core::wire::ethernet::MacAddr;
-use zerocopy::IntoBytes as _;
+use lb_core::wire::{TCP, tcp};
+use zerocopy::IntoBytes;
 
 /// Room in front, as in DPDK's buffers.
 const HEADROOM: usize = 128;
+/// The largest frame.
+const BYTES_MAX: usize = 256;
 const ETHERNET: usize = 14;
+/// Port of the service.
+pub(crate) const VIP_PORT: u16 = 80;
 
-/// A kind of traffic.
+/// Who sends a packet to whom; IPv4 as mapped.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kind {
-    pub(crate) is_ipv6: bool,
-    pub(crate) protocol: u8,
+pub(crate) struct Flow {
+    pub(crate) src: [u8; 16],
+    pub(crate) dst: [u8; 16],
+    pub(crate) ports: [u16; 2],
+}
+
+impl Flow {
+    pub(crate) fn is_ipv6(&self) -> bool {
+        is_ipv6(&self.dst)
+    }
+}
+
+/// Flows by number.
+#[derive(Clone, Debug)]
+pub(crate) enum Flows {
+    /// Each of another client, to a VIP.
+    ToVip([u8; 16]),
+    /// These.
+    Listed(Arc<[Flow]>),
+}
+
+impl Flows {
+    pub(crate) fn get(&self, number: u32) -> Flow {
+        match self {
+            Self::ToVip(vip) => to_vip(*vip, number),
+            Self::Listed(flows) => flows[number as usize % flows.len()],
+        }
+    }
+}
+
+/// Of client number `number` to a VIP.
+pub(crate) fn to_vip(vip: [u8; 16], number: u32) -> Flow {
+    let [high, mid, low, last] = number.to_be_bytes();
+    let mut src = vip;
+    if is_ipv6(&vip) {
+        src = [0; 16];
+        src[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        src[12..].copy_from_slice(&[1, high, mid, low]);
+    } else {
+        src[12..].copy_from_slice(&[11, high, mid, low]);
+    }
+    Flow { src, dst: vip, ports: [u16::from_be_bytes([0x80 | last >> 1, last]), VIP_PORT] }
 }
 
 /// A frame whose bytes stay where they are.
@@ -61,50 +108,69 @@ impl Frame for BenchFrame {
     fn prefetch(&self) {}
 }
 
+impl Default for BenchFrame {
+    fn default() -> Self {
+        let buffer = vec![0; HEADROOM + BYTES_MAX].into();
+        Self { buffer, start: HEADROOM, end: HEADROOM }
+    }
+}
+
 impl BenchFrame {
-    /// A frame of `len` bytes from a client to `vip`.
-    pub(crate) fn new(kind: Kind, dst: MacAddr, vip: [u8; 16], len: usize) -> Self {
-        let mut buffer = vec![0; HEADROOM + len].into_boxed_slice();
-        let ip = &mut buffer[HEADROOM + ETHERNET..];
-        let ip_len = u16::try_from(ip.len()).unwrap_or(u16::MAX);
-        if kind.is_ipv6 {
-            ip[0] = 0x60;
-            ip[4..6].copy_from_slice(&(ip_len - 40).to_be_bytes());
-            ip[6..8].copy_from_slice(&[kind.protocol, 64]);
-            ip[8..12].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
-            ip[24..40].copy_from_slice(&vip);
-            ip[42..44].copy_from_slice(&80_u16.to_be_bytes());
-        } else {
-            ip[0] = 0x45;
-            ip[2..4].copy_from_slice(&ip_len.to_be_bytes());
-            ip[8..10].copy_from_slice(&[64, kind.protocol]);
-            ip[16..20].copy_from_slice(&vip[12..]);
-            ip[22..24].copy_from_slice(&80_u16.to_be_bytes());
-        }
-        let mut frame = Self { buffer, start: HEADROOM, end: HEADROOM + len };
-        frame.reset(kind, dst, len, 0);
-        frame
+    /// Room for a frame of `len` bytes, as it would come from the wire.
+    pub(crate) fn restart(&mut self, len: usize) -> &mut [u8] {
+        (self.start, self.end) = (HEADROOM, HEADROOM + len);
+        self.bytes_mut()
     }
 
-    /// Makes it the next frame of flow number `flow`, as it came from the wire.
-    pub(crate) fn reset(&mut self, kind: Kind, dst: MacAddr, len: usize, flow: u32) {
-        (self.start, self.end) = (HEADROOM, HEADROOM + len);
-        let bytes = self.bytes_mut();
-        bytes[..6].copy_from_slice(dst.as_bytes());
-        bytes[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-        let ether_type: [u8; 2] = if kind.is_ipv6 { [0x86, 0xdd] } else { [0x08, 0x00] };
-        bytes[12..14].copy_from_slice(&ether_type);
-        let [high, mid, low, last] = flow.to_be_bytes();
-        let ip = &mut bytes[ETHERNET..];
-        if kind.is_ipv6 {
-            ip[20..24].copy_from_slice(&[1, high, mid, low]);
-            ip[40..42].copy_from_slice(&[0x80 | last >> 1, last]);
-        } else {
-            ip[12..16].copy_from_slice(&[11, high, mid, low]);
-            ip[20..22].copy_from_slice(&[0x80 | last >> 1, last]);
-            ip[10..12].fill(0);
-            let checksum = Checksum::of(&ip[..20]);
-            ip[10..12].copy_from_slice(checksum.as_bytes());
-        }
+    /// Makes it a TCP segment of a flow, with these flags and 6 bytes of payload; checksums are true.
+    pub(crate) fn reset(&mut self, dst: MacAddr, flow: &Flow, flags: u8) {
+        const SEGMENT: u16 = 26;
+        let l4 = ETHERNET + if flow.is_ipv6() { 40 } else { 20 };
+        let bytes = self.restart(l4 + usize::from(SEGMENT));
+        headers(bytes, dst, flow, (TCP, SEGMENT));
+        segment(&mut bytes[l4..], flow, flags);
     }
+}
+
+/// Ethernet and IP header.
+pub(crate) fn headers(bytes: &mut [u8], mac: MacAddr, flow: &Flow, (protocol, len): (u8, u16)) {
+    bytes[..6].copy_from_slice(mac.as_bytes());
+    bytes[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    let (ether_type, ip) = bytes[12..].split_at_mut(2);
+    if flow.is_ipv6() {
+        ether_type.copy_from_slice(&[0x86, 0xdd]);
+        ip[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+        ip[4..6].copy_from_slice(&len.to_be_bytes());
+        ip[6..8].copy_from_slice(&[protocol, 64]);
+        ip[8..24].copy_from_slice(&flow.src);
+        ip[24..40].copy_from_slice(&flow.dst);
+    } else {
+        ether_type.copy_from_slice(&[0x08, 0x00]);
+        ip[..2].copy_from_slice(&[0x45, 0]);
+        ip[2..4].copy_from_slice(&(len + 20).to_be_bytes());
+        ip[4..12].copy_from_slice(&[0, 0, 0, 0, 64, protocol, 0, 0]);
+        ip[12..16].copy_from_slice(&flow.src[12..]);
+        ip[16..20].copy_from_slice(&flow.dst[12..]);
+        repair(ip);
+    }
+}
+
+/// Makes an IPv4 header's checksum true.
+pub(crate) fn repair(ip: &mut [u8]) {
+    ip[10..12].fill(0);
+    let checksum = Checksum::of(&ip[..20]);
+    ip[10..12].copy_from_slice(checksum.as_bytes());
+}
+
+/// A TCP header, and zeros behind it.
+fn segment(segment: &mut [u8], flow: &Flow, flags: u8) {
+    let [src, dst] = flow.ports.map(u16::to_be_bytes);
+    segment.fill(0);
+    segment[..4].copy_from_slice([src, dst].as_bytes());
+    segment[12..14].copy_from_slice(&[5 << 4, flags]);
+    let ends = if flow.is_ipv6() { 0 } else { 12 };
+    let len = u16::try_from(segment.len()).unwrap_or(u16::MAX);
+    let pseudo = Sum::default().pseudo_header(&flow.src[ends..], &flow.dst[ends..], len, TCP);
+    let checksum = pseudo.plus(segment).checksum();
+    segment[tcp::CHECKSUM].copy_from_slice(checksum.as_bytes());
 }

@@ -160,7 +160,8 @@ fn a_flow_has_one_backend() {
     none("flows have two backends", &findings);
 }
 
-/// If all that came in was true, all that leaves is; and outer headers always are.
+/// If all that came in was true, all that leaves is; and outer headers always are, but for a UDP
+/// checksum that was made from an inner one that is wrong.
 #[test]
 fn checksums_stay_as_true_as_they_were() {
     let mut findings = Vec::new();
@@ -168,7 +169,10 @@ fn checksums_stay_as_true_as_they_were() {
         let was_true = case.input.iter().all(|(_, frame)| Walk::of(frame).wrong.is_empty());
         for frame in &outcome.frames {
             let wrong = Walk::of(frame).wrong;
-            let ours = wrong.iter().any(|wrong| wrong.is_outermost && Walk::of(frame).is_tunnel());
+            let is_inner_wrong = wrong.iter().any(|wrong| !wrong.is_outermost);
+            let mut outer = wrong.iter().filter(|wrong| wrong.is_outermost);
+            let ours = Walk::of(frame).is_tunnel()
+                && outer.any(|wrong| wrong.what != "UDP" || !is_inner_wrong);
             if !wrong.is_empty() && (was_true || ours) {
                 findings.push(format!("{}: {wrong:?} in {}", case.name, hex(frame)));
             }

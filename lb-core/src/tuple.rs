@@ -42,6 +42,13 @@ impl Tuple {
         Self { src: self.dst, dst: self.src, ports: [c, d, a, b], ..*self }
     }
 
+    /// Source port.
+    #[inline]
+    #[must_use]
+    pub fn src_port(&self) -> u16 {
+        u16::from_be_bytes([self.ports[0], self.ports[1]])
+    }
+
     /// Destination port.
     #[inline]
     #[must_use]

@@ -380,6 +380,29 @@ def outer_source(config, service, flow_hash):
     return next(str(i.ip) for i in map(ipaddress.ip_interface, addresses) if i.version == fam)
 
 
+def with_true_checksum(packet):
+    """A packet whose checksum is as it should be, if it is nothing but an IP header and all of a TCP
+    or UDP segment that has one.
+    """
+    if packet[0] >> 4 == 4:
+        plain, proto, addresses = 20, packet[9], packet[12:20]
+        whole = packet[0] == 0x45 and not struct.unpack_from("!H", packet, 6)[0] & 0x3FFF
+    else:
+        plain, proto, addresses, whole = 40, packet[6], packet[8:40], True
+    segment = packet[plain:]
+    if not whole or proto not in (6, 17):
+        return packet
+    if proto == 17 and struct.unpack_from("!H", segment, 4)[0] != len(segment):
+        return packet
+    at = 16 if proto == 6 else 6
+    if segment[at : at + 2] == bytes(2):
+        return packet
+    blank = segment[:at] + bytes(2) + segment[at + 2 :]
+    pseudo = addresses + struct.pack("!II", len(segment), proto)
+    checksum = struct.pack("!H", internet_checksum(pseudo + blank))
+    return packet[: plain + at] + checksum + segment[at + 2 :]
+
+
 def encapsulate(config, service, packet, flow_hash):
     """The outer packet, whatever its length."""
     mode, fam = service["forward"], outer_family(service)
@@ -394,6 +417,10 @@ def encapsulate(config, service, packet, flow_hash):
         udp = UDP(sport=0xC000 | (flow_hash & 0x3FFF), dport=service.get("gue_port", 6080))
         if fam == 4:
             udp.chksum = 0
+        else:
+            # Made from the inner checksum: it is wrong where that one is, by as much.
+            believed = IPv6(src=src, dst=dst, nh=17) / udp / Raw(with_true_checksum(packet))
+            udp.chksum = IPv6(bytes(believed))[UDP].chksum
         proto, inside = 17, udp / Raw(packet)
     if fam == 4:
         header = IP(src=src, dst=dst, tos=tos, id=0, flags="DF", ttl=64, proto=proto)

@@ -18,8 +18,8 @@ pub(crate) struct Walk<'f> {
 /// A checksum that is not true.
 #[derive(Debug)]
 pub(crate) struct Wrong {
-    #[expect(dead_code, reason = "shown")]
-    what: &'static str,
+    /// Whose.
+    pub(crate) what: &'static str,
     /// Of the outermost IP header, or of what follows it.
     pub(crate) is_outermost: bool,
 }

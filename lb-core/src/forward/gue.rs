@@ -5,15 +5,16 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::network_endian::U16;
 
 use super::outer;
-use crate::burst::Meta;
+use crate::burst::{Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::model::TunnelKind;
 use crate::tables::next_hop::PortId;
 use crate::tables::{Ends, HopEntry};
-use crate::wire::checksum::Checksum;
+use crate::tuple::Tuple;
+use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::udp::Udp;
-use crate::wire::{UDP, udp};
+use crate::wire::{TCP, UDP, ipv4, ipv6, tcp, udp};
 
 /// Source ports are 49152 to 65535: two bits are set, 14 are the flow hash's (RFC 6335 §6).
 const SOURCE_PORTS: u16 = 0xc000;
@@ -45,9 +46,122 @@ pub fn forward<F: Frame>(
     header.write_to_prefix(inside.bytes).map_err(|_| DropReason::NoHeadroom)?;
     if let Some(addresses) = inside.ipv6_addresses {
         // Over IPv6 there has to be one (RFC 8200 §8.1).
-        let sum = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]).plus(inside.bytes);
-        let place = inside.bytes.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
+        let (shim, packet) =
+            inside.bytes.split_at_mut_checked(shim_bytes).ok_or(DropReason::NoHeadroom)?;
+        let sum = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]).plus(header.as_bytes());
+        let sum = match known_sum(meta, packet) {
+            Some((more, less)) => sum.join(more).minus(less),
+            None => sum.plus(packet),
+        };
+        let place = shim.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
         place.copy_from_slice(sum.checksum().never_zero().as_bytes());
     }
     Ok(())
+}
+
+/// What to add and what to subtract for the sum over a packet, without reading all of it: a segment
+/// that holds its own checksum sums up to the complement of its pseudo-header, and an IPv4 header to
+/// nothing ("local checksum offload", Linux's Documentation/networking/checksum-offloads). If that
+/// checksum is wrong, so is what is made of it, by as much: it is the receiver's to drop, as before.
+///
+/// `None`, if the packet has no checksum over all that is behind its IP header; and where the
+/// destination might not be the one of the pseudo-header, with options or extension headers.
+#[inline(always)]
+fn known_sum(meta: &Meta, packet: &[u8]) -> Option<(Sum, Sum)> {
+    let Tuple { src, dst, protocol, is_ipv6, .. } = &meta.tuple;
+    let plain = if *is_ipv6 { ipv6::HEADER_BYTES } else { ipv4::HEADER_BYTES };
+    if meta.rule != Rule::Flow
+        || meta.is_fragment
+        || usize::from(meta.l4_offset) != usize::from(meta.l3_offset) + plain
+    {
+        return None;
+    }
+    let (header, segment) = packet.split_at_checked(plain)?;
+    let len = u16::try_from(segment.len()).ok()?.to_be_bytes();
+    let checksum = match *protocol {
+        TCP => segment.get(tcp::CHECKSUM)?,
+        UDP if segment.get(udp::LEN)? == len => segment.get(udp::CHECKSUM)?,
+        _ => return None,
+    };
+    if checksum == [0; 2] {
+        return None; // UDP: there is none. TCP: as good as nobody has filled it in.
+    }
+    let protocol = [0, *protocol];
+    Some(if *is_ipv6 {
+        // Addresses and length are in both.
+        let rest = Sum::default().plus(header.get(..4)?).plus(header.get(6..8)?);
+        (rest, Sum::default().plus(&protocol))
+    } else {
+        let addresses = Sum::default().plus(&src[12..]).plus(&dst[12..]);
+        (Sum::default(), addresses.plus(&len).plus(&protocol))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::IpNumber;
+
+    use super::*;
+    use crate::forward::tests::{LAN, hop};
+    use crate::sim::SimFrame;
+    use crate::sim::packet::Packet;
+    use crate::stage::parse::tests::parsed;
+
+    const CLIENT: [&str; 2] = ["198.51.100.7:40000", "[2001:db8::7]:40000"];
+    const VIP: [&str; 2] = ["10.0.0.100:80", "[fd00::100]:80"];
+    const ENDS: Ends = Ends::Ipv6 { src: [0xfd; 16], dst: [0xfe; 16], vary_bits: 0 };
+    const OUTER: usize = 14 + ipv6::HEADER_BYTES;
+
+    /// Is the outer checksum true, of a packet whose own one is `checksum`?
+    fn is_outer_true(packet: &Packet, checksum: [u8; 2], rule: Rule) -> bool {
+        let mut frame = packet.frame();
+        let mut meta = parsed(&frame);
+        meta.rule = rule;
+        let place = if packet.protocol == IpNumber::UDP { udp::CHECKSUM } else { tcp::CHECKSUM };
+        let l4 = usize::from(meta.l4_offset);
+        frame[l4 + place.start..l4 + place.end].copy_from_slice(&checksum);
+        let mut sim = SimFrame::new(&frame);
+        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, &ENDS, 6080).unwrap();
+        let (header, datagram) = sim.bytes().split_at(OUTER);
+        assert_eq!(datagram[8..], frame[14..14 + packet.ip().len()], "the packet is untouched");
+        let (src, dst) = header[14 + 8..].split_at(16);
+        let len = datagram.len().try_into().unwrap();
+        let pseudo = Sum::default().pseudo_header(src, dst, len, UDP);
+        pseudo.plus(datagram).checksum() == Checksum::ZERO
+    }
+
+    /// Only what holds a checksum over all of itself is believed: whatever else it has in that place
+    /// is summed up.
+    #[test]
+    fn a_wrong_checksum_is_believed_only_where_it_is_one() {
+        const WRONG: [u8; 2] = [0xbe, 0xef];
+        let tcp = |family: usize| Packet::tcp(CLIENT[family], VIP[family]);
+        let udp = |family: usize| Packet::udp(CLIENT[family], VIP[family]);
+        let routing = (IpNumber::IPV6_ROUTE_HEADER, vec![0; 14]);
+        let fragment = |packet: Packet| packet.with(|p| p.fragment = Some((0, true)));
+        for (name, packet, checksum, rule, expect) in [
+            ("TCP", tcp(0), WRONG, Rule::Flow, false),
+            ("UDP", udp(0), WRONG, Rule::Flow, false),
+            ("TCP over IPv6", tcp(1), WRONG, Rule::Flow, false),
+            ("UDP over IPv6", udp(1), WRONG, Rule::Flow, false),
+            ("TCP, zero", tcp(0), [0; 2], Rule::Flow, true),
+            ("UDP, none", udp(0), [0; 2], Rule::Flow, true),
+            ("options", tcp(0).with(|p| p.options = vec![1; 4]), WRONG, Rule::Flow, true),
+            ("extensions", tcp(1).with(|p| p.extensions = vec![routing]), WRONG, Rule::Flow, true),
+            ("SCTP", Packet::sctp(CLIENT[0], VIP[0]), WRONG, Rule::Flow, true),
+            ("a first fragment", fragment(udp(0)), WRONG, Rule::Flow, true),
+            ("a later fragment", udp(0), WRONG, Rule::Fragment, true),
+            ("an error", tcp(0), WRONG, Rule::IcmpError, true),
+        ] {
+            assert_eq!(is_outer_true(&packet, checksum, rule), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_ends_before_its_packet_is_summed_up() {
+        let mut frame = Packet::udp(CLIENT[0], VIP[0]).frame();
+        let meta = parsed(&frame);
+        frame[14 + 20 + udp::LEN.start + 1] -= 1;
+        assert!(known_sum(&meta, &frame[14..]).is_none());
+    }
 }

@@ -8,7 +8,7 @@ use crate::frame::Frame;
 use crate::model::TunnelKind;
 use crate::tables::next_hop::PortId;
 use crate::tables::{Ends, HopEntry};
-use crate::wire::ethernet::{HEADER_BYTES, TAG_BYTES, TAGS_MAX, VLAN};
+use crate::wire::ethernet::{HEADER_BYTES, IPV4, IPV6, TAG_BYTES, TAGS_MAX, VLAN};
 
 pub mod answer;
 mod client_address;
@@ -83,6 +83,62 @@ impl L2Header {
     }
 }
 
+/// Addresses the frame to the hop, and leaves its packet as it is.
+#[inline(always)]
+fn readdress<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+) -> Result<(), DropReason> {
+    let is_untagged = usize::from(meta.l3_offset) == HEADER_BYTES;
+    if hop.vlan.is_some() || (hop.out != came_by && !is_untagged) {
+        let ether_type = if meta.tuple.is_ipv6 { IPV6 } else { IPV4 };
+        return retag(frame, meta, (hop, came_by), ether_type, 0).map(|_| ());
+    }
+    let macs = frame.bytes_mut().first_chunk_mut::<12>().ok_or(DropReason::Truncated)?;
+    macs.copy_from_slice(hop.macs.as_bytes());
+    Ok(())
+}
+
+/// Addresses the frame to the hop, with an `EtherType` and `room` bytes between the L2 header and the
+/// packet; returns the frame from those bytes on.
+#[inline(always)]
+fn replace_l2<'a, F: Frame>(
+    frame: &'a mut F,
+    meta: &Meta,
+    (hop, came_by): (&HopEntry, PortId),
+    ether_type: u16,
+    room: usize,
+) -> Result<&'a mut [u8], DropReason> {
+    if hop.vlan.is_some() || usize::from(meta.l3_offset) != HEADER_BYTES {
+        return retag(frame, meta, (hop, came_by), ether_type, room);
+    }
+    // The new header is as long as the old one, whose place is a part of the room.
+    let bytes = frame.prepend(room).ok_or(DropReason::NoHeadroom)?;
+    let (l2, rest) = bytes.split_first_chunk_mut::<HEADER_BYTES>().ok_or(DropReason::Truncated)?;
+    let (macs, tail) = l2.split_at_mut(12);
+    macs.copy_from_slice(hop.macs.as_bytes());
+    tail.copy_from_slice(&ether_type.to_be_bytes());
+    Ok(rest)
+}
+
+/// As [`replace_l2`], where there are tags, or have to be.
+#[cold]
+fn retag<'a, F: Frame>(
+    frame: &'a mut F,
+    meta: &Meta,
+    (hop, came_by): (&HopEntry, PortId),
+    ether_type: u16,
+    room: usize,
+) -> Result<&'a mut [u8], DropReason> {
+    let l3_offset = usize::from(meta.l3_offset);
+    let old = frame.bytes().get(..l3_offset).ok_or(DropReason::Truncated)?;
+    let l2 = L2Header::new(hop, came_by, old);
+    frame.trim_front(l3_offset);
+    push_front(frame, &l2, ether_type, room)
+}
+
 /// Puts an L2 header, an `EtherType` and `room` more bytes before the packet that begins `frame`
 /// now; returns the frame from those bytes on.
 fn push_front<'a, F: Frame>(
@@ -105,7 +161,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::sim::SimFrame;
     use crate::sim::packet::{Packet, SERVICE_VLAN, VLAN};
-    use crate::wire::ethernet::{IPV4, MacAddr};
+    use crate::wire::ethernet::MacAddr;
 
     pub(crate) const SERVER: MacAddr = MacAddr([2, 0, 0, 0, 1, 11]);
     pub(crate) const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);

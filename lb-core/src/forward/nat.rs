@@ -7,16 +7,16 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{L2Header, push_front};
+use super::readdress;
 use crate::burst::{Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::tables::next_hop::PortId;
 use crate::tables::{HopEntry, Station};
-use crate::wire::checksum::Checksum;
+use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::{TCP, UDP, ethernet, icmp, ports, tcp, udp};
+use crate::wire::{TCP, UDP, icmp, ports, tcp, udp};
 
 /// Which end of the packet changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +57,67 @@ pub fn forward<F: Frame>(
     let packet_end = l3 + usize::from(meta.packet_len);
     let packet = frame.bytes_mut().get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
     let l4 = usize::from(meta.l4_offset).saturating_sub(l3);
-    translate(packet, l4, meta, changes)?;
-    let l2_bytes = frame.bytes().get(..l3).ok_or(DropReason::Truncated)?;
-    let l2 = L2Header::new(hop, came_by, l2_bytes);
-    let ether_type = if meta.tuple.is_ipv6 { ethernet::IPV6 } else { ethernet::IPV4 };
-    frame.trim_front(l3);
-    push_front(frame, &l2, ether_type, 0)?;
+    if meta.rule.has_segment() {
+        translate_whole(packet, l4, meta, changes)?;
+    } else {
+        translate(packet, l4, meta, changes)?;
+    }
+    readdress(frame, meta, hop, came_by)
+}
+
+/// Translates a packet that has a transport header, at `l4`: what changes is summed up once, for all
+/// checksums that cover it.
+#[inline(always)]
+fn translate_whole(
+    packet: &mut [u8],
+    l4: usize,
+    meta: &Meta,
+    changes: &[(End, &Station)],
+) -> Result<(), DropReason> {
+    let (mut old, mut new) = (Sum::default(), Sum::default());
+    if meta.tuple.is_ipv6 {
+        let (ip, _) = Ipv6::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        if ip.hop_limit <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        ip.hop_limit -= 1;
+        for (end, station) in changes {
+            let place = if *end == End::Source { &mut ip.src } else { &mut ip.dst };
+            (old, new) = (old.plus(place), new.plus(&station.address));
+            *place = station.address;
+        }
+    } else {
+        let (ip, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        if ip.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        for (end, station) in changes {
+            let place = if *end == End::Source { &mut ip.src } else { &mut ip.dst };
+            let [.., a, b, c, d] = station.address;
+            (old, new) = (old.plus(place), new.plus(&[a, b, c, d]));
+            *place = [a, b, c, d];
+        }
+        let [before, after] = [[ip.ttl, ip.protocol], [ip.ttl - 1, ip.protocol]];
+        ip.checksum = ip.checksum.replace_sum(old.plus(&before), new.plus(&after));
+        ip.ttl -= 1;
+    }
+    let segment = packet.get_mut(l4..).ok_or(DropReason::Truncated)?;
+    let protocol = meta.tuple.protocol;
+    if ports::header_bytes(protocol).is_some() {
+        for (end, station) in changes {
+            let place = if *end == End::Source { 0..2 } else { 2..4 };
+            if let (Some(port), Some(place)) = (station.port, segment.get_mut(place)) {
+                (old, new) = (old.plus(place), new.plus(&port));
+                place.copy_from_slice(&port);
+            }
+        }
+    }
+    repair(segment, protocol, meta.tuple.is_ipv6, (old, new));
     Ok(())
 }
 
-/// Translates a packet whose transport header is at `l4`.
+/// Translates an error, or a fragment without transport header.
+#[inline(never)]
 fn translate(
     packet: &mut [u8],
     l4: usize,
@@ -75,7 +126,6 @@ fn translate(
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
     let is_error = matches!(meta.rule, Rule::IcmpError | Rule::ReturnError);
-    let has_segment = !matches!(meta.rule, Rule::Fragment | Rule::ReturnFragment);
     let (header, segment) = packet.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
     count_down(header, is_ipv6)?;
     let mut outer = Outer::new();
@@ -91,10 +141,6 @@ fn translate(
             }
         } else {
             set_address(header, is_ipv6, place, new)?;
-            if has_segment {
-                let protocol = meta.tuple.protocol;
-                translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
-            }
         }
     }
     if is_error { translate_error(segment, is_ipv6, &outer, changes) } else { Ok(()) }
@@ -175,24 +221,28 @@ fn translate_segment(
         place.copy_from_slice(&new);
         change = Some((old, new));
     }
+    let (mut old, mut new) = (Sum::default().plus(old_address), Sum::default().plus(new_address));
+    if let Some((old_port, new_port)) = change {
+        (old, new) = (old.plus(&old_port), new.plus(&new_port));
+    }
+    repair(segment, protocol, is_ipv6, (old, new));
+}
+
+/// Repairs the checksum of a segment, if it is there: `old` has become `new`.
+#[inline(always)]
+fn repair(segment: &mut [u8], protocol: u8, is_ipv6: bool, (old, new): (Sum, Sum)) {
     let place = match protocol {
         TCP => tcp::CHECKSUM,
         UDP => udp::CHECKSUM,
         _ => return, // SCTP's covers no address, and its ports stay
     };
     let Some(bytes) = segment.get_mut(place) else { return };
-    let mut sum = Checksum::from([bytes[0], bytes[1]]);
+    let sum = Checksum::from([bytes[0], bytes[1]]);
     if protocol == UDP && !is_ipv6 && sum == Checksum::ZERO {
         return; // none, and it stays so (RFC 768)
     }
-    sum = sum.replace(old_address, new_address);
-    if let Some((old, new)) = change {
-        sum = sum.replace(&old, &new);
-    }
-    if protocol == UDP {
-        sum = sum.never_zero();
-    }
-    bytes.copy_from_slice(sum.as_bytes());
+    let sum = sum.replace_sum(old, new);
+    bytes.copy_from_slice(if protocol == UDP { sum.never_zero() } else { sum }.as_bytes());
 }
 
 /// Bytes of an error that may change: its own header, the quoted headers, the quoted checksum.

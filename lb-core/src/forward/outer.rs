@@ -3,7 +3,7 @@
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{L2Header, push_front};
+use super::replace_l2;
 use crate::burst::Meta;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -64,16 +64,13 @@ pub(super) fn put<'a, F: Frame>(
     if total_len > hop.mtu {
         return Err(DropReason::TooBig);
     }
-    let (l2_bytes, packet) =
-        frame.bytes().split_at_checked(l3_offset).ok_or(DropReason::Truncated)?;
+    let packet = frame.bytes().get(l3_offset..).ok_or(DropReason::Truncated)?;
     let traffic_class = traffic_class(packet, meta.tuple.is_ipv6)?;
-    let l2 = L2Header::new(hop, came_by, l2_bytes);
     frame.truncate(l3_offset + packet_len);
-    frame.trim_front(l3_offset);
-    let room = header_bytes + shim_bytes;
+    let (way, room) = ((hop, came_by), header_bytes + shim_bytes);
     match *ends {
         Ends::Ipv4 { src, dst, vary_bits } => {
-            let bytes = push_front(frame, &l2, ethernet::IPV4, room)?;
+            let bytes = replace_l2(frame, meta, way, ethernet::IPV4, room)?;
             let mut header = Ipv4 {
                 version_ihl: 0x45,
                 tos: traffic_class,
@@ -92,7 +89,7 @@ pub(super) fn put<'a, F: Frame>(
             Ok(Inside { bytes, ipv6_addresses: None })
         }
         Ends::Ipv6 { src, dst, vary_bits } => {
-            let bytes = push_front(frame, &l2, ethernet::IPV6, room)?;
+            let bytes = replace_l2(frame, meta, way, ethernet::IPV6, room)?;
             let class_and_label = u32::from(traffic_class) << 20 | flow_label(meta.hash);
             let header = Ipv6 {
                 version_class_flow: U32::new(6 << 28 | class_and_label),

@@ -40,7 +40,7 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 /// among the connections of the service's pool.
 #[inline(never)]
 fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
-    let by_station = tables.stations.lookup(&meta.tuple.reversed());
+    let by_station = tables.stations.lookup_source(&meta.tuple);
     (meta.service, meta.slot) = match by_station {
         Some(place) => {
             let found = tables.returns.get(place as usize).ok_or(Exit::Punt)?;

@@ -10,9 +10,10 @@ use crate::forward::too_big::{self, Cut, Narrow};
 use crate::forward::{fullnat, l2dsr, mss, tunnel};
 use crate::frame::Frame;
 use crate::model::MssClamp;
+use crate::pool::Found;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
-use crate::tables::{HopEntry, Path, ServiceTable, Tables};
+use crate::tables::{HopEntry, Path, Pooled, ServiceTable, Tables};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
@@ -136,12 +137,27 @@ fn back<F: Frame>(
     came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
-    let (_, came_by, port) = came;
     let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
-    let connection = match &service.pooled {
-        Some(pooled) => Some((pooled, pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?)),
-        None => None,
-    };
+    match &service.pooled {
+        None => back_of(frame, meta, (tables, service, None), came, (state, counters)),
+        Some(pooled) => {
+            let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
+            let connection = Some((pooled, &found));
+            back_of(frame, meta, (tables, service, connection), came, (state, counters))
+        }
+    }
+}
+
+/// Compiled for services with a pool, and for those without.
+#[inline(always)]
+fn back_of<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    (tables, service, connection): (&Tables, &ServiceTable, Option<(&Pooled, &Found)>),
+    came: (usize, PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), Exit> {
+    let (_, came_by, port) = came;
     let (client, is_ipv6) = match &connection {
         Some((_, found)) => (found.connection.client, found.connection.is_ipv6()),
         None => (meta.tuple.dst, meta.tuple.is_ipv6),
@@ -151,23 +167,26 @@ fn back<F: Frame>(
     meta.out = hop.out;
     let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
     if meta.packet_len <= mtu {
-        mss::clamp(frame, meta, service.mss, mtu.into());
-        if let Some((pooled, found)) = &connection {
+        if service.mss != MssClamp::Keep {
+            mss::clamp(frame, meta, service.mss, mtu.into());
+        }
+        if let Some((pooled, found)) = connection {
             fullnat::make_room(frame, meta, (pooled, found), port.mtu);
         }
     }
     let packet_len = u64::from(meta.packet_len);
-    let given = *meta;
-    let deliver = |frame: &mut F, hop: &HopEntry| {
-        if let Some((pooled, found)) = &connection {
-            return fullnat::to_client(frame, &given, hop, came_by, (pooled, found));
+    let deliver = |frame: &mut F, meta: &Meta, hop: &HopEntry| {
+        if let Some((pooled, found)) = connection {
+            return fullnat::to_client(frame, meta, hop, came_by, (pooled, found));
         }
-        let found = tables.returns.get(given.slot as usize).ok_or(DropReason::NoBackend)?;
-        nat::forward(frame, &given, hop, came_by, &[(End::Source, &found.vip)])
+        let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
+        nat::forward(frame, meta, hop, came_by, &[(End::Source, &found.vip)])
     };
-    if let Err(why) = deliver(frame, hop) {
+    if let Err(why) = deliver(frame, meta, hop) {
+        let given = *meta;
+        let whole = |frame: &mut F, hop: &HopEntry| deliver(frame, &given, hop);
         let way = Narrow { hop, mtu, cut: Cut::Translated };
-        refused(frame, meta, (why, way), came, (state, counters), deliver)?;
+        refused(frame, meta, (why, way), came, (state, counters), whole)?;
         if matches!(meta.rule, Rule::Answer(_)) {
             return Ok(());
         }

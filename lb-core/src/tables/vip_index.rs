@@ -43,14 +43,19 @@ struct Shape {
 impl Shape {
     #[inline]
     fn key(&self, tuple: &Tuple) -> Key {
-        let (halves, _) = tuple.dst.as_chunks::<8>();
+        self.key_of_end(&tuple.dst, tuple.dst_port(), tuple.protocol)
+    }
+
+    #[inline]
+    fn key_of_end(&self, address: &[u8; 16], port: u16, protocol: u8) -> Key {
+        let (halves, _) = address.as_chunks::<8>();
         let [first, second] = [halves[0], halves[1]].map(u64::from_ne_bytes);
-        let port = u64::from(tuple.dst_port() & self.port_mask);
+        let port = u64::from(port & self.port_mask);
         Key {
             address: [first & self.address_mask[0], second & self.address_mask[1]],
             rest: u64::from(self.number) << 24
                 | port << 8
-                | u64::from(tuple.protocol & self.protocol_mask),
+                | u64::from(protocol & self.protocol_mask),
         }
     }
 }
@@ -176,12 +181,24 @@ impl VipIndex {
     #[inline]
     #[must_use]
     pub fn lookup(&self, tuple: &Tuple) -> Option<u32> {
+        self.lookup_end(tuple, &tuple.dst, tuple.dst_port())
+    }
+
+    /// As [`VipIndex::lookup`], by where the packet comes from.
+    #[inline]
+    #[must_use]
+    pub fn lookup_source(&self, tuple: &Tuple) -> Option<u32> {
+        self.lookup_end(tuple, &tuple.src, tuple.src_port())
+    }
+
+    #[inline(always)]
+    fn lookup_end(&self, tuple: &Tuple, address: &[u8; 16], port: u16) -> Option<u32> {
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
-            if let Some(value) = self.find(&shape.key(tuple)) {
+            if let Some(value) = self.find(&shape.key_of_end(address, port, tuple.protocol)) {
                 if shape.ports != PortKind::Range {
                     return Some(value);
                 }
-                if let Some(service) = self.in_ranges(value, tuple.dst_port()) {
+                if let Some(service) = self.in_ranges(value, port) {
                     return Some(service);
                 }
             }
@@ -366,6 +383,7 @@ mod tests {
                 let tuple = Tuple::new(dst, dst, 1, port, protocol);
                 let expect = naive(&vips, dst, Some(port), protocol).first().copied();
                 prop_assert_eq!(index.lookup(&tuple), expect);
+                prop_assert_eq!(index.lookup_source(&tuple.reversed()), expect);
                 let all = naive(&vips, dst, None, protocol);
                 let expect = match all.first() {
                     None => ByAddress::None,

@@ -89,6 +89,13 @@ impl Sum {
         Self(self.0 + sum)
     }
 
+    /// Adds what was summed up apart.
+    #[inline]
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Adds what an IPv4 or IPv6 pseudo-header has: addresses, upper-layer length, protocol (RFC 768,
     /// RFC 8200 §8.1).
     #[inline]
@@ -100,7 +107,8 @@ impl Sum {
     /// Adds the complement of `other`; of its 48 bits, which is that of 16 when all is folded, because
     /// it is as many times all ones. No sum over a packet has more.
     #[inline]
-    fn minus(self, other: Self) -> Self {
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
         const ALL_ONES: u64 = (1 << 48) - 1;
         Self(self.0 + (ALL_ONES - other.0))
     }

@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::Checksum;
 
+/// Where the length lies in the header.
+pub const LEN: Range<usize> = 4..6;
 /// Where the checksum lies in the header.
 pub const CHECKSUM: Range<usize> = 6..8;
 

@@ -767,7 +767,9 @@ impl Tunnelled {
                 (choice.source, choice.backend.address)
         {
             let (udp, _) = UdpHeader::from_slice(&shim).unwrap();
-            let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &packet).unwrap();
+            // Of a packet that believes its own checksums: the outer one is wrong where they are.
+            let truthful = with_true_checksums(&packet);
+            let sum = udp.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &truthful).unwrap();
             shim[6..].copy_from_slice(&sum.to_be_bytes());
         }
         Ok(Self { ether_type, outer, shim, packet })
@@ -789,6 +791,49 @@ impl Tunnelled {
         let front = [&front[..], &ether_type, &self.outer, &self.shim].concat();
         fit(arrival, l2, &front, &self.packet)
     }
+}
+
+/// The packet with the checksums that it should have, if it is nothing but an IP header and all of a
+/// TCP or UDP segment that has one.
+fn with_true_checksums(packet: &[u8]) -> Vec<u8> {
+    let mut truthful = packet.to_vec();
+    let is_v4 = packet[0] >> 4 == 4;
+    let (plain, protocol) = if is_v4 { (20, packet[9]) } else { (40, packet[6]) };
+    let is_fragment = is_v4 && u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
+    if (is_v4 && packet[0] != 0x45) || is_fragment {
+        return truthful;
+    }
+    let segment = &packet[plain..];
+    let at = match protocol {
+        6 => 16,
+        17 if usize::from(u16::from_be_bytes([segment[4], segment[5]])) == segment.len() => 6,
+        _ => return truthful,
+    };
+    if segment[at..at + 2] == [0; 2] {
+        return truthful;
+    }
+    let addresses = if is_v4 { &packet[12..20] } else { &packet[8..40] };
+    let len = u32::try_from(segment.len()).unwrap().to_be_bytes();
+    let pseudo = [addresses, &len, &[0, 0, 0, protocol]].concat();
+    truthful[plain + at..][..2].fill(0);
+    let sum = checksum_of(&[&pseudo, &truthful[plain..]].concat());
+    truthful[plain + at..][..2].copy_from_slice(&sum);
+    if is_v4 {
+        truthful[10..12].fill(0);
+        let sum = checksum_of(&truthful[..20]);
+        truthful[10..12].copy_from_slice(&sum);
+    }
+    truthful
+}
+
+/// RFC 1071, word by word.
+fn checksum_of(bytes: &[u8]) -> [u8; 2] {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    (!u16::try_from(sum).unwrap()).to_be_bytes()
 }
 
 /// The pieces of a frame's outer packet that fit `mtu`.
