@@ -19,6 +19,7 @@
 #include <rte_version.h>
 
 /* Data path. */
+/* Moves what lies in several buffers into the first, if it fits. */
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t room);
 uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t count);
 struct rte_mbuf *shim_mbuf_alloc(struct rte_mempool *pool);
@@ -86,6 +87,7 @@ enum shim_mbuf_offset {
 	SHIM_MBUF_RSS = offsetof(struct rte_mbuf, hash.rss),
 	SHIM_MBUF_BUF_LEN = offsetof(struct rte_mbuf, buf_len),
 	SHIM_MBUF_POOL = offsetof(struct rte_mbuf, pool),
+	SHIM_MBUF_NEXT = offsetof(struct rte_mbuf, next),
 };
 
 #endif

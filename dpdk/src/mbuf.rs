@@ -61,8 +61,8 @@ pub enum IpChecksum {
 /// drop many, [`free_bulk`] is cheaper.
 ///
 /// Having an `Mbuf` tells you: nobody else reads or writes the frame, and the buffer is not freed.
-/// It has one segment, unless a driver received more than fits one buffer: then the bytes here are
-/// those of the first, and [`Mbuf::segments`] says so.
+/// It has one segment, unless more was received than fits one buffer: then the bytes here are those of
+/// the first, and [`Mbuf::segments`] says so.
 #[repr(transparent)]
 pub struct Mbuf(NonNull<sys::rte_mbuf>);
 

@@ -24,7 +24,8 @@ impl RxQueue {
     }
 
     /// Appends the frames that are waiting to `burst`, at most as many as fit, and returns how
-    /// many. Never blocks.
+    /// many. A frame lies in one buffer, if it fits: what a driver has spread over several is moved
+    /// together. Never blocks.
     #[inline]
     pub fn receive<const N: usize>(&mut self, burst: &mut ArrayVec<Mbuf, N>) -> usize {
         let had = burst.len();
