@@ -18,6 +18,11 @@ use crate::workers::{available_cpus, hand_over_queues, kernel_queue};
 const DESCRIPTORS: u16 = 1024;
 /// Bytes in a buffer behind the headroom, at least: what many NICs want.
 const DATA_ROOM_MIN: usize = 2048;
+/// NICs (Intel's, of 1 and 10 Gbit/s) count the room of a buffer in these, and use no part of one: what
+/// does not fit then would come in a second buffer.
+const DATA_ROOM_STEP: usize = 1024;
+/// The frame check sequence, which some NICs put into the buffer too.
+const FCS_BYTES: usize = 4;
 /// Bytes that a buffer takes besides its data: `rte_mbuf`, the mempool's header, alignment.
 const BUFFER_OVERHEAD: usize = 256;
 
@@ -209,8 +214,7 @@ fn start_eal(config: &Config) -> Result<Eal, DataplaneError> {
 /// some of the rest.
 fn create_pool(eal: Eal, config: &Config, workers: usize) -> Result<MbufPool, DataplaneError> {
     let mtu = config.ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(1500);
-    let frame = mtu + HEADER_BYTES + TAGS_MAX * TAG_BYTES;
-    let data_room = frame.max(DATA_ROOM_MIN) + usize::from(HEADROOM_BYTES);
+    let data_room = data_room(mtu) + usize::from(HEADROOM_BYTES);
     let memory = usize::try_from(config.dataplane.memory_mb).unwrap_or(usize::MAX) << 20;
     let fit = memory / 2 / (data_room + BUFFER_OVERHEAD);
     // Each queue full, and as many again on their way.
@@ -225,4 +229,31 @@ fn create_pool(eal: Eal, config: &Config, workers: usize) -> Result<MbufPool, Da
             ..PoolConfig::default()
         },
     )?)
+}
+
+/// Bytes behind the headroom in which every frame of a port of this MTU lies in one piece, whatever the
+/// NIC.
+fn data_room(mtu: usize) -> usize {
+    let frame = mtu + HEADER_BYTES + TAGS_MAX * TAG_BYTES + FCS_BYTES;
+    frame.max(DATA_ROOM_MIN).next_multiple_of(DATA_ROOM_STEP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What drivers reckon with beyond the MTU, at most (of i40e and others: two tags and the FCS).
+    const OVERHEAD_MAX: usize = 26;
+
+    #[test]
+    fn buffers_have_room_for_frames_as_drivers_count() {
+        for (mtu, expect) in [(1280, 2048), (1500, 2048), (2022, 2048), (2023, 3072), (9000, 9216)]
+        {
+            assert_eq!(data_room(mtu), expect, "{mtu}");
+        }
+        for mtu in 1280..=9000 {
+            let whole_steps = data_room(mtu) / DATA_ROOM_STEP * DATA_ROOM_STEP;
+            assert!(whole_steps >= mtu + OVERHEAD_MAX, "{mtu}");
+        }
+    }
 }
