@@ -193,6 +193,7 @@ fn tables(forward: Forward, vip: IpAddr, backends: IpAddr) -> Result<Tables, Fai
         mtu: 9000,
         addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
         kernel: true,
+        udp_checksums: false,
     }]);
     let hop = |n| NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None };
     let next_hops: NextHops = (1..=BACKENDS)

@@ -6,7 +6,8 @@ use dpdk::{
     Eal, EalConfig, HEADROOM_BYTES, LogLevel, MbufPool, Memory, PoolConfig, Port, PortConfig,
     Started, StartedPort, Unsupported,
 };
-use lb_config::{Config, Hugepages, Workers};
+use lb_config::{ChecksumOffload, Config, Hugepages, Workers};
+use lb_core::model::{Forward, Tunnel, TunnelKind};
 use lb_core::tables::next_hop;
 use lb_core::wire::ethernet::{HEADER_BYTES, MacAddr, TAG_BYTES, TAGS_MAX};
 use tracing::{info, warn};
@@ -97,14 +98,20 @@ impl Dataplane {
             cpus,
             kernel: Vec::new(),
         };
+        let sends_udp_checksums = sends_udp_checksums(config);
         for port in &config.ports {
-            dataplane.add(port)?;
+            dataplane.add(port, sends_udp_checksums)?;
         }
         Ok(dataplane)
     }
 
-    fn add(&mut self, port: &lb_config::PortConfig) -> Result<(), DataplaneError> {
+    fn add(
+        &mut self,
+        port: &lb_config::PortConfig,
+        sends_udp_checksums: bool,
+    ) -> Result<(), DataplaneError> {
         let name = || port.name.clone();
+        let offload = port.checksum_offload == ChecksumOffload::Auto;
         let unconfigured = self
             .eal
             .attach(&port.device)
@@ -117,6 +124,8 @@ impl Dataplane {
                 mtu: port.mtu,
                 mac: port.mac.map(|mac| mac.0),
                 promiscuous: false,
+                check_ip_checksums: offload,
+                complete_udp_checksums: offload && sends_udp_checksums,
                 fast_free: true,
             })
             .and_then(|configured| configured.start(&self.pool))
@@ -132,7 +141,18 @@ impl Dataplane {
                 port.name
             );
         }
-        info!("port {} is {} ({}), MAC {mac}", port.name, port.device, device.driver());
+        let checksums = match (device.checks_ip_checksums(), device.completes_udp_checksums()) {
+            (false, false) => "none",
+            (true, false) => "IPv4 in",
+            (false, true) => "UDP out",
+            (true, true) => "IPv4 in, UDP out",
+        };
+        info!(
+            "port {} is {} ({}), MAC {mac}; checksums by the device: {checksums}",
+            port.name,
+            port.device,
+            device.driver()
+        );
 
         let kernel = port
             .kernel
@@ -159,10 +179,23 @@ impl Dataplane {
             mtu: port.mtu,
             addresses: port.addresses.clone(),
             kernel: port.kernel,
+            udp_checksums: device.completes_udp_checksums(),
         });
         self.devices.push(device);
         Ok(())
     }
+}
+
+/// Is there a service that a NIC can spare a checksum over whole packets? That of an IPv4 header costs
+/// less than to ask for it: the request is in a cache line of its own. And a port that may be asked
+/// loses the driver's fastest way to send, for all services; so what a reload adds is done without.
+fn sends_udp_checksums(config: &Config) -> bool {
+    config.desired.services().iter().any(|service| {
+        let spec = service.spec();
+        let over_gue =
+            matches!(spec.forward, Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { .. }, .. }));
+        over_gue && spec.backends.iter().any(|backend| backend.address.is_ipv6())
+    })
 }
 
 fn worker_cpus(workers: &Workers) -> Result<Vec<usize>, DataplaneError> {

@@ -217,6 +217,7 @@ impl Replay {
                 mtu: port.mtu,
                 addresses: port.addresses.clone(),
                 kernel: port.kernel,
+                udp_checksums: false,
             })
             .collect();
         let mut tables = compile(&config.desired, &ports, &next_hops(config, &ports), None);
