@@ -9,6 +9,7 @@ use std::{
     net::UdpSocket,
     os::fd::AsRawFd,
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,13 @@ use nix::{
 
 const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tests wait for each other: a program that one starts (`ip`) inherits the other's TAP, whose interface
+/// stays until it ends.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split(' ')).output().unwrap();
@@ -70,6 +78,7 @@ fn udp(to: u16, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn frames_go_to_and_come_from_the_kernel() {
+    let _alone = alone();
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
         eprintln!("skipped: no network namespace ({error})");
         return;
@@ -148,6 +157,7 @@ fn send_packet(protocol: u8, payload: &[u8]) {
 
 #[test]
 fn what_a_device_says_of_checksums_counts_if_it_was_asked() {
+    let _alone = alone();
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
         eprintln!("skipped: no network namespace ({error})");
         return;
@@ -206,6 +216,7 @@ fn send_one(tx: &mut TxQueue, frame: Mbuf) {
 /// The kernel takes no datagram over IPv6 whose checksum is wrong.
 #[test]
 fn the_device_completes_checksums_that_are_left_to_it() {
+    let _alone = alone();
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
         eprintln!("skipped: no network namespace ({error})");
         return;
