@@ -61,6 +61,7 @@ pub(crate) fn tables(services: &[Served]) -> Result<Tables, Failure> {
         mtu: 9000,
         addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
         kernel: true,
+        udp_checksums: false,
     }]);
     let hop = |n| NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None };
     let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });

@@ -127,6 +127,16 @@ pub enum Idle {
     Poll,
 }
 
+/// Who computes checksums. What is sent is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChecksumOffload {
+    /// The device, where it can and it pays.
+    #[default]
+    Auto,
+    /// The balancer.
+    Off,
+}
+
 /// A network port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortConfig {
@@ -143,6 +153,8 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Whether Linux gets an interface for what the balancer does not handle itself.
     pub kernel: bool,
+    /// Who computes checksums.
+    pub checksum_offload: ChecksumOffload,
 }
 
 /// Something that is allowed, but hardly meant.
@@ -312,6 +324,7 @@ mod tests {
             mac = '02:00:00:00:00:02'
             mtu = 9000
             kernel = false
+            checksum_offload = 'off'
             [[service]]
             name = 'dns'
             address = 'fd00::35'
@@ -349,6 +362,7 @@ mod tests {
                 mac: Some("02:00:00:00:00:02".parse().unwrap()),
                 mtu: 9000,
                 kernel: false,
+                checksum_offload: ChecksumOffload::Off,
             }]
         );
         assert_eq!(config.desired.hash_key().0, std::array::from_fn(|i| i.to_le_bytes()[0]));

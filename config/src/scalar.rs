@@ -14,7 +14,7 @@ use toml::de::DeValue;
 use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{Node, Read, kind};
-use crate::{Hugepages, Idle};
+use crate::{ChecksumOffload, Hugepages, Idle};
 
 mod health;
 
@@ -476,6 +476,11 @@ impl Word for Idle {
 impl Word for Hugepages {
     const WORDS: &'static [(&'static str, Self)] =
         &[("auto", Self::Auto), ("required", Self::Required), ("off", Self::Off)];
+    const EXAMPLE: &'static str = "\"auto\"";
+}
+
+impl Word for ChecksumOffload {
+    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("off", Self::Off)];
     const EXAMPLE: &'static str = "\"auto\"";
 }
 

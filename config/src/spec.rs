@@ -20,7 +20,7 @@ use crate::scalar::{
     BackendState, CheckKind, Device, Directory, EalArgument, Expect, ForwardMode, InterfaceName,
     Mss, Payload, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
 };
-use crate::{Hugepages, Idle};
+use crate::{ChecksumOffload, Hugepages, Idle};
 
 /// MiB of packet memory, if not written.
 pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
@@ -100,6 +100,9 @@ table! {
         /// Give Linux an interface for what the balancer does not handle itself: ARP, pings,
         /// routing, ssh. Without, every backend needs a `mac`.
         kernel: Optional<bool> = true,
+        /// Who computes checksums: with "auto" the device where it can and it pays (IPv4 headers that
+        /// come in; the UDP checksum of "gue" over IPv6), with "off" always the balancer.
+        checksum_offload: Optional<ChecksumOffload> = "auto",
     }
 }
 

@@ -1,13 +1,26 @@
 #define _GNU_SOURCE
 #include "shim.h"
 
-uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t room)
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t room,
+		       uint64_t forget)
 {
-	return rte_eth_rx_burst(port, queue, frames, room);
+	uint16_t count = rte_eth_rx_burst(port, queue, frames, room);
+
+	for (uint16_t i = 0; i < count; i++) {
+		if (unlikely((frames[i]->ol_flags & forget) != 0))
+			frames[i]->ol_flags &= ~forget;
+		/* Fails where the first buffer has no room for the rest: then the frame stays as it is. */
+		if (unlikely(frames[i]->nb_segs != 1))
+			rte_pktmbuf_linearize(frames[i]);
+	}
+	return count;
 }
 
-uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t count)
+uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t count,
+		       bool prepare)
 {
+	if (prepare)
+		count = rte_eth_tx_prepare(port, queue, frames, count);
 	return rte_eth_tx_burst(port, queue, frames, count);
 }
 

@@ -3,6 +3,7 @@
 #ifndef DPDK_SYS_SHIM_H
 #define DPDK_SYS_SHIM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,8 +20,13 @@
 #include <rte_version.h>
 
 /* Data path. */
-uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t room);
-uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t count);
+/* Moves what lies in several buffers into the first, if it fits, and takes the flags `forget` away. */
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t room,
+		       uint64_t forget);
+/* `prepare`: frames may leave something to the device. One that it cannot do, and those behind it, are
+ * not sent. */
+uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **frames, uint16_t count,
+		       bool prepare);
 struct rte_mbuf *shim_mbuf_alloc(struct rte_mempool *pool);
 int shim_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **frames, unsigned int count);
 void shim_mbuf_free(struct rte_mbuf *frame);
@@ -60,9 +66,21 @@ static const uint64_t SHIM_MBUF_RX_RSS_HASH = RTE_MBUF_F_RX_RSS_HASH;
 static const uint64_t SHIM_MBUF_RX_IP_CKSUM_MASK = RTE_MBUF_F_RX_IP_CKSUM_MASK;
 static const uint64_t SHIM_MBUF_RX_IP_CKSUM_GOOD = RTE_MBUF_F_RX_IP_CKSUM_GOOD;
 static const uint64_t SHIM_MBUF_RX_IP_CKSUM_BAD = RTE_MBUF_F_RX_IP_CKSUM_BAD;
+static const uint64_t SHIM_MBUF_RX_OUTER_IP_CKSUM_BAD = RTE_MBUF_F_RX_OUTER_IP_CKSUM_BAD;
+/* All that a frame can ask a device for. */
+static const uint64_t SHIM_MBUF_TX_ANY = RTE_MBUF_F_TX_OFFLOAD_MASK;
+static const uint64_t SHIM_MBUF_TX_UDP_OVER_IPV6 = RTE_MBUF_F_TX_UDP_CKSUM | RTE_MBUF_F_TX_IPV6;
+static const uint32_t SHIM_PTYPE_TUNNEL_MASK = RTE_PTYPE_TUNNEL_MASK;
+/* Where the lengths of headers begin in `tx_offload`, and how many bits the first two have. */
+static const uint32_t SHIM_MBUF_L2_LEN_SHIFT = RTE_MBUF_L2_LEN_OFS;
+static const uint32_t SHIM_MBUF_L2_LEN_BITS = RTE_MBUF_L2_LEN_BITS;
+static const uint32_t SHIM_MBUF_L3_LEN_SHIFT = RTE_MBUF_L3_LEN_OFS;
+static const uint32_t SHIM_MBUF_L3_LEN_BITS = RTE_MBUF_L3_LEN_BITS;
+static const uint32_t SHIM_MBUF_L4_LEN_SHIFT = RTE_MBUF_L4_LEN_OFS;
 
 static const uint64_t SHIM_RX_OFFLOAD_IPV4_CKSUM = RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
 static const uint64_t SHIM_RX_OFFLOAD_RSS_HASH = RTE_ETH_RX_OFFLOAD_RSS_HASH;
+static const uint64_t SHIM_TX_OFFLOAD_UDP_CKSUM = RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
 static const uint64_t SHIM_TX_OFFLOAD_FAST_FREE = RTE_ETH_TX_OFFLOAD_MBUF_FAST_FREE;
 
 static const uint64_t SHIM_RSS_IP_AND_PORTS =
@@ -86,6 +104,8 @@ enum shim_mbuf_offset {
 	SHIM_MBUF_RSS = offsetof(struct rte_mbuf, hash.rss),
 	SHIM_MBUF_BUF_LEN = offsetof(struct rte_mbuf, buf_len),
 	SHIM_MBUF_POOL = offsetof(struct rte_mbuf, pool),
+	SHIM_MBUF_NEXT = offsetof(struct rte_mbuf, next),
+	SHIM_MBUF_TX_OFFLOAD = offsetof(struct rte_mbuf, tx_offload),
 };
 
 #endif

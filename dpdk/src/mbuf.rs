@@ -42,14 +42,17 @@ const _: () = {
     assert!(offset_of!(Header, hash_rss) == sys::SHIM_MBUF_RSS as usize);
     assert!(offset_of!(Header, buf_len) == sys::SHIM_MBUF_BUF_LEN as usize);
     assert!(offset_of!(Header, pool) == sys::SHIM_MBUF_POOL as usize);
+    assert!((sys::SHIM_MBUF_TX_OFFLOAD as usize).is_multiple_of(align_of::<u64>()));
     assert!(size_of::<Header>() == 64);
     assert!(size_of::<Mbuf>() == size_of::<*mut sys::rte_mbuf>());
 };
 
+const UDP_HEADER_BYTES: u16 = 8;
+
 /// What the device says about the checksum of the IPv4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpChecksum {
-    /// Nothing: it did not look, or it is not IPv4.
+    /// Nothing: it did not look, or was not asked to, or looked inside a tunnel, or it is not IPv4.
     Unknown,
     /// It is right.
     Good,
@@ -57,12 +60,16 @@ pub enum IpChecksum {
     Bad,
 }
 
+/// What a device says about checksums of IPv4 headers.
+pub(crate) const CHECKED_IP: u64 =
+    sys::SHIM_MBUF_RX_IP_CKSUM_MASK | sys::SHIM_MBUF_RX_OUTER_IP_CKSUM_BAD;
+
 /// A frame in a buffer of an [`MbufPool`](crate::MbufPool). Dropping it gives the buffer back; to
 /// drop many, [`free_bulk`] is cheaper.
 ///
 /// Having an `Mbuf` tells you: nobody else reads or writes the frame, and the buffer is not freed.
-/// It has one segment, unless a driver received more than fits one buffer: then the bytes here are
-/// those of the first, and [`Mbuf::segments`] says so.
+/// It has one segment, unless more was received than fits one buffer: then the bytes here are those of
+/// the first, and [`Mbuf::segments`] says so.
 #[repr(transparent)]
 pub struct Mbuf(NonNull<sys::rte_mbuf>);
 
@@ -189,11 +196,44 @@ impl Mbuf {
     #[inline]
     #[must_use]
     pub fn ip_checksum(&self) -> IpChecksum {
-        match self.header().ol_flags & sys::SHIM_MBUF_RX_IP_CKSUM_MASK {
+        let header = self.header();
+        // The flags are then about the packet inside.
+        if header.packet_type & sys::SHIM_PTYPE_TUNNEL_MASK != 0 {
+            return IpChecksum::Unknown;
+        }
+        match header.ol_flags & CHECKED_IP {
             sys::SHIM_MBUF_RX_IP_CKSUM_GOOD => IpChecksum::Good,
             sys::SHIM_MBUF_RX_IP_CKSUM_BAD => IpChecksum::Bad,
             _ => IpChecksum::Unknown,
         }
+    }
+
+    /// Leaves the checksum of a UDP header over IPv6 to the device; it is `l2_len + l3_len` bytes
+    /// behind the frame's beginning, and its checksum is the sum over the pseudo-header, not
+    /// complemented. Only for frames that leave by a port that does so, see
+    /// [`Port::completes_udp_checksums`](crate::Port::completes_udp_checksums). False, and nothing has
+    /// changed, if the header is not in the first segment or is out of the device's reach.
+    #[inline]
+    #[must_use]
+    pub fn leave_udp_checksum(&mut self, l2_len: u16, l3_len: u16) -> bool {
+        let header = self.header_mut();
+        let end = u32::from(l2_len) + u32::from(l3_len) + u32::from(UDP_HEADER_BYTES);
+        if l2_len >> sys::SHIM_MBUF_L2_LEN_BITS != 0
+            || l3_len >> sys::SHIM_MBUF_L3_LEN_BITS != 0
+            || end > u32::from(header.data_len)
+        {
+            return false;
+        }
+        header.ol_flags =
+            header.ol_flags & !sys::SHIM_MBUF_TX_ANY | sys::SHIM_MBUF_TX_UDP_OVER_IPV6;
+        let lengths = u64::from(l2_len) << sys::SHIM_MBUF_L2_LEN_SHIFT
+            | u64::from(l3_len) << sys::SHIM_MBUF_L3_LEN_SHIFT
+            | u64::from(UDP_HEADER_BYTES) << sys::SHIM_MBUF_L4_LEN_SHIFT;
+        // SAFETY: a field of the mbuf's, 64 bits in all releases, in its second cache line.
+        let place = unsafe { self.0.cast::<u64>().byte_add(sys::SHIM_MBUF_TX_OFFLOAD as usize) };
+        // SAFETY: as above; and it is ours alone.
+        unsafe { place.write(lengths) };
+        true
     }
 
     /// The hash by which the device chose the queue, if it says.

@@ -44,6 +44,7 @@ pub struct StartedPort {
 
 /// What a port is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct PortConfig {
     /// Pairs of a receive and a transmit queue.
     pub queues: u16,
@@ -58,6 +59,11 @@ pub struct PortConfig {
     pub mac: Option<[u8; 6]>,
     /// Receive frames for any MAC address.
     pub promiscuous: bool,
+    /// Have the device check IPv4 headers, where it can.
+    pub check_ip_checksums: bool,
+    /// Have the device complete UDP checksums that frames leave to it, where it can. With most drivers
+    /// all frames are sent in a slower way then: only where there are such frames.
+    pub complete_udp_checksums: bool,
     /// All frames of the process come from one pool: where the device can, it frees them without
     /// looking. There can be no second pool then.
     pub fast_free: bool,
@@ -72,6 +78,8 @@ impl Default for PortConfig {
             mtu: 1500,
             mac: None,
             promiscuous: false,
+            check_ip_checksums: true,
+            complete_udp_checksums: false,
             fast_free: false,
         }
     }
@@ -217,6 +225,8 @@ pub(crate) struct Settings {
     mtu: u16,
     mac: [u8; 6],
     promiscuous: bool,
+    checks_ip_checksums: bool,
+    completes_udp_checksums: bool,
     unsupported: Vec<Unsupported>,
 }
 
@@ -260,6 +270,19 @@ impl<State> Port<State> {
         self.settings.mtu
     }
 
+    /// Does the device check IPv4 headers? If not, [`Mbuf::ip_checksum`](crate::Mbuf::ip_checksum) says
+    /// nothing, whatever the driver says.
+    #[must_use]
+    pub fn checks_ip_checksums(&self) -> bool {
+        self.settings.checks_ip_checksums
+    }
+
+    /// May frames leave UDP checksums to the device?
+    #[must_use]
+    pub fn completes_udp_checksums(&self) -> bool {
+        self.settings.completes_udp_checksums
+    }
+
     /// What was asked for in vain, so far.
     #[must_use]
     pub fn unsupported(&self) -> &[Unsupported] {
@@ -274,8 +297,7 @@ impl<State> Port<State> {
 impl Port<Unconfigured> {
     /// Gives the port its queues and settings.
     ///
-    /// Frames are spread over the queues by addresses and ports, and checksums of IPv4 headers are
-    /// checked, where the device can.
+    /// Frames are spread over the queues by addresses and ports, where the device can.
     ///
     /// # Errors
     ///
@@ -286,11 +308,16 @@ impl Port<Unconfigured> {
         let _control = device.control();
         let info = device.checked_info(config)?;
         let rss = if config.queues > 1 { info.rss & sys::SHIM_RSS_IP_AND_PORTS } else { 0 };
-        let mut rx_offloads = info.rx_offloads & sys::SHIM_RX_OFFLOAD_IPV4_CKSUM;
+        let asked = |wanted: bool, offload: u64| if wanted { offload } else { 0 };
+        let checked =
+            info.rx_offloads & asked(config.check_ip_checksums, sys::SHIM_RX_OFFLOAD_IPV4_CKSUM);
+        let completed =
+            info.tx_offloads & asked(config.complete_udp_checksums, sys::SHIM_TX_OFFLOAD_UDP_CKSUM);
+        let mut rx_offloads = checked;
         if rss != 0 {
             rx_offloads |= info.rx_offloads & sys::SHIM_RX_OFFLOAD_RSS_HASH;
         }
-        let tx_offloads = device.fast_free(config, &info)?;
+        let tx_offloads = device.fast_free(config, &info)? | completed;
         device.configure(config, rx_offloads, tx_offloads, rss)?;
         let (rx_descriptors, tx_descriptors) =
             device.descriptors(config.rx_descriptors, config.tx_descriptors)?;
@@ -314,6 +341,8 @@ impl Port<Unconfigured> {
             mtu: device.current_mtu(),
             mac: device.current_mac(),
             promiscuous: config.promiscuous,
+            checks_ip_checksums: checked != 0,
+            completes_udp_checksums: completed != 0,
             unsupported,
         };
         Ok(self.becomes())
@@ -343,10 +372,11 @@ impl Port<Configured> {
             self.settings.unsupported.push(Unsupported::Promiscuous);
         }
 
+        let Settings { checks_ip_checksums, completes_udp_checksums, .. } = self.settings;
         let queues = (0..self.settings.queues)
             .map(|queue| {
-                let rx = RxQueue::new(Arc::clone(&self.device), queue);
-                (rx, TxQueue::new(Arc::clone(&self.device), queue))
+                let rx = RxQueue::new(Arc::clone(&self.device), queue, checks_ip_checksums);
+                (rx, TxQueue::new(Arc::clone(&self.device), queue, completes_udp_checksums))
             })
             .collect();
         Ok(StartedPort { port: self.becomes(), queues })

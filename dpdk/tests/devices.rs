@@ -4,7 +4,10 @@
 
 mod common;
 
-use std::{fs, thread};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use arrayvec::ArrayVec;
 use common::{contents, eal, frame, pool, start};
@@ -12,8 +15,11 @@ use dpdk::{
     AttachError, LogLevel, Mbuf, MbufPool, PoolConfig, PortConfig, PortError, StartedPort,
     Unsupported, free_bulk,
 };
+use dpdk_sys as sys;
 
 type Burst = ArrayVec<Mbuf, 32>;
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn what_a_ring_sends_it_receives_in_order() {
@@ -183,6 +189,103 @@ fn a_frame_of_several_segments_keeps_its_end() {
     assert!(frame.trim_front(30));
     assert_eq!(frame.bytes().len(), 2038);
     free_bulk(&mut burst);
+    assert_eq!(pool.available(), pool.capacity());
+}
+
+/// As a NIC does whose buffers have sizes of its own: the first segment has room left.
+#[test]
+fn a_frame_of_several_segments_that_fits_one_buffer_lies_in_one() {
+    let pool = pool("linear");
+    let StartedPort { mut queues, .. } = start("net_ring3", &pool, &PortConfig::default());
+    let (rx, tx) = &mut queues[0];
+    // The last is one byte too long.
+    for (lens, expect) in [
+        (&[60][..], 1),
+        (&[512, 512, 490], 1),
+        (&[1, 2047], 1),
+        (&[1024, 0, 1024], 1),
+        (&[1024, 1025], 2),
+    ] {
+        let whole: Vec<u8> = (0..=250).cycle().take(lens.iter().sum()).collect();
+        let mut rest = &whole[..];
+        let segments = lens.iter().map(|&len| {
+            let (segment, behind) = rest.split_at(len);
+            rest = behind;
+            frame(&pool, segment)
+        });
+        let mut burst: Burst = ArrayVec::new();
+        burst.push(segments.reduce(chain).unwrap());
+        assert_eq!(usize::from(burst[0].segments()), lens.len());
+        assert_eq!((tx.send(&mut burst), rx.receive(&mut burst)), (1, 1));
+        assert_eq!(burst[0].segments(), expect, "{lens:?}");
+        let in_first = if expect == 1 { whole.len() } else { lens[0] };
+        assert_eq!(burst[0].bytes(), &whole[..in_first], "{lens:?}");
+        assert_eq!(burst[0].headroom(), dpdk::HEADROOM_BYTES);
+        burst.clear();
+        assert_eq!(pool.available(), pool.capacity(), "{lens:?}");
+    }
+}
+
+/// Puts `tail`, of one segment, behind `head`: what `rte_pktmbuf_chain` does.
+fn chain(head: Mbuf, tail: Mbuf) -> Mbuf {
+    let tail_len = u32::try_from(tail.bytes().len()).unwrap();
+    // SAFETY: an `Mbuf` is the pointer to its buffer, and `transparent`.
+    let [first, tail]: [*mut u64; 2] = unsafe { std::mem::transmute([head, tail]) };
+    let at = |segment: *mut u64, offset: u32| segment.wrapping_byte_add(offset as usize);
+    let next = |segment| at(segment, sys::SHIM_MBUF_NEXT).cast::<*mut u64>();
+    let mut last = first;
+    loop {
+        // SAFETY: a buffer's own field, and all segments are ours.
+        let behind = unsafe { next(last).read() };
+        if behind.is_null() {
+            break;
+        }
+        last = behind;
+    }
+    // SAFETY: as above.
+    unsafe { next(last).write(tail) };
+    // SAFETY: as above.
+    unsafe { *at(first, sys::SHIM_MBUF_NB_SEGS).cast::<u16>() += 1 };
+    // SAFETY: as above.
+    unsafe { *at(first, sys::SHIM_MBUF_PKT_LEN).cast::<u32>() += tail_len };
+    // SAFETY: the reference that was given up above.
+    unsafe { std::mem::transmute(first) }
+}
+
+/// The buffers that the two share are smaller than the frames.
+#[test]
+fn a_shared_memory_interface_gives_whole_frames() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("memif.sock");
+    let device = |number: u32, role: &str| {
+        let socket = socket.display();
+        format!("net_memif{number},role={role},socket-abstract=no,socket={socket},bsize=512")
+    };
+    let pool = pool("memif");
+    let mut pair = [device(0, "server"), device(1, "client")]
+        .map(|device| start(&device, &pool, &PortConfig::default()));
+    let begin = Instant::now();
+    while !pair.iter().all(|end| end.port.link_up()) {
+        assert!(begin.elapsed() < PATIENCE, "the two do not find each other");
+        thread::sleep(Duration::from_millis(1));
+    }
+
+    let sent = [60, 512, 513, 1514, 2048].map(|len| (0..=250).cycle().take(len).collect());
+    for (from, to) in [(0, 1), (1, 0)] {
+        let sent: &[Vec<u8>] = &sent;
+        let mut sending: Burst = sent.iter().map(|bytes| frame(&pool, bytes)).collect();
+        let mut burst = Burst::new();
+        let begin = Instant::now();
+        while burst.len() < sent.len() && begin.elapsed() < PATIENCE {
+            // Buffers for its peer are what a client gives while it receives.
+            pair[to].queues[0].0.receive(&mut burst);
+            pair[from].queues[0].1.send(&mut sending);
+        }
+        assert!(burst.iter().all(|frame| frame.segments() == 1), "{burst:?}");
+        assert_eq!(contents(&burst), sent);
+        assert!(burst.iter().all(|frame| frame.headroom() == dpdk::HEADROOM_BYTES));
+    }
+    drop(pair);
     assert_eq!(pool.available(), pool.capacity());
 }
 

@@ -69,6 +69,11 @@ impl Frame for DpdkFrame {
     }
 
     #[inline]
+    fn leave_udp_checksum(&mut self, l2_len: usize, l3_len: usize) -> bool {
+        self.0.leave_udp_checksum(length(l2_len), length(l3_len))
+    }
+
+    #[inline]
     fn prefetch(&self) {
         self.0.prefetch_data();
     }

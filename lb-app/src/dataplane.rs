@@ -6,7 +6,8 @@ use dpdk::{
     Eal, EalConfig, HEADROOM_BYTES, LogLevel, MbufPool, Memory, PoolConfig, Port, PortConfig,
     Started, StartedPort, Unsupported,
 };
-use lb_config::{Config, Hugepages, Workers};
+use lb_config::{ChecksumOffload, Config, Hugepages, Workers};
+use lb_core::model::{Forward, Tunnel, TunnelKind};
 use lb_core::tables::next_hop;
 use lb_core::wire::ethernet::{HEADER_BYTES, MacAddr, TAG_BYTES, TAGS_MAX};
 use tracing::{info, warn};
@@ -18,6 +19,11 @@ use crate::workers::{available_cpus, hand_over_queues, kernel_queue};
 const DESCRIPTORS: u16 = 1024;
 /// Bytes in a buffer behind the headroom, at least: what many NICs want.
 const DATA_ROOM_MIN: usize = 2048;
+/// NICs (Intel's, of 1 and 10 Gbit/s) count the room of a buffer in these, and use no part of one: what
+/// does not fit then would come in a second buffer.
+const DATA_ROOM_STEP: usize = 1024;
+/// The frame check sequence, which some NICs put into the buffer too.
+const FCS_BYTES: usize = 4;
 /// Bytes that a buffer takes besides its data: `rte_mbuf`, the mempool's header, alignment.
 const BUFFER_OVERHEAD: usize = 256;
 
@@ -92,14 +98,20 @@ impl Dataplane {
             cpus,
             kernel: Vec::new(),
         };
+        let sends_udp_checksums = sends_udp_checksums(config);
         for port in &config.ports {
-            dataplane.add(port)?;
+            dataplane.add(port, sends_udp_checksums)?;
         }
         Ok(dataplane)
     }
 
-    fn add(&mut self, port: &lb_config::PortConfig) -> Result<(), DataplaneError> {
+    fn add(
+        &mut self,
+        port: &lb_config::PortConfig,
+        sends_udp_checksums: bool,
+    ) -> Result<(), DataplaneError> {
         let name = || port.name.clone();
+        let offload = port.checksum_offload == ChecksumOffload::Auto;
         let unconfigured = self
             .eal
             .attach(&port.device)
@@ -112,6 +124,8 @@ impl Dataplane {
                 mtu: port.mtu,
                 mac: port.mac.map(|mac| mac.0),
                 promiscuous: false,
+                check_ip_checksums: offload,
+                complete_udp_checksums: offload && sends_udp_checksums,
                 fast_free: true,
             })
             .and_then(|configured| configured.start(&self.pool))
@@ -127,7 +141,18 @@ impl Dataplane {
                 port.name
             );
         }
-        info!("port {} is {} ({}), MAC {mac}", port.name, port.device, device.driver());
+        let checksums = match (device.checks_ip_checksums(), device.completes_udp_checksums()) {
+            (false, false) => "none",
+            (true, false) => "IPv4 in",
+            (false, true) => "UDP out",
+            (true, true) => "IPv4 in, UDP out",
+        };
+        info!(
+            "port {} is {} ({}), MAC {mac}; checksums by the device: {checksums}",
+            port.name,
+            port.device,
+            device.driver()
+        );
 
         let kernel = port
             .kernel
@@ -154,10 +179,23 @@ impl Dataplane {
             mtu: port.mtu,
             addresses: port.addresses.clone(),
             kernel: port.kernel,
+            udp_checksums: device.completes_udp_checksums(),
         });
         self.devices.push(device);
         Ok(())
     }
+}
+
+/// Is there a service that a NIC can spare a checksum over whole packets? That of an IPv4 header costs
+/// less than to ask for it: the request is in a cache line of its own. And a port that may be asked
+/// loses the driver's fastest way to send, for all services; so what a reload adds is done without.
+fn sends_udp_checksums(config: &Config) -> bool {
+    config.desired.services().iter().any(|service| {
+        let spec = service.spec();
+        let over_gue =
+            matches!(spec.forward, Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { .. }, .. }));
+        over_gue && spec.backends.iter().any(|backend| backend.address.is_ipv6())
+    })
 }
 
 fn worker_cpus(workers: &Workers) -> Result<Vec<usize>, DataplaneError> {
@@ -209,8 +247,7 @@ fn start_eal(config: &Config) -> Result<Eal, DataplaneError> {
 /// some of the rest.
 fn create_pool(eal: Eal, config: &Config, workers: usize) -> Result<MbufPool, DataplaneError> {
     let mtu = config.ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(1500);
-    let frame = mtu + HEADER_BYTES + TAGS_MAX * TAG_BYTES;
-    let data_room = frame.max(DATA_ROOM_MIN) + usize::from(HEADROOM_BYTES);
+    let data_room = data_room(mtu) + usize::from(HEADROOM_BYTES);
     let memory = usize::try_from(config.dataplane.memory_mb).unwrap_or(usize::MAX) << 20;
     let fit = memory / 2 / (data_room + BUFFER_OVERHEAD);
     // Each queue full, and as many again on their way.
@@ -225,4 +262,31 @@ fn create_pool(eal: Eal, config: &Config, workers: usize) -> Result<MbufPool, Da
             ..PoolConfig::default()
         },
     )?)
+}
+
+/// Bytes behind the headroom in which every frame of a port of this MTU lies in one piece, whatever the
+/// NIC.
+fn data_room(mtu: usize) -> usize {
+    let frame = mtu + HEADER_BYTES + TAGS_MAX * TAG_BYTES + FCS_BYTES;
+    frame.max(DATA_ROOM_MIN).next_multiple_of(DATA_ROOM_STEP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What drivers reckon with beyond the MTU, at most (of i40e and others: two tags and the FCS).
+    const OVERHEAD_MAX: usize = 26;
+
+    #[test]
+    fn buffers_have_room_for_frames_as_drivers_count() {
+        for (mtu, expect) in [(1280, 2048), (1500, 2048), (2022, 2048), (2023, 3072), (9000, 9216)]
+        {
+            assert_eq!(data_room(mtu), expect, "{mtu}");
+        }
+        for mtu in 1280..=9000 {
+            let whole_steps = data_room(mtu) / DATA_ROOM_STEP * DATA_ROOM_STEP;
+            assert!(whole_steps >= mtu + OVERHEAD_MAX, "{mtu}");
+        }
+    }
 }

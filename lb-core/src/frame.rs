@@ -61,6 +61,16 @@ pub trait Frame {
         Checked::Unknown
     }
 
+    /// Leaves the checksum of a UDP header to the NIC that the frame leaves by: it is behind `l2_len`
+    /// bytes of L2 header and `l3_len` of IPv6, and its checksum is [`Sum::partial`] of the
+    /// pseudo-header. False, and nothing has changed: the frame cannot say so.
+    ///
+    /// [`Sum::partial`]: crate::wire::checksum::Sum::partial
+    #[inline]
+    fn leave_udp_checksum(&mut self, _l2_len: usize, _l3_len: usize) -> bool {
+        false
+    }
+
     /// Asks for the first bytes, to be read soon.
     fn prefetch(&self);
 }

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 
+use zerocopy::IntoBytes;
+
 use crate::burst::WorkerId;
 use crate::frame::{Checked, Frame, Frames, Io};
 use crate::tables::next_hop::PortId;
+use crate::wire::checksum::Checksum;
+use crate::wire::udp;
 
 /// Room in front of a simulated frame, in bytes: as much as DPDK leaves.
 pub const HEADROOM_BYTES: usize = 128;
@@ -22,6 +26,8 @@ pub struct SimFrame {
     pub ipv4_checked: Checked,
     /// As if there were no buffers left for others.
     pub out_of_memory: bool,
+    /// Where the UDP header lies whose checksum is the NIC's, from the frame's end.
+    udp_checksum_left: Option<usize>,
 }
 
 impl SimFrame {
@@ -43,6 +49,22 @@ impl SimFrame {
             is_split: false,
             ipv4_checked: Checked::Unknown,
             out_of_memory: false,
+            udp_checksum_left: None,
+        }
+    }
+
+    /// Is a checksum left to the NIC?
+    #[must_use]
+    pub fn is_udp_checksum_left(&self) -> bool {
+        self.udp_checksum_left.is_some()
+    }
+
+    /// What a NIC does at last: adds what it was left with to the sum that is there.
+    pub fn complete_checksum(&mut self) {
+        if let Some(from_end) = self.udp_checksum_left.take() {
+            let at = self.buffer.len() - from_end;
+            let sum = Checksum::of(&self.buffer[at..]).never_zero();
+            self.buffer[at..][udp::CHECKSUM].copy_from_slice(sum.as_bytes());
         }
     }
 }
@@ -80,6 +102,11 @@ impl Frame for SimFrame {
 
     fn ipv4_checked(&self) -> Checked {
         self.ipv4_checked
+    }
+
+    fn leave_udp_checksum(&mut self, l2_len: usize, l3_len: usize) -> bool {
+        self.udp_checksum_left = self.bytes().len().checked_sub(l2_len + l3_len);
+        self.udp_checksum_left.is_some()
     }
 
     fn prefetch(&self) {}
@@ -138,7 +165,10 @@ impl Io for SimIo {
     fn send(&mut self, port: PortId, frames: &mut Frames<SimFrame>) {
         let sent = &mut self.sent[port.index()];
         let n = frames.len().min(self.send_max.saturating_sub(sent.len()));
-        sent.extend(frames.drain(..n));
+        sent.extend(frames.drain(..n).map(|mut frame| {
+            frame.complete_checksum();
+            frame
+        }));
     }
 
     fn punt(&mut self, port: PortId, frame: SimFrame) -> Result<(), SimFrame> {

@@ -64,6 +64,7 @@ fn port_config(spec: spec::Port) -> Option<PortConfig> {
         mac: spec.mac.map(|mac| mac.value),
         mtu: spec.mtu.map_or(spec::MTU_DEFAULT, |mtu| mtu.value.0),
         kernel: value_or(spec.kernel, true),
+        checksum_offload: value_or(spec.checksum_offload, crate::ChecksumOffload::default()),
     })
 }
 

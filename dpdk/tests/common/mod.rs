@@ -17,7 +17,7 @@ pub(crate) fn adopt(eal: Eal) {
 
 pub(crate) fn eal() -> Eal {
     *EAL.get_or_init(|| {
-        Eal::start(&EalConfig { memory_mb: 64, ..EalConfig::default() }).expect("EAL starts")
+        Eal::start(&EalConfig { memory_mb: 128, ..EalConfig::default() }).expect("EAL starts")
     })
 }
 

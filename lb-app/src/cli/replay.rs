@@ -220,6 +220,7 @@ impl Replay {
                 mtu: port.mtu,
                 addresses: port.addresses.clone(),
                 kernel: port.kernel,
+                udp_checksums: false,
             })
             .collect();
         let next_hops = next_hops(&config.desired, &ports);

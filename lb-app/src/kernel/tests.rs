@@ -22,6 +22,7 @@ fn port(name: &str, mac: MacAddr, addresses: &[&str]) -> Port {
         mtu: 1400,
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
         kernel: true,
+        udp_checksums: false,
     }
 }
 

@@ -48,6 +48,7 @@ fn services() -> Vec<Remembered> {
         mtu: 1500,
         addresses: config.ports[0].addresses.clone(),
         kernel: true,
+        udp_checksums: false,
     };
     let ports = [port].into();
     let hops = NextHops::new();

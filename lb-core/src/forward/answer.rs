@@ -109,7 +109,13 @@ fn answer<F: Frame>(
     if !sender.is_station() {
         return Err(DropReason::NotOurs);
     }
-    let back = HopEntry { macs: [sender, port.mac], out: port_id, vlan: None, mtu: port.mtu };
+    let back = HopEntry {
+        macs: [sender, port.mac],
+        out: port_id,
+        vlan: None,
+        mtu: port.mtu,
+        udp_checksums: false,
+    };
     let l2 = L2Header::new(&back, port_id, l2_bytes);
     let quote_max = usize::from(bytes_max) - ip_bytes - icmp::HEADER_BYTES;
     frame.truncate(l3_offset + usize::from(meta.packet_len).min(quote_max));

@@ -44,19 +44,52 @@ pub fn forward<F: Frame>(
         checksum: Checksum::ZERO, // over IPv4: none (RFC 768)
     };
     header.write_to_prefix(inside.bytes).map_err(|_| DropReason::NoHeadroom)?;
-    if let Some(addresses) = inside.ipv6_addresses {
-        // Over IPv6 there has to be one (RFC 8200 §8.1).
-        let (shim, packet) =
-            inside.bytes.split_at_mut_checked(shim_bytes).ok_or(DropReason::NoHeadroom)?;
-        let sum = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]).plus(header.as_bytes());
-        let sum = match known_sum(meta, packet) {
-            Some((more, less)) => sum.join(more).minus(less),
-            None => sum.plus(packet),
-        };
-        let place = shim.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
-        place.copy_from_slice(sum.checksum().never_zero().as_bytes());
+    match inside.ipv6_addresses {
+        Some(addresses) => put_checksum(frame, meta, hop, addresses, len),
+        None => Ok(()),
     }
+}
+
+/// Over IPv6 there has to be a checksum (RFC 8200 §8.1). What would have to be read whole for it is
+/// left to the NIC where it can be, which reads all of the packet anyway. `len` bytes from the UDP
+/// header on are the frame's last.
+#[inline(always)]
+fn put_checksum<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    addresses: Sum,
+    len: u16,
+) -> Result<(), DropReason> {
+    let pseudo_header = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]);
+    let udp_at = frame.bytes().len().saturating_sub(len.into());
+    let datagram = frame.bytes().get(udp_at..).ok_or(DropReason::NoHeadroom)?;
+    let (header, packet) =
+        datagram.split_at_checked(size_of::<Udp>()).ok_or(DropReason::NoHeadroom)?;
+    let sum = match known_sum(meta, packet) {
+        Some((more, less)) => Some(pseudo_header.plus(header).join(more).minus(less)),
+        None if hop.udp_checksums => None,
+        None => Some(pseudo_header.plus(datagram)),
+    };
+    let checksum = match sum {
+        Some(sum) => sum.checksum().never_zero(),
+        None => leave_checksum(frame, udp_at, &pseudo_header),
+    };
+    let datagram = frame.bytes_mut().get_mut(udp_at..).ok_or(DropReason::NoHeadroom)?;
+    let place = datagram.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
+    place.copy_from_slice(checksum.as_bytes());
     Ok(())
+}
+
+/// Asks the NIC; what it has to find in the checksum's place.
+#[inline(never)]
+fn leave_checksum<F: Frame>(frame: &mut F, udp_at: usize, pseudo_header: &Sum) -> Checksum {
+    let l2_len = udp_at.saturating_sub(ipv6::HEADER_BYTES);
+    if frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES) {
+        return pseudo_header.partial();
+    }
+    let datagram = frame.bytes().get(udp_at..).unwrap_or_default();
+    pseudo_header.plus(datagram).checksum().never_zero()
 }
 
 /// What to add and what to subtract for the sum over a packet, without reading all of it: a segment
@@ -163,5 +196,36 @@ mod tests {
         let meta = parsed(&frame);
         frame[14 + 20 + udp::LEN.start + 1] -= 1;
         assert!(known_sum(&meta, &frame[14..]).is_none());
+    }
+
+    fn sent(packet: &Packet, ends: &Ends, udp_checksums: bool) -> SimFrame {
+        let frame = packet.frame();
+        let mut sim = SimFrame::new(&frame);
+        let hop = HopEntry { udp_checksums, ..hop(0, None, 1600) };
+        let meta = Meta { rule: Rule::Flow, ..parsed(&frame) };
+        forward(&mut sim, &meta, &hop, LAN, ends, 6080).unwrap();
+        sim
+    }
+
+    #[test]
+    fn what_the_nic_completes_is_what_we_would_have_written() {
+        let over_ipv6 = Ends::Ipv6 { src: [7; 16], dst: [8; 16], vary_bits: 0 };
+        let over_ipv4 = Ends::Ipv4 { src: [10, 0, 0, 2], dst: [10, 2, 0, 1], vary_bits: 0 };
+        for len in [0, 1, 2, 777, 1400] {
+            for tags in [&[][..], &[(0x8100, 7)]] {
+                let packet = Packet::udp("198.51.100.7:40000", "10.0.0.100:80")
+                    .with(|p| (p.payload, p.tags) = (vec![0xa5; len], tags.to_vec()));
+                let known = sent(&packet, &over_ipv6, true);
+                assert!(!known.is_udp_checksum_left(), "it need not be read");
+                let packet = packet.with(|p| p.options = vec![1; 4]);
+                let mut left = sent(&packet, &over_ipv6, true);
+                let whole = sent(&packet, &over_ipv6, false);
+                assert!(left.is_udp_checksum_left() && !whole.is_udp_checksum_left());
+                assert_ne!(left.bytes(), whole.bytes());
+                left.complete_checksum();
+                assert_eq!(left.bytes(), whole.bytes(), "{len} {tags:?}");
+                assert!(!sent(&packet, &over_ipv4, true).is_udp_checksum_left(), "there is none");
+            }
+        }
     }
 }

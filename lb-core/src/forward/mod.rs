@@ -170,7 +170,7 @@ pub(crate) mod tests {
 
     /// The way to [`SERVER`] through a port.
     pub(crate) fn hop(out: u8, vlan: Option<u16>, mtu: u16) -> HopEntry {
-        HopEntry { macs: [SERVER, OURS], out: PortId(out), vlan, mtu }
+        HopEntry { macs: [SERVER, OURS], out: PortId(out), vlan, mtu, udp_checksums: false }
     }
 
     /// Tags that a frame has, the way that it takes, and the tags that it leaves with.

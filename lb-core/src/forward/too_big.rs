@@ -77,6 +77,7 @@ pub fn handle<F: Frame>(
     if !can_be_cut {
         return Err(DropReason::TooBig);
     }
-    whole(frame, &HopEntry { mtu: u16::MAX, ..*hop })?;
+    // No NIC ever sees the whole.
+    whole(frame, &HopEntry { mtu: u16::MAX, udp_checksums: false, ..*hop })?;
     split::split(frame, hop, place, state, counters)
 }

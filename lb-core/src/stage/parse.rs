@@ -176,6 +176,7 @@ pub(crate) mod tests {
             mtu: 1500,
             addresses: Vec::new(),
             kernel: true,
+            udp_checksums: false,
         };
         let mut burst = burst_of([frame]);
         parse(&mut burst, &port);

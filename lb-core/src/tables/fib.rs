@@ -224,6 +224,7 @@ mod tests {
             mtu: 1500 + u16::from(n),
             addresses: Vec::new(),
             kernel: true,
+            udp_checksums: false,
         };
         vec![port(0), port(1)]
     }

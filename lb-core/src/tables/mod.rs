@@ -253,6 +253,8 @@ pub struct HopEntry {
     pub vlan: Option<u16>,
     /// Largest packet, in bytes.
     pub mtu: u16,
+    /// See [`Port::udp_checksums`].
+    pub udp_checksums: bool,
 }
 
 impl HopEntry {
@@ -260,7 +262,13 @@ impl HopEntry {
     #[must_use]
     pub fn new(hop: &NextHop, ports: &[Port]) -> Option<Self> {
         let port = ports.get(hop.port.index())?;
-        Some(Self { macs: [hop.mac, port.mac], out: hop.port, vlan: hop.vlan, mtu: port.mtu })
+        Some(Self {
+            macs: [hop.mac, port.mac],
+            out: hop.port,
+            vlan: hop.vlan,
+            mtu: port.mtu,
+            udp_checksums: port.udp_checksums,
+        })
     }
 }
 

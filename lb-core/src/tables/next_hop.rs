@@ -35,6 +35,8 @@ pub struct Port {
     pub addresses: Vec<IpNet>,
     /// Does the kernel take what is not a service's?
     pub kernel: bool,
+    /// May frames that leave by it leave their UDP checksum to the NIC?
+    pub udp_checksums: bool,
 }
 
 impl Port {

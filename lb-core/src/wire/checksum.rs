@@ -113,6 +113,14 @@ impl Sum {
         Self(self.0 + (ALL_ONES - other.0))
     }
 
+    /// Folded, but not complemented: what a NIC wants to find that adds the rest and complements.
+    #[inline]
+    #[must_use]
+    pub fn partial(self) -> Checksum {
+        let Checksum([a, b]) = self.checksum();
+        Checksum([!a, !b])
+    }
+
     /// Folds the carries in and complements (RFC 1071 §4.1).
     #[inline]
     #[must_use]

@@ -102,6 +102,7 @@ impl World {
             mtu: 1500,
             addresses: vec!["10.0.0.2/8".parse().unwrap(), "fd00::2/32".parse().unwrap()],
             kernel: true,
+            udp_checksums: false,
         };
         let ports: Arc<[Port]> = [port].into();
         let nothing = DesiredState::empty(HashKey([7; 16]));

@@ -13,6 +13,7 @@ pub(crate) fn ports() -> Arc<[Port]> {
         mtu,
         addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
         kernel: true,
+        udp_checksums: false,
     };
     [port(0, 1500, &["10.0.0.2/24", "fd00::2/64"]), port(1, 1600, &["10.1.0.2/24"])].into()
 }
@@ -258,6 +259,7 @@ fn a_static_mac_leaves_by_the_named_port_its_subnet_s_or_the_first() {
             out: PortId(port),
             vlan: None,
             mtu: ports()[usize::from(port)].mtu,
+            udp_checksums: false,
         });
         assert_eq!(hops.first().copied(), expect, "{address} {interface:?}");
         assert_eq!(tables.services[0].slots.is_empty(), expect.is_none());

@@ -30,6 +30,7 @@ pub(crate) fn check(input: &[u8]) {
         mtu: 1500,
         addresses: Vec::new(),
         kernel: true,
+        udp_checksums: false,
     };
     let mut burst = Burst::default();
     burst.refill(PortId(0), |frames| frames.push(frame));

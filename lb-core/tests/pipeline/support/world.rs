@@ -40,7 +40,7 @@ impl World {
     }
 }
 
-/// Three ports; the last is narrow and has neither addresses nor a kernel side.
+/// Three ports; the NIC of the second completes checksums; the last is narrow and has neither addresses nor a kernel side.
 fn fixed_ports() -> Vec<Port> {
     let port = |n: u8, mtu, addresses: &[&str], kernel| Port {
         name: format!("port{n}"),
@@ -48,6 +48,7 @@ fn fixed_ports() -> Vec<Port> {
         mtu,
         addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
         kernel,
+        udp_checksums: n == 1,
     };
     vec![
         port(0, 1500, &["10.0.0.2/24", "fd00::2/64"], true),
