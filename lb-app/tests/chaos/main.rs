@@ -55,7 +55,7 @@ use crate::verdict::Row;
 const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Serialize)]
-struct Result<'a> {
+struct Judgement<'a> {
     options: &'a Options,
     rows: &'a [Row],
 }
@@ -85,8 +85,8 @@ fn main() -> ExitCode {
     println!("chaos: seed {}", options.seed);
     let rows = run(&chosen, &options);
     if let Some(file) = &options.json {
-        let result = Result { options: &options, rows: &rows };
-        let json = serde_json::to_string_pretty(&result).expect("is plain data");
+        let judgement = Judgement { options: &options, rows: &rows };
+        let json = serde_json::to_string_pretty(&judgement).expect("is plain data");
         fs::write(file, json).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
     verdict::print(&rows, options.seed);
