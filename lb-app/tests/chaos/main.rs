@@ -74,7 +74,11 @@ fn main() -> ExitCode {
         for Scenario { name, .. } in SCENARIOS {
             println!("{name}");
         }
-        return ExitCode::from(if options.list { 0 } else { 2 });
+        if options.list {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("chaos: these are the scenarios; none was chosen by {:?}", options.only);
+        return ExitCode::from(2);
     }
     if !nix::unistd::geteuid().is_root() {
         eprintln!("chaos: it makes network namespaces, and needs root: sudo scripts/chaos");
