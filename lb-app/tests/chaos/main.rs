@@ -55,7 +55,7 @@ use crate::verdict::Row;
 const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Serialize)]
-struct Result<'a> {
+struct Judgement<'a> {
     options: &'a Options,
     rows: &'a [Row],
 }
@@ -74,7 +74,11 @@ fn main() -> ExitCode {
         for Scenario { name, .. } in SCENARIOS {
             println!("{name}");
         }
-        return ExitCode::from(if options.list { 0 } else { 2 });
+        if options.list {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("chaos: these are the scenarios; none was chosen by {:?}", options.only);
+        return ExitCode::from(2);
     }
     if !nix::unistd::geteuid().is_root() {
         eprintln!("chaos: it makes network namespaces, and needs root: sudo scripts/chaos");
@@ -85,8 +89,8 @@ fn main() -> ExitCode {
     println!("chaos: seed {}", options.seed);
     let rows = run(&chosen, &options);
     if let Some(file) = &options.json {
-        let result = Result { options: &options, rows: &rows };
-        let json = serde_json::to_string_pretty(&result).expect("is plain data");
+        let judgement = Judgement { options: &options, rows: &rows };
+        let json = serde_json::to_string_pretty(&judgement).expect("is plain data");
         fs::write(file, json).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
     verdict::print(&rows, options.seed);
