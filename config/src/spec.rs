@@ -182,7 +182,7 @@ table! {
         interval: Optional<Duration> = "2s",
         /// Time for an answer, at most the interval.
         timeout: Optional<Duration> = "1s",
-        /// So many successes in a row bring a failed backend back.
+        /// So many successes in a row bring a failed backend back; its very first one does alone.
         rise: Optional<Within<u32, 1, { CHECK_RUN_MAX as i64 }>> = 2,
         /// So many failures in a row make a backend fail. The very first check decides alone.
         fall: Optional<Within<u32, 1, { CHECK_RUN_MAX as i64 }>> = 3,

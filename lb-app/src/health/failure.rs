@@ -79,7 +79,7 @@ impl From<io::Error> for Failure {
         }
         let code = error.raw_os_error().map(Errno::from_raw);
         match (code, error.kind()) {
-            // No file, no memory, no port, no right; as `man 2 socket`, `connect` and `sendto` have it.
+            // No file, no memory, no port, no right (`man 2 socket`, `connect`, `sendto`).
             (
                 Some(
                     Errno::EMFILE

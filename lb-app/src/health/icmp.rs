@@ -110,8 +110,8 @@ impl Pinger {
     }
 }
 
-/// Where the kernel allows it (`net.ipv4.ping_group_range`), a socket that gets the answers to its own
-/// pings only; else one that gets all ICMP messages of the machine.
+/// Where the kernel allows it (`net.ipv4.ping_group_range`), a socket that gets the answers to its
+/// own pings only; else one that gets all ICMP messages of the machine.
 fn open(domain: Domain, protocol: Protocol) -> io::Result<(UdpSocket, bool)> {
     let (socket, is_raw) = match Socket::new(domain, Type::DGRAM, Some(protocol)) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -15,12 +15,14 @@ pub(super) enum Verdict {
 /// Judges a target by the answers to its checks.
 ///
 /// **First** answer: decides at once, so that after a start no flow is given to a backend that is
-/// down. Later, `fall` failures or `rise` successes in a row change the verdict.
+/// down. If that was bad, the first good one decides, too: the network may have been later than we.
+/// From then on, `fall` failures or `rise` successes in a row change the verdict.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Judge {
     verdict: Verdict,
     /// Answers in a row that speak against the verdict.
     run: u32,
+    was_healthy: bool,
 }
 
 impl Judge {
@@ -33,6 +35,7 @@ impl Judge {
         let (says, needed) = match (is_good, self.verdict) {
             (true, Verdict::Unknown) => (Verdict::Healthy, 1),
             (false, Verdict::Unknown) => (Verdict::Failed, 1),
+            (true, _) if !self.was_healthy => (Verdict::Healthy, 1),
             (true, _) => (Verdict::Healthy, check.rise),
             (false, _) => (Verdict::Failed, check.fall),
         };
@@ -42,7 +45,8 @@ impl Judge {
         }
         self.run += 1;
         if self.run >= needed {
-            *self = Self { verdict: says, run: 0 };
+            let was_healthy = self.was_healthy || says == Verdict::Healthy;
+            *self = Self { verdict: says, run: 0, was_healthy };
         }
     }
 }
@@ -55,8 +59,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Are so few healthy that the checks are more likely to be wrong than the backends down, or that
-    /// those few could not bear the load?
+    /// Are so few healthy that the checks are more likely to be wrong than the backends down, or
+    /// that those few could not bear the load?
     pub(super) fn is_panic(self, check: &HealthCheck) -> bool {
         let healthy = self.active - self.failed;
         healthy * 100 < self.active * usize::from(check.panic_below)
@@ -93,11 +97,10 @@ mod tests {
         for (rise, fall, answers, expected) in [
             (2, 3, "+---", "hhhf"),
             (2, 3, "+--+---", "hhhhhhf"),
-            (2, 3, "-+-++", "ffffh"),
-            (2, 3, "-++--+---", "ffhhhhhhf"),
+            (2, 3, "+---+-++", "hhhffffh"),
+            (2, 3, "+---++--+---", "hhhffhhhhhhf"),
             (1, 1, "+-+-", "hfhf"),
             (3, 1, "+-++-+++", "hffffffh"),
-            (100, 100, "-+", "ff"),
         ] {
             assert_eq!(verdicts(answers, &check(rise, fall)), expected, "{answers}");
         }
@@ -108,10 +111,12 @@ mod tests {
         assert_eq!(Judge::default().verdict(), Verdict::Unknown);
         assert_eq!(verdicts("-", &check(9, 9)), "f");
         assert_eq!(verdicts("+", &check(9, 9)), "h");
+        assert_eq!(verdicts("--+--", &check(9, 2)), "ffhhf", "and the first good one");
     }
 
     proptest! {
-        /// The verdict is what the last run of `rise` or `fall` equal answers said, or the first.
+        /// The verdict is what the last run of `rise` or `fall` equal answers said; but a first answer
+        /// is long enough, and so is the first good one.
         #[test]
         fn a_verdict_is_the_last_long_run(
             rise in 1_u32..5,
@@ -124,7 +129,12 @@ mod tests {
                 judge.take(*answer, &check);
             }
             let mut expected = answers[0];
+            let first_good = answers.iter().position(|answer| *answer);
             for end in 1..=answers.len() {
+                if first_good == Some(end - 1) {
+                    expected = true;
+                    continue;
+                }
                 let run_of = |good: bool, len: u32| {
                     let len = len as usize;
                     end >= len && answers[end - len..end].iter().all(|answer| *answer == good)

@@ -165,8 +165,8 @@ impl Schedule {
         Some(entry.judge)
     }
 
-    /// Begins all checks that are due, as far as there may be more. Returns when the next is due; none
-    /// is while no more may be begun: then the end of one is waited for.
+    /// Begins all checks that are due, as far as there may be more. Returns when the next is due;
+    /// none is while no more may be begun: then the end of one is waited for.
     fn begin_due(&mut self) -> Option<Instant> {
         let now = Instant::now();
         loop {

@@ -16,6 +16,7 @@ mod config;
 mod decap;
 mod fragments;
 mod fullnat;
+mod health;
 mod lan;
 mod nat;
 mod netns;
@@ -91,6 +92,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
         let name = format!("{setup}: fullnat, without a way back");
         let fullnat = trial(name, move || fullnat::without_a_way_back(setup));
         trials.push(fullnat.with_ignored_flag(too_few_cpus));
+        let name = format!("{setup}: health checks, through the port");
+        let health = trial(name, move || health::through_the_port(setup));
+        trials.push(health.with_ignored_flag(too_few_cpus));
         let name = format!("{setup}: two ports, and backends behind a gateway");
         let trial = trial(name, move || routed::through_a_gateway(setup));
         trials.push(trial.with_ignored_flag(too_few_cpus));

@@ -139,6 +139,21 @@ impl Weir {
         logged
     }
 
+    /// How many lines have been logged.
+    pub(crate) fn logged(&self) -> usize {
+        self.log.count()
+    }
+
+    /// Is there a line with this in it, from the line `from` on?
+    pub(crate) fn has_logged(&self, from: usize, text: &str) -> bool {
+        self.log.since(from).iter().any(|line| line.contains(text))
+    }
+
+    /// Waits until a line with this in it is logged, from the line `from` on.
+    pub(crate) fn wait_for_line(&self, from: usize, text: &str) {
+        self.wait_for(from, |line| line.contains(text).then_some(0), text);
+    }
+
     /// The counters as of now.
     pub(crate) fn counters(&mut self) -> Counters {
         let printed = self.printed.count();

@@ -15,23 +15,21 @@ use super::servers::refusing;
 use super::{Checkers, check, http, is_failed, target};
 
 const BACKENDS: u32 = 10_000;
-const SECONDS: usize = 10;
+const SECONDS: u64 = 10;
 
-/// Seconds that the threads of this name have run, in user and kernel mode.
-fn cpu_seconds(name: &str) -> f64 {
+/// Seconds that the threads of this name have run, in user and kernel mode; and that they could have,
+/// but had to wait for a CPU (`Documentation/scheduler/sched-stats.rst`).
+fn cpu_seconds(name: &str) -> (f64, f64) {
     let threads = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let mine = threads
         .filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name));
-    let ticks = mine.map(|task| {
-        let stat = fs::read_to_string(task.join("stat")).unwrap();
-        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-        // `man 5 proc_pid_stat`: utime and stime, fields 14 and 15 of all.
-        fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()
-    });
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
-    #[expect(clippy::cast_precision_loss, reason = "a hundred or so")]
-    let per_second = per_second as f64;
-    ticks.sum::<f64>() / per_second
+    let mut sum = (0.0, 0.0);
+    for thread in mine {
+        let stat = fs::read_to_string(thread.join("schedstat")).unwrap();
+        let ns: Vec<f64> = stat.split_whitespace().map(|ns| ns.parse().unwrap()).collect();
+        sum = (sum.0 + ns[0] / 1e9, sum.1 + ns[1] / 1e9);
+    }
+    sum
 }
 
 /// Answers every connection with `page`, if there is one, and ends it; on threads of its own, which
@@ -76,20 +74,26 @@ async fn measure(what: &str, check: HealthCheck, page: Option<&'static [u8]>) ->
     let failed = hosts.iter().filter(|at| is_failed(&health, **at)).count();
     assert_eq!(failed, BACKENDS as usize / 10);
     let begin = Instant::now();
-    let before = (cpu_seconds("health"), cpu_seconds("server"), made.load(Ordering::Relaxed));
-    sleep(Duration::from_secs(SECONDS as u64)).await;
+    let before = (cpu_seconds("health"), made.load(Ordering::Relaxed));
+    sleep(Duration::from_secs(SECONDS)).await;
     let seconds = begin.elapsed().as_secs_f64();
-    let share = (cpu_seconds("health") - before.0) / seconds;
-    let servers = (cpu_seconds("server") - before.1) / seconds;
-    let made = made.load(Ordering::Relaxed) - before.2;
+    let after = (cpu_seconds("health"), made.load(Ordering::Relaxed));
+    let (ran, waited) = (after.0.0 - before.0.0, after.0.1 - before.0.1);
+    // Nine of ten connect.
+    let checks = f64::from(u32::try_from(after.1 - before.1).unwrap()) * 10.0 / 9.0;
+    let per_second = f64::from(BACKENDS) / check.interval.as_secs_f64();
+    let share = ran / checks * per_second;
     println!(
-        "{what}: {BACKENDS} backends, {made} connections in {seconds:.1} s: {share:.3} of a core, \
-         and {servers:.3} for the server"
+        "{what}: {checks:.0} checks in {seconds:.1} s took {:.1} us each: {share:.3} of a core for \
+         {per_second} a second; waited for a CPU {:.0} % of the time",
+        ran / checks * 1e6,
+        waited / seconds * 100.0
     );
-    // Nine of ten connect, each every two seconds.
-    let expected = BACKENDS as usize * 9 / 10 * SECONDS / 2;
-    assert!(made * 100 >= expected * 85, "{made} of {expected}: checks are late");
-    assert_eq!(checkers.health(), health, "nobody flaps");
+    // On a busy machine they may be late; else every backend has its turn.
+    if waited < 0.3 * seconds {
+        assert!(checks / seconds > 0.9 * per_second, "{checks} in {seconds} s: checks are late");
+        assert_eq!(checkers.health(), health, "nobody flaps");
+    }
     share
 }
 

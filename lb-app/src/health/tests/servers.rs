@@ -117,8 +117,8 @@ async fn answer(stream: TcpStream, manner: Manner) {
     }
 }
 
-/// A web server. `/healthz` is good, `/moved` leads elsewhere, `/broken` is not good, `/host` is good
-/// if asked for the right site, `/slow` comes late.
+/// A web server. `/healthz` is good, `/moved` leads elsewhere, `/broken` is not good, `/host` is
+/// good if asked for the right site, `/slow` comes late.
 pub(super) async fn web() -> SocketAddr {
     let listener = TcpListener::bind(loopback(0)).await.unwrap();
     let at = listener.local_addr().unwrap();

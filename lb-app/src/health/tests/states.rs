@@ -36,9 +36,9 @@ async fn a_backend_fails_and_recovers() {
     assert!(end.elapsed() >= check.interval * 2 * 8 / 10, "{:?}", end.elapsed());
 
     let _again = serve_at(at, Close).await;
-    let came = Instant::now();
+    let begin = Instant::now();
     until(&mut checkers, "it recovers", |health| !is_failed(health, at)).await;
-    assert!(came.elapsed() >= check.interval * 8 / 10, "{:?}", came.elapsed());
+    assert!(begin.elapsed() >= check.interval * 8 / 10, "{:?}", begin.elapsed());
     assert!(is_failed(&checkers.health(), dead) && !is_failed(&checkers.health(), good.at));
 }
 
@@ -97,8 +97,8 @@ async fn all_serve_in_a_panic() {
     until(&mut checkers, "all that count are healthy", |health| health.failed_len() == 3).await;
 }
 
-/// Orders come one after another while checks hang: the last ones are obeyed, every connection of the
-/// others is ended, and so is every one at the end.
+/// Orders come one after another while checks hang: the last ones are obeyed, every connection of
+/// the others is ended, and so is every one at the end.
 #[tokio::test]
 async fn a_storm_of_orders_loses_nothing() {
     let any = serve_at((IpAddr::from([0, 0, 0, 0]), 0).into(), Hang).await;
