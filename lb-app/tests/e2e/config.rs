@@ -22,6 +22,8 @@ pub(crate) struct Port {
     pub(crate) mac: String,
     /// Each with its prefix length.
     pub(crate) addresses: Vec<String>,
+    /// More keys, a line each.
+    pub(crate) more: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,11 +72,11 @@ impl fmt::Display for Config {
              [dataplane]\nworkers = {cpus:?}\nhugepages = \"{hugepages}\"\n\
              memory_mb = {memory_mb}\n"
         )?;
-        for Port { name, device, mac, addresses } in ports {
+        for Port { name, device, mac, addresses, more } in ports {
             write!(
                 f,
                 "\n[[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nmac = \"{mac}\"\n\
-                 addresses = {addresses:?}\n"
+                 addresses = {addresses:?}\n{more}"
             )?;
         }
         services.iter().try_for_each(|service| write!(f, "\n{service}"))

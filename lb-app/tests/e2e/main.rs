@@ -11,6 +11,7 @@
 )]
 
 mod backend;
+mod checksums;
 mod client;
 mod config;
 mod decap;
@@ -69,6 +70,8 @@ fn main() -> ExitCode {
 
 fn trials(shared: &Shared) -> Vec<Trial> {
     let mut trials = vec![trial("the tests' own tunnel end".to_owned(), tunnels::all_combinations)];
+    let name = "checksums by the device and by the balancer, in every mode";
+    trials.push(trial(name.to_owned(), checksums::device_and_balancer_agree));
     trials.extend(
         REFUSALS
             .iter()

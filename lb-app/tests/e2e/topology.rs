@@ -74,7 +74,7 @@ impl Segment {
         segment
     }
 
-    fn bridge(self) -> String {
+    pub(crate) fn bridge(self) -> String {
         format!("br{}", self.index)
     }
 
@@ -121,6 +121,7 @@ impl Segment {
             },
             mac: format!("02:00:00:00:00:0{index}"),
             addresses: vec![format!("{v4}/24"), format!("{v6}/64")],
+            more: String::new(),
         }
     }
 }
