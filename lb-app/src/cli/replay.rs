@@ -15,6 +15,7 @@ use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
+use lb_core::flow_hash::reduce;
 use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::SERVICES_MAX;
@@ -311,7 +312,9 @@ impl Replay {
                     backends.get(usize::from(meta.backend))
                 };
                 decision.backend = backend.map(|backend| backend.address);
-                decision.slot = (!is_return).then_some(meta.slot);
+                // Of a pool's connection, `meta` has its place there.
+                let slot = service.map(|service| reduce(meta.hash, service.slots.len()));
+                decision.slot = slot.filter(|_| !is_return);
                 decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
                 decision.verdict = if is_answered { ANSWER } else { SEND };
                 decision.rule = match meta.rule {
