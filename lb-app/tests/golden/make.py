@@ -21,6 +21,7 @@ from scapy.utils import wrpcap
 # Each adds its cases; in this order, because client ports and identifications are counted.
 from topics import headers, bad, kernel, match, protocols  # isort: skip
 from topics import fragments, icmp, too_big, mss, sources  # isort: skip
+from topics import nat, fullnat, fullnat_icmp, client_address  # isort: skip
 
 write(CONFIGS)
 if len(sys.argv) > 1:

@@ -6,7 +6,7 @@ import itertools
 import struct
 
 from scapy.contrib.igmp import IGMP
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_RR
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_RR
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
@@ -17,6 +17,7 @@ from scapy.layers.inet6 import (
     ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrRouting,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q
@@ -30,5 +31,8 @@ from .files import *
 from .flow_hash import *
 from .frames import *
 from .leaving import *
+from .open import *
 from .packets import *
+from .translated import *
+from .translators import *
 from .ways import *

@@ -8,7 +8,9 @@ from .leaving import forwarded, hash_of, too_big
 
 @dataclass
 class Step:
-    """A frame that comes in, what is said of it, and what leaves for it."""
+    """A frame that comes in, what is said of it, and what leaves for it. The frame is an Out where
+    it depends on what left before.
+    """
 
     frame: bytes
     expect: tuple

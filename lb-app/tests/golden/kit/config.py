@@ -65,9 +65,13 @@ def port(name="lan0", mtu=1500, mac=OUR_MAC, net="10.0.0", net6="fd00", **more):
     } | more
 
 
-def service(name, address, port, protocol, forward, backend, mac, interface=None, **more):
+def service(
+    name, address, port, protocol, forward, backend, mac, interface=None, backend_port=None, **more
+):
     """A service with one backend, so that what is chosen does not depend on the lookup table."""
     backend = {"address": backend, "mac": mac}
+    if backend_port:
+        backend["port"] = backend_port
     if interface:
         backend["interface"] = interface
     head = {"name": name, "address": address, "port": port, "protocol": protocol}

@@ -9,6 +9,7 @@ from .leaving import Out
 
 HERE = Path(__file__).resolve().parent.parent
 
+
 def shared_tail(data, frames):
     """The longest end of `data` that is some frame's: (length, which frame, its start there)."""
     best = (0, 0, 0)
@@ -22,8 +23,9 @@ def shared_tail(data, frames):
 
 
 def text(out, frames=()):
-    """Hex; stretches of PATTERN as <start:length>, open bytes as {name:length}, and an end that is
-    also in one of `frames` as (frame:start:length), frames counted from 0.
+    """Hex; stretches of PATTERN as <start:length>, open bytes as {name:length}, checksums that depend
+    on them as {=names:base}, and an end that is also in one of `frames` as (frame:start:length),
+    frames counted from 0.
     """
     data, wild = out.bytes, {at: (length, name) for at, length, name in out.wild}
     parts, at, tail = [], 0, ""
@@ -33,7 +35,8 @@ def text(out, frames=()):
     while at < len(data):
         if at in wild:
             length, name = wild[at]
-            parts.append(f"{{{name}:{length}}}")
+            what = data[at : at + length].hex() if name.startswith("=") else length
+            parts.append(f"{{{name}:{what}}}")
             at += length
             continue
         limit = min((w for w in wild if w > at), default=len(data))
@@ -65,19 +68,22 @@ def verdict(step):
 def record(case):
     outs = []
     names = iter("abcdefghijklmnopqrstuvwxyz")
+    # What has open bytes is not referred to.
+    known = [b"" if isinstance(step.frame, Out) else step.frame for step in case.steps]
     for place in case.order:
         step = case.steps[place]
         # Each datagram that is cut has a name of its own for its id.
-        mine = next(names) if any(out.wild for out in step.outs) else None
+        is_cut = any(name == "a" for out in step.outs for _, _, name in out.wild)
+        mine = next(names) if is_cut else None
         for out in step.outs:
             named = tuple(
-                (at, length, mine if name != "_" else name) for at, length, name in out.wild
+                (at, length, mine if name == "a" else name) for at, length, name in out.wild
             )
-            outs.append(text(Out(out.bytes, named), [step.frame for step in case.steps]))
+            outs.append(text(Out(out.bytes, named), known))
     frames = []
     for i, step in enumerate(case.steps):
-        before = [step.frame for step in case.steps[:i]]
-        frames.append([round(step.at * 1_000_000), text(Out(step.frame), before)])
+        frame = step.frame if isinstance(step.frame, Out) else Out(step.frame)
+        frames.append([round(step.at * 1_000_000), text(frame, known[:i])])
     record = {"name": case.name, "config": case.config.file} | case.flags
     return record | {"in": frames, "verdicts": list(map(verdict, case.steps)), "out": outs}
 

@@ -124,12 +124,17 @@ def fixed_header(packet, **fields):
 _idents = iter(range(0x2000, 0x10000))
 
 
-def cut(packet, ranges, extensions=()):
+def new_ident():
+    """For a datagram in pieces."""
+    return next(_idents)
+
+
+def cut(packet, ranges, extensions=(), ident=None):
     """The fragments of a packet that scapy built: one for each (from, to) of its payload, `to` None
     for the end. `extensions` are IPv6 headers that every fragment has. Each datagram has an id of
-    its own.
+    its own, if none is given.
     """
-    ident = next(_idents)
+    ident = new_ident() if ident is None else ident
     whole = bytes(packet)
     if whole[0] >> 4 == 4:
         header_len = (whole[0] & 15) * 4
@@ -139,7 +144,7 @@ def cut(packet, ranges, extensions=()):
             end = len(payload) if end is None else end
             piece = packet.copy()
             piece.remove_payload()
-            piece.proto, piece.id, piece.frag = whole[9], ident, start // 8
+            piece.proto, piece.id, piece.frag = whole[9], ident & 0xFFFF, start // 8
             piece.flags = "MF" if end < len(payload) else 0
             pieces.append(bytes(piece / Raw(payload[start:end])))
         return pieces

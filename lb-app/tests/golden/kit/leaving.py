@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 
 from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6
 from scapy.layers.l2 import GRE
 from scapy.packet import Raw
 
@@ -17,8 +17,12 @@ OUTER_HEADER = {4: 20, 6: 40}
 
 @dataclass
 class Out:
-    """A frame that leaves. `wild` are bytes that the specification leaves open: (offset, length,
-    name); what has a name is equal wherever the name is, and "_" is anything.
+    """A frame, and which of its bytes are open: (offset, length, name), see [`opened`] for names
+    that begin with "=".
+
+    What has a name is equal wherever the name is in the case, or in the frame if it begins with "_";
+    "_" alone is anything. "a" stands for the id of a datagram, and gets a letter of its own for each
+    that is cut. "P" and what follows is a port of a pool, "A" and the same an address of it.
     """
 
     bytes: bytes
@@ -59,8 +63,13 @@ def outer_source(config, service, flow_hash):
         bits = min(prefix.max_prefixlen - prefix.prefixlen, 64)
         host = flow_hash & ((1 << bits) - 1)
         return str(prefix.network_address + host)
-    addresses = config.out_port(service)["addresses"]
-    return next(str(i.ip) for i in map(ipaddress.ip_interface, addresses) if i.version == fam)
+    return address_of(config.out_port(service), fam)
+
+
+def address_of(port, fam):
+    """A port's own address of a family."""
+    interfaces = map(ipaddress.ip_interface, port["addresses"])
+    return next(str(i.ip) for i in interfaces if i.version == fam)
 
 
 def encapsulate(config, service, packet, flow_hash):
@@ -123,18 +132,30 @@ def forwarded(config, service, frame, flow_hash, name="a"):
 
 def too_big(config, service, frame):
     """The ICMP error that says so, out of the port that the frame came by."""
+    return answered(config, frame, mtu=config.out_port(service)["mtu"] - overhead(service))
+
+
+def answered(config, frame, mtu=None, as_router=False):
+    """The ICMP error that answers a frame, out of the port that it came by: so much would fit; or,
+    without `mtu`, it has no hop left. From the address that the frame was for, or the port's.
+    """
     packet = ip_packet(frame)
-    mtu = config.out_port(service)["mtu"] - overhead(service)
-    if packet[0] >> 4 == 4:
+    version = packet[0] >> 4
+    if version == 4:
         src, dst = packet[12:16], packet[16:20]
-        header = IP(src=address(dst), dst=address(src), tos=0xC0, id=0, flags="DF", ttl=64)
-        # RFC 1812 4.3.2.3: as much as fits 576 bytes.
-        error = header / ICMP(type=3, code=4, nexthopmtu=mtu) / Raw(packet[: 576 - 28])
     else:
         src, dst = packet[8:24], packet[24:40]
-        header = IPv6(src=address(dst), dst=address(src), hlim=64)
+    speaker = address_of(config.ports[0], version) if as_router else address(dst)
+    if version == 4:
+        header = IP(src=speaker, dst=address(src), tos=0xC0, id=0, flags="DF", ttl=64)
+        says = ICMP(type=11, code=0) if mtu is None else ICMP(type=3, code=4, nexthopmtu=mtu)
+        # RFC 1812 4.3.2.3: as much as fits 576 bytes.
+        error = header / says / Raw(packet[: 576 - 28])
+    else:
+        header = IPv6(src=speaker, dst=address(src), hlim=64)
+        says = ICMPv6TimeExceeded(code=0) if mtu is None else ICMPv6PacketTooBig(mtu=max(mtu, 1280))
         # RFC 4443 2.4 (c): as much as fits the least MTU.
-        error = header / ICMPv6PacketTooBig(mtu=max(mtu, 1280)) / Raw(packet[: 1280 - 48])
+        error = header / says / Raw(packet[: 1280 - 48])
     ours = bytes.fromhex(config.ports[0]["mac"].replace(":", ""))
     return Out(frame[6:12] + ours + frame[12 : l3_offset(frame)] + bytes(error))
 

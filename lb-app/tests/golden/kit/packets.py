@@ -108,11 +108,11 @@ ERRORS = {
 }
 
 
-def error(dst, icmp, quote, **header):
-    """An ICMP error of a router on the way to the client."""
+def error(dst, icmp, quote, src=None, **header):
+    """An ICMP error of a router on the way to the client, if no other source is given."""
     fam = family(dst)
     proto = ICMP_PROTO if fam == 4 else ICMPV6_PROTO
-    return ip(ROUTER[fam], dst, proto, **header) / icmp.copy() / Raw(quote)
+    return ip(src or ROUTER[fam], dst, proto, **header) / icmp.copy() / Raw(quote)
 
 
 NEEDED = {4: ERRORS[4][1][1], 6: ERRORS[6][1][1]}
