@@ -32,7 +32,7 @@ pub fn to_backend<F: Frame>(
     // Padding is no part of a stream that something may be put into.
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     // What tells who the client is has to fit as well, if it has to be there.
-    let more = stream.header_bytes_of(frame.bytes(), meta);
+    let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
     translate(frame, meta, narrow, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
     stream.to_backend(frame, meta, hop.mtu)
