@@ -13,7 +13,7 @@ use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::tables::next_hop::PortId;
 use crate::tables::{HopEntry, Station};
-use crate::wire::checksum::Checksum;
+use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::{TCP, UDP, ethernet, icmp, ports, tcp, udp};
@@ -195,9 +195,6 @@ fn translate_segment(
     bytes.copy_from_slice(sum.as_bytes());
 }
 
-/// Bytes of an error that may change: its own header, the quoted headers, the quoted checksum.
-const CHANGED_MAX: usize = 256;
-
 /// Translates what an error quotes: there the ends have changed sides. `outer` is how its own
 /// addresses have changed, which `ICMPv6`'s checksum covers.
 fn translate_error(
@@ -206,8 +203,7 @@ fn translate_error(
     outer: &Outer<'_>,
     changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
-    let front = message.len().min(CHANGED_MAX) & !1;
-    let before: ArrayVec<u8, CHANGED_MAX> = message.iter().copied().take(front).collect();
+    let before = Sum::default().plus(message);
     let quote = message.get_mut(icmp::HEADER_BYTES..).ok_or(DropReason::Truncated)?;
     let (protocol, l4) = if is_ipv6 {
         let upper = ipv6::upper_layer_of_first(quote)?;
@@ -227,7 +223,7 @@ fn translate_error(
     }
     let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
     let mut sum = Checksum::from([bytes[0], bytes[1]]);
-    sum = sum.replace(&before, message.get(..front).ok_or(DropReason::Truncated)?);
+    sum = sum.replace_sum(before, Sum::default().plus(message));
     for (old, new) in outer.iter().filter(|_| is_ipv6) {
         sum = sum.replace(old, new);
     }
