@@ -118,6 +118,13 @@ fn address_place(is_ipv6: bool, end: End) -> Range<usize> {
     }
 }
 
+/// May the packet be sent on?
+#[must_use]
+pub fn has_hop_left<F: Frame>(frame: &F, meta: &Meta) -> bool {
+    let place = usize::from(meta.l3_offset) + if meta.tuple.is_ipv6 { 7 } else { 8 };
+    frame.bytes().get(place).is_some_and(|hops| *hops > 1)
+}
+
 /// One hop less (RFC 1812 §5.3.1, RFC 8200 §3).
 fn count_down(header: &mut [u8], is_ipv6: bool) -> Result<(), DropReason> {
     if is_ipv6 {
