@@ -215,8 +215,21 @@ class Translator(World):
         flow = Flow(client[0], vip[0], client[1], vip[1], number_of(l4))
         return self.sent(name, "icmp_error", frame, [out], flow, at)
 
-    def error_back(self, name, client, icmp, l4, l4_bytes=8, tags=(), at=0.0, src=None, **header):
-        """An ICMP error about a packet to the backend goes to the client."""
+    def error_back(
+        self,
+        name,
+        client,
+        icmp,
+        l4,
+        l4_bytes=8,
+        tags=(),
+        at=0.0,
+        src=None,
+        answer_mtu=None,
+        **header
+    ):
+        """An ICMP error about a packet to the backend goes to the client; with `answer_mtu`, if it is not
+        what the error says."""
         vip, stand, backend = self.vip(name), self.stand(name), self.backend(name)
         fam, between = family(backend[0]), crossing(self.backend(name), client)
         sent = lambda end: told(end, backend, l4, **header)
@@ -231,6 +244,8 @@ class Translator(World):
             quote = translated(sent(some), client, vip, ident=quoted_ident, keep_hops=True)
             quote = quoted(quote, l4_bytes)
             says = icmp_translated(icmp, fam) if between else icmp
+            if answer_mtu:
+                says = ICMPv6PacketTooBig(mtu=answer_mtu)
             speaks = vip[0] if between or src == backend[0] else src
             packet = error(client[0], says, quote, src=speaks, hops=59)
             if between == 4:
@@ -284,13 +299,13 @@ class Translator(World):
             for place in order
         ]
 
-    def cut_forth(self, name, packet, mtu=1500):
+    def cut_forth(self, name, packet, mtu=1500, pad=b""):
         """A client's packet that is too big for the way, and may be cut: it leaves in pieces."""
         stand = self.stand(name)
         macs = {"dst": self.mac(name), "src": OUR_MAC}
         whole = lambda end: bytes(translated(packet, end, self.backend(name)))
         outs = self.cut(whole, stand, packet.haslayer(UDP), mtu, macs)
-        return self.sent(name, "flow", eth(packet), outs, flow_of(packet))
+        return self.sent(name, "flow", eth(packet, pad=pad), outs, flow_of(packet))
 
     def cut_back(self, name, client, make, mtu=1500, udp=False):
         """The same of a backend's packet."""

@@ -71,4 +71,19 @@ for fam, back in PAIRS:
             )
         )
 
+# One server may be behind services of both kinds.
+for fam in FAMILIES:
+    FULLNAT.services.append(
+        service(
+            f"nat-{fam}",
+            own_vip(84, fam, fam),
+            80,
+            "tcp",
+            "nat",
+            server(fam, 31),
+            BACKEND_MAC[fam],
+            backend_port=8080,
+        )
+    )
+
 CONFIGS += [NAT, FULLNAT]

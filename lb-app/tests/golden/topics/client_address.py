@@ -195,3 +195,17 @@ for fam, back in PAIRS:
         WORLD.forth(name, packet, frame=padded, change=shifted(insert=header)),
     ]
     case(f"proxy-{pair}: padding", FULLNAT, *steps, rewrites=True)
+
+    # A part of a segment: nothing can be put before what other parts have.
+    ranges = [(0, 48), (48, None)]
+    for kind in ("toa", "proxy"):
+        name = f"{kind}-{pair}"
+        client = ends(fam)
+        opening = WORLD.forth(name, segment(client, name, "S", 1, 0))
+        packet = segment(
+            client, name, "A", 2, 2, pattern(101), **({"flags": 0} if fam == 4 else {})
+        )
+        parts = WORLD.pieces_forth(name, packet, ranges, (0, 1))
+        if kind == "proxy":
+            parts = [drop("untranslatable", parts[0].frame), parts[1]]
+        case(f"{kind}-{pair}: in fragments", FULLNAT, opening, *parts, rewrites=True)

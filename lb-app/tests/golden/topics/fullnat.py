@@ -52,6 +52,12 @@ for fam, back in PAIRS:
     ]
     case(f"fullnat-{pair}: a connection", FULLNAT, *steps, rewrites=True)
 
+    if fam == back:
+        # The server answers for nat as well, at the same port.
+        client, name = ends(fam), f"nat-{fam}"
+        step = WORLD.back(name, client, answer(name, "SA", 1, 2))
+        case(f"fullnat-{pair}: an answer of nat by the same server", FULLNAT, step, rewrites=True)
+
     # Two of one client, and one of another: three ports.
     clients = [ends(fam), ends(fam), ("198.51.100.8" if fam == 4 else "2001:db8::8", 40_000)]
     stands = [WORLD.stand(web, n) for n in (1, 2, 3)]

@@ -67,6 +67,17 @@ for (fam, back), (protocol, kind, layer) in itertools.product(PAIRS, LAYERS):
     step = WORLD.error_back(name, client, unreachable, l4, 72, [7], src=server_address)
     case(f"{label}, of the backend itself", FULLNAT, opening, step, **flags)
 
+    if (fam, back) == (6, 4) and layer is UDP:
+        # A router that does not tell its MTU (RFC 1191 7.1): the next plateau, but what IPv6 has to
+        # carry at least.
+        for length, told_mtu in ((1700, 1500), (1492, 1280), (1400, 1280)):
+            client, opening = connection(name, fam, layer)
+            long = UDP() / Raw(pattern(length - 28))
+            says = ICMP(type=3, code=4, nexthopmtu=0)
+            step = WORLD.error_back(name, client, says, long, 8, answer_mtu=told_mtu)
+            what = f"{label}, an MTU that is not told, {length} bytes"
+            case(what, FULLNAT, opening, step, **flags)
+
     if fam != back:
         for what, icmp in UNKNOWN[fam]:
             client, opening = connection(name, fam, layer)

@@ -104,6 +104,8 @@ for fam in FAMILIES:
     case(f"nat-{fam}: TTL 1, a large packet in a VLAN", NAT, step)
     make = answering(f"web-{fam}", fam, hops=1)
     case(f"nat-{fam}: answer, TTL 1", NAT, WORLD.told_back(f"web-{fam}", ends(fam), make))
+    packet = tcp(dst, 82, tcp_flags="S", tcp_options=[("MSS", 1460)], data=b"", hops=1)
+    case(f"nat-{fam}: TTL 1 of a SYN", NAT, WORLD.told_expired(f"mss-{fam}", eth(packet)))
     packet = error(dst, NEEDED[fam], error_quote(dst, fam)[0], hops=1)
     case(f"nat-{fam}: TTL 1 of an error", NAT, drop("ttl_exceeded", eth(packet)))
 
@@ -117,6 +119,8 @@ for fam in FAMILIES:
     if fam == 4:
         packet = sized(udp, dst, 2000, flags=0)
         case("nat-4: too big without DF", NAT, WORLD.cut_forth("dns-4", packet), rewrites=True)
+        step = WORLD.cut_forth("dns-4", sized(udp, dst, 2000, flags=0), pad=b"\xaa" * 7)
+        case("nat-4: too big without DF, padded", NAT, step, rewrites=True)
         make = answering("dns-4", 4, UDP, data=pattern(3100), flags=0)
         step = WORLD.cut_back("dns-4", ends(4), make, udp=True)
         case("nat-4: answer, too big without DF", NAT, step, rewrites=True)
@@ -169,3 +173,34 @@ for fam in FAMILIES:
         f"sctp-{fam}", ends(fam), NEEDED[fam], SCTP(tag=7) / Raw(bytes(16)), 12
     )
     case(f"nat-{fam}: ICMP, SCTP quoted", NAT, step, rewrites=True)
+    if fam == 6:
+        # The quoted ports lie far behind, and the checksum covers them all the same.
+        client = ends(fam)
+        long = [option(126), option(126), option(126)]
+        for back_side in (False, True):
+            far = WORLD.backend("web-6") if back_side else WORLD.vip("web-6")
+            src, dst_end = (client, far) if back_side else (far, client)
+            l4 = TCP(sport=src[1], dport=dst_end[1]) / Raw(pattern(40))
+            sent = ip(src[0], dst_end[0])
+            for extension in long:
+                sent = sent / extension
+            sent = sent / l4
+            to = client if back_side else WORLD.backend("web-6")
+            result = translated(
+                sent,
+                client if back_side else to,
+                WORLD.vip("web-6") if back_side else client,
+                keep_hops=True,
+            )
+            frame = eth(error(src[0], NEEDED[6], bytes(sent)))
+            out = eth(
+                error(to[0], NEEDED[6], bytes(result), hops=59),
+                dst=CLIENT_MAC if back_side else WORLD.mac("web-6"),
+                src=OUR_MAC,
+            )
+            if back_side:
+                step = WORLD.returned("web-6", frame, [Out(out)])
+            else:
+                flow = Flow(client[0], far[0], client[1], far[1], 6)
+                step = WORLD.sent("web-6", "icmp_error", frame, [Out(out)], flow)
+            case(f"nat-6: ICMP, long extensions quoted, {back_side}", NAT, step, rewrites=True)
