@@ -53,6 +53,7 @@ pub fn to_client<F: Frame>(
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
     if Stream::of(found, pooled.client_address).to_client(frame, meta)? {
         pooled.pool.update(found, found.state.with_header());
