@@ -1,8 +1,9 @@
 //! Golden packets: what `weir replay` does with the frames that `golden/make.py` made, byte by byte.
 //!
 //! All cases of a configuration are one capture, each in a stretch of time of its own, longer than
-//! Weir remembers fragments for.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+//! Weir remembers fragments for. What is Weir's to choose, as a connection's port of a pool, is open in
+//! what has to leave; and where it comes in again, it is filled in from an earlier replay.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "golden/case.rs"]
 mod case;
@@ -11,14 +12,18 @@ mod run;
 #[path = "golden/walk.rs"]
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::process::Command;
 
-use case::{Case, Verdict, hex};
+use case::{Case, Names, Verdict, hex};
 use run::{Outcome, outcomes, pcap};
 use serde_json::Value;
 use walk::Walk;
+
+/// The ports below are well-known services' (RFC 6056 §3.2).
+const FIRST_POOL_PORT: u16 = 1024;
 
 /// Fails with all that was found, not only the first.
 fn none(what: &str, findings: &[String]) {
@@ -32,8 +37,7 @@ fn taken() -> impl Iterator<Item = (&'static Case, &'static Outcome)> {
 
 #[test]
 fn there_are_enough_cases_with_names_of_their_own() {
-    let names: std::collections::BTreeSet<&str> =
-        outcomes().iter().map(|(case, _)| case.name.as_str()).collect();
+    let names: BTreeSet<&str> = outcomes().iter().map(|(case, _)| case.name.as_str()).collect();
     assert_eq!(names.len(), outcomes().len());
     assert!(names.len() >= 300, "{}", names.len());
 }
@@ -67,7 +71,7 @@ fn compare(case: &Case, outcome: &Outcome) -> String {
             writeln!(wrong, "  frame {i}: expected {}, got {found}", expect.text).unwrap();
         }
     }
-    let mut names = HashMap::new();
+    let mut names = Names::new();
     for i in 0..case.out.len().max(outcome.frames.len()) {
         match (case.out.get(i), outcome.frames.get(i)) {
             (Some(expect), Some(found)) if expect.is_met_by(found, &mut names) => {}
@@ -80,12 +84,35 @@ fn compare(case: &Case, outcome: &Outcome) -> String {
             }
         }
     }
-    // Cut datagrams have an id each.
-    let mut ids: Vec<_> = names.values().collect();
-    ids.sort();
-    ids.dedup();
-    if ids.len() != names.len() {
-        writeln!(wrong, "  two datagrams have one id: {names:?}").unwrap();
+    for (name, filled) in &outcome.filled {
+        if names.get(name) != Some(filled) {
+            writeln!(wrong, "  {name} is not {} any more", hex(filled)).unwrap();
+        }
+    }
+    wrong + &compare_names(case, &names)
+}
+
+/// What Weir has chosen has to be of the pool, and no two connections or cut datagrams may have the same.
+fn compare_names(case: &Case, names: &Names) -> String {
+    let mut wrong = String::new();
+    let mut chosen = BTreeSet::new();
+    for (name, value) in names.iter().filter(|(name, _)| !name.starts_with('A')) {
+        let address = name.strip_prefix('P').and_then(|n| names.get(&format!("A{n}")));
+        if !chosen.insert((name.starts_with('P'), address, value)) {
+            writeln!(wrong, "  two have the same as {name}: {names:?}").unwrap();
+        }
+        if name.starts_with('P') && u16::from_be_bytes([value[0], value[1]]) < FIRST_POOL_PORT {
+            writeln!(wrong, "  {name} is none of a pool's ports: {}", hex(value)).unwrap();
+        }
+    }
+    for (name, value) in names.iter().filter(|(name, _)| name.starts_with('A')) {
+        let address = match value[..] {
+            [a, b, c, d] => IpAddr::from([a, b, c, d]),
+            _ => IpAddr::from(<[u8; 16]>::try_from(&value[..]).unwrap()),
+        };
+        if !case.pool.is_some_and(|pool| pool.contains(&address)) {
+            writeln!(wrong, "  {name} is not of the pool: {address}").unwrap();
+        }
     }
     wrong
 }
@@ -95,8 +122,8 @@ fn compare(case: &Case, outcome: &Outcome) -> String {
 fn no_frame_is_lost_or_made_up() {
     let mut findings = Vec::new();
     for (case, outcome) in taken() {
-        if outcome.verdicts.len() != case.input.len() {
-            let [found, given] = [outcome.verdicts.len(), case.input.len()];
+        if outcome.verdicts.len() != outcome.input.len() {
+            let [found, given] = [outcome.verdicts.len(), outcome.input.len()];
             findings.push(format!("{}: {found} verdicts for {given} frames", case.name));
         }
         let leaves = |verdict: &Value, expect: &Verdict| match verdict["verdict"].as_str() {
@@ -120,7 +147,7 @@ fn tunnels_do_not_touch_what_they_carry() {
     let mut findings = Vec::new();
     let mut seen = 0;
     for (case, outcome) in taken().filter(|(case, _)| !case.rewrites) {
-        let given: Vec<&[u8]> = case.input.iter().filter_map(|(_, f)| walk::packet(f)).collect();
+        let given: Vec<&[u8]> = outcome.input.iter().filter_map(|(_, f)| walk::packet(f)).collect();
         for frame in &outcome.frames {
             if let Some(inner) = Walk::of(frame).tunnelled {
                 seen += 1;
@@ -142,7 +169,7 @@ fn a_flow_has_one_backend() {
     let mut findings = Vec::new();
     let mut backends = BTreeMap::new();
     for (case, outcome) in taken() {
-        for ((_, frame), verdict) in case.input.iter().zip(&outcome.verdicts) {
+        for ((_, frame), verdict) in outcome.input.iter().zip(&outcome.verdicts) {
             let (Some(flow), "send") = (walk::flow(frame), verdict["verdict"].as_str().unwrap())
             else {
                 continue;
@@ -166,7 +193,7 @@ fn a_flow_has_one_backend() {
 fn checksums_stay_as_true_as_they_were() {
     let mut findings = Vec::new();
     for (case, outcome) in taken() {
-        let was_true = case.input.iter().all(|(_, frame)| Walk::of(frame).wrong.is_empty());
+        let was_true = outcome.input.iter().all(|(_, frame)| Walk::of(frame).wrong.is_empty());
         for frame in &outcome.frames {
             let wrong = Walk::of(frame).wrong;
             let is_inner_wrong = wrong.iter().any(|wrong| !wrong.is_outermost);

@@ -75,7 +75,7 @@ pub enum DropReason {
     #[error("ttl_exceeded")]
     TtlExceeded,
     /// Nothing of the other family says the same (RFC 7915): a source route, some errors; a part of a
-    /// datagram without checksum.
+    /// datagram without checksum. Or it is a part of a segment that a PROXY header would have to be in.
     #[error("untranslatable")]
     Untranslatable,
     /// No buffer for the rest of a packet that has to leave in pieces.

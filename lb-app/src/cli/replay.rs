@@ -16,6 +16,7 @@ use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::continuity::{self, Member, Tracker};
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
+use lb_core::flow_hash::reduce;
 use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::{DesiredState, SERVICES_MAX};
@@ -333,7 +334,9 @@ impl Replay {
                     roster.and_then(|roster| roster.get(meta.backend))
                 };
                 decision.backend = member.map(|member| member.backend.address);
-                decision.slot = (!is_return).then_some(meta.slot);
+                // Of a pool's connection, `meta` has its place there.
+                let slot = service.map(|service| reduce(meta.hash, service.slots.len()));
+                decision.slot = slot.filter(|_| !is_return);
                 decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
                 decision.verdict = if is_answered { ANSWER } else { SEND };
                 decision.rule = match meta.rule {

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use crate::backend::Backend;
 use crate::client;
 use crate::config::{Config, Service, Spec};
-use crate::topology::{Lan, Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
+use crate::lan::Lan;
+use crate::topology::{Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
 use crate::weir::Weir;
 
 /// Times, and so quick that the test is.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 
 use serde_json::Value;
 
-use crate::case::{Case, cases, folder};
+use crate::case::{Case, Names, cases, folder};
 
 /// From case to case, in microseconds: longer than fragments are waited for.
 const CASE_MICROS: u64 = 20_000_000;
@@ -16,6 +16,10 @@ const CASE_MICROS: u64 = 20_000_000;
 /// What became of the frames of a case.
 #[derive(Debug)]
 pub(crate) struct Outcome {
+    /// What came in: microseconds, and the frame.
+    pub(crate) input: Vec<(u64, Vec<u8>)>,
+    /// What was open in that.
+    pub(crate) filled: Names,
     pub(crate) verdicts: Vec<Value>,
     /// In the order of sending.
     pub(crate) frames: Vec<Vec<u8>>,
@@ -60,22 +64,62 @@ fn run_all(cases: &[Case]) -> Vec<Result<Outcome, String>> {
         return cases.iter().map(|_| Err(error.clone())).collect();
     }
     let all: Vec<&Case> = cases.iter().collect();
-    match replay(&config, &all) {
+    match replay_until_known(&config, &all) {
         Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
         Err(_) if cases.len() > 1 => {
-            let one = |case| replay(&config, &[case]).map(|mut outcomes| outcomes.remove(0));
+            let one =
+                |case| replay_until_known(&config, &[case]).map(|mut outcomes| outcomes.remove(0));
             cases.iter().map(one).collect()
         }
         Err(error) => vec![Err(error)],
     }
 }
 
-fn replay(config: &Path, cases: &[&Case]) -> Result<Vec<Outcome>, String> {
+/// Names that one frame after the other tells, at most.
+const ROUNDS_MAX: usize = 8;
+
+/// What comes in may depend on what left before: on the port that a connection was given. So a replay
+/// tells what the next one is asked with, until nothing is new.
+fn replay_until_known(config: &Path, cases: &[&Case]) -> Result<Vec<Outcome>, String> {
+    let mut names = vec![Names::new(); cases.len()];
+    for _ in 0..ROUNDS_MAX {
+        let outcomes = replay(config, cases, &names)?;
+        let learnt: Vec<Names> =
+            cases.iter().zip(&outcomes).map(|(case, outcome)| told(case, outcome)).collect();
+        if learnt == names {
+            return Ok(outcomes);
+        }
+        names = learnt;
+    }
+    Err("what is open is another thing each time".into())
+}
+
+/// What is known of the bytes that come in, from the frames that left as expected.
+fn told(case: &Case, outcome: &Outcome) -> Names {
+    let mut names = Names::new();
+    let _ = case.out.iter().zip(&outcome.frames).all(|(expect, frame)| {
+        let mut with_these = names.clone();
+        let is_met = expect.is_met_by(frame, &mut with_these);
+        if is_met {
+            names = with_these;
+        }
+        is_met
+    });
+    names.retain(|name, _| case.input.iter().any(|(_, frame)| frame.names().any(|it| it == name)));
+    names
+}
+
+fn replay(config: &Path, cases: &[&Case], names: &[Names]) -> Result<Vec<Outcome>, String> {
     let place = cases[0].config.replace('.', "-");
     let folder = Folder::new(&format!("{place}-{}", cases[0].name.len()));
+    let mut given = Vec::new();
+    for (case, names) in cases.iter().zip(names) {
+        let frames = case.input.iter().map(|(at, frame)| (*at, frame.filled(names)));
+        given.push(frames.collect::<Vec<_>>());
+    }
     let mut input = Vec::new();
-    for (i, case) in (0..).zip(cases) {
-        input.extend(case.input.iter().map(|(at, frame)| (i * CASE_MICROS + at, frame.clone())));
+    for (i, frames) in (0..).zip(&given) {
+        input.extend(frames.iter().map(|(at, frame)| (i * CASE_MICROS + at, frame.clone())));
     }
     let input = folder.file("in.pcap", pcap(&input));
     let [out, verdicts] = ["out.pcap", "verdicts"].map(|name| folder.0.join(name));
@@ -90,11 +134,14 @@ fn replay(config: &Path, cases: &[&Case]) -> Result<Vec<Outcome>, String> {
     }
     let verdicts = fs::read_to_string(verdicts).map_err(|error| error.to_string())?;
     let mut verdicts = verdicts.lines().map(|line| serde_json::from_str(line).unwrap());
-    let mut outcomes: Vec<Outcome> = cases
-        .iter()
-        .map(|case| Outcome {
-            verdicts: verdicts.by_ref().take(case.input.len()).collect(),
+    let mut outcomes: Vec<Outcome> = given
+        .into_iter()
+        .zip(names)
+        .map(|(input, names)| Outcome {
+            verdicts: verdicts.by_ref().take(input.len()).collect(),
             frames: Vec::new(),
+            filled: names.clone(),
+            input,
         })
         .collect();
     let [more, fewer] = [verdicts.count(), outcomes.last().unwrap().verdicts.len()];

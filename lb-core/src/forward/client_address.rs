@@ -2,11 +2,13 @@
 //!
 //! * *TOA*, the option of kind 254 (an experimental one of RFC 4727) that Linux modules of that name
 //!   read: the client's port and address, in the segments before the client has sent a byte and in
-//!   the first that has one, as far as there is room.
+//!   the first that has one, as far as there is room. Not in a part of a segment: the other parts are
+//!   behind what they were cut behind.
 //! * *PROXY protocol*, version 2 (`HAProxy`'s specification, §2.2): a header before the first byte of the
 //!   stream. The client knows nothing of it: its sequence numbers grow by the header's length, and
 //!   the backend's acknowledgements shrink by it. It is sent again with whatever the client sends
-//!   again from the beginning, until the backend has acknowledged it.
+//!   again from the beginning, until the backend has acknowledged it. A client that sends its first
+//!   bytes in fragments cannot be helped: there is no place for a header between them.
 
 use std::ops::Range;
 
@@ -75,13 +77,20 @@ impl<'a> Stream<'a> {
     }
 
     /// Bytes that a packet of the client has to grow by, as it came.
-    pub(super) fn header_bytes_of(&self, frame: &[u8], meta: &Meta) -> u16 {
+    ///
+    /// # Errors
+    /// [`DropReason::Untranslatable`]: it is a part of a datagram, of which the others stay where they are.
+    pub(super) fn header_bytes_of(&self, frame: &[u8], meta: &Meta) -> Result<u16, DropReason> {
         let is_first = self.how == ClientAddress::Proxy
             && has_segment(meta)
             && frame
                 .get(meta.l4_offset.into()..)
                 .is_some_and(|segment| self.part(segment) == Part::First && !self.has_header);
-        if is_first { proxy_bytes(self.is_ipv6()) } else { 0 }
+        match is_first {
+            true if meta.is_fragment => Err(DropReason::Untranslatable),
+            true => Ok(proxy_bytes(self.is_ipv6())),
+            false => Ok(0),
+        }
     }
 
     /// Tells the backend, in a translated packet of the client that may have `mtu` bytes.
@@ -103,6 +112,7 @@ impl<'a> Stream<'a> {
             (ClientAddress::Hidden, _) | (_, Part::Before) | (ClientAddress::Toa, Part::Later) => {
                 Ok(())
             }
+            (ClientAddress::Toa, Part::First) if meta.is_fragment => Ok(()),
             (ClientAddress::Toa, Part::First) => self.add_option(frame, place, mtu),
             (ClientAddress::Proxy, Part::First) if !self.has_header => {
                 let header = tcp::header_bytes(segment).ok_or(DropReason::Truncated)?;

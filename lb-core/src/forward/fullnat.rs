@@ -32,7 +32,7 @@ pub fn to_backend<F: Frame>(
     // Padding is no part of a stream that something may be put into.
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     // What tells who the client is has to fit as well, if it has to be there.
-    let more = stream.header_bytes_of(frame.bytes(), meta);
+    let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
     translate(frame, meta, narrow, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
     stream.to_backend(frame, meta, hop.mtu)
@@ -53,6 +53,7 @@ pub fn to_client<F: Frame>(
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
     if Stream::of(found, pooled.client_address).to_client(frame, meta)? {
         pooled.pool.update(found, found.state.with_header());

@@ -164,6 +164,13 @@ fn address_place(is_ipv6: bool, end: End) -> Range<usize> {
     }
 }
 
+/// May the packet be sent on?
+#[must_use]
+pub fn has_hop_left<F: Frame>(frame: &F, meta: &Meta) -> bool {
+    let place = usize::from(meta.l3_offset) + if meta.tuple.is_ipv6 { 7 } else { 8 };
+    frame.bytes().get(place).is_some_and(|hops| *hops > 1)
+}
+
 /// One hop less (RFC 1812 §5.3.1, RFC 8200 §3).
 fn count_down(header: &mut [u8], is_ipv6: bool) -> Result<(), DropReason> {
     if is_ipv6 {
@@ -245,9 +252,6 @@ fn repair(segment: &mut [u8], protocol: u8, is_ipv6: bool, (old, new): (Sum, Sum
     bytes.copy_from_slice(if protocol == UDP { sum.never_zero() } else { sum }.as_bytes());
 }
 
-/// Bytes of an error that may change: its own header, the quoted headers, the quoted checksum.
-const CHANGED_MAX: usize = 256;
-
 /// Translates what an error quotes: there the ends have changed sides. `outer` is how its own
 /// addresses have changed, which `ICMPv6`'s checksum covers.
 fn translate_error(
@@ -256,8 +260,7 @@ fn translate_error(
     outer: &Outer<'_>,
     changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
-    let front = message.len().min(CHANGED_MAX) & !1;
-    let before: ArrayVec<u8, CHANGED_MAX> = message.iter().copied().take(front).collect();
+    let before = Sum::default().plus(message);
     let quote = message.get_mut(icmp::HEADER_BYTES..).ok_or(DropReason::Truncated)?;
     let (protocol, l4) = if is_ipv6 {
         let upper = ipv6::upper_layer_of_first(quote)?;
@@ -277,7 +280,7 @@ fn translate_error(
     }
     let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
     let mut sum = Checksum::from([bytes[0], bytes[1]]);
-    sum = sum.replace(&before, message.get(..front).ok_or(DropReason::Truncated)?);
+    sum = sum.replace_sum(before, Sum::default().plus(message));
     for (old, new) in outer.iter().filter(|_| is_ipv6) {
         sum = sum.replace(old, new);
     }

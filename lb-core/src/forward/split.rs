@@ -31,6 +31,8 @@ struct Whole {
     protocol: u8,
     /// Bytes before the payload.
     header_bytes: usize,
+    /// Bytes of the frame up to the end of the packet.
+    packet_end: usize,
     /// Bytes of payload in all pieces but the last; whole eights.
     step: usize,
 }
@@ -49,6 +51,7 @@ pub(super) fn split<F: Frame>(
     counters: &Counters,
 ) -> Result<(), DropReason> {
     let whole = Whole::read(frame.bytes(), hop, state)?;
+    frame.truncate(whole.packet_end); // padding is none of it
     if whole.step == 0 {
         return Err(DropReason::TooBig);
     }
@@ -89,8 +92,10 @@ impl Whole {
         let packet = frame.get(payload.offset..).ok_or(DropReason::Truncated)?;
         let is_ipv6 = payload.ether_type == ethernet::IPV6;
         let mut whole = || Part { id: state.next_id(), offset: 0, has_more: false };
+        let packet_bytes;
         let (part, protocol, header_bytes, front_bytes) = if is_ipv6 {
             let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            packet_bytes = ip.total_len();
             let (part, protocol, header_bytes) = match ipv6::fragment_header(packet) {
                 Some((header, at)) => {
                     (header.part(), header.next_header, at + ipv6::FRAGMENT_BYTES)
@@ -100,6 +105,7 @@ impl Whole {
             (part, protocol, header_bytes, ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES)
         } else {
             let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            packet_bytes = ip.total_len.get().into();
             let part = if ip.is_fragment() { ip.part() } else { whole() };
             (part, ip.protocol, ipv4::HEADER_BYTES, ipv4::HEADER_BYTES)
         };
@@ -109,6 +115,7 @@ impl Whole {
             part,
             protocol,
             header_bytes: payload.offset + header_bytes,
+            packet_end: payload.offset + packet_bytes,
             step: usize::from(hop.mtu).saturating_sub(front_bytes) & !7,
         })
     }

@@ -40,14 +40,16 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 /// among the connections of the service's pool.
 #[inline(never)]
 fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
-    let by_station = tables.stations.lookup_source(&meta.tuple);
-    (meta.service, meta.slot) = match by_station {
-        Some(place) => {
-            let found = tables.returns.get(place as usize).ok_or(Exit::Punt)?;
-            (found.service, place)
-        }
-        None => by_pool(&meta.tuple, tables).ok_or(Exit::Punt)?,
+    // Health checks, above all: the balancer is a client of backends itself.
+    if tables.own.contains(&meta.tuple.dst) {
+        return Err(Exit::Punt);
+    }
+    // A pool first: one server may be behind services of both kinds, and no client has a pool's address.
+    let found = match tables.pool_index.lookup(&meta.tuple) {
+        Some(place) => by_pool(&meta.tuple, place, tables),
+        None => by_station(&meta.tuple, tables),
     };
+    (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
     meta.hash = tables.hasher.hash(&meta.tuple, true);
     meta.rule = match meta.rule {
         Rule::Fragment => Rule::ReturnFragment,
@@ -57,9 +59,15 @@ fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
     Ok(())
 }
 
+/// The service that a `nat` backend answers for, and its place among the returns.
+fn by_station(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
+    let place = tables.stations.lookup_source(tuple)?;
+    Some((tables.returns.get(place as usize)?.service, place))
+}
+
 /// The service of the connection that a packet to a pool belongs to, and its place in the pool.
-fn by_pool(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
-    let pool = tables.pools.get(tables.pool_index.lookup(tuple)? as usize)?;
+fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, u32)> {
+    let pool = tables.pools.get(pool as usize)?;
     let [a, b, c, d] = tuple.ports;
     let Found { place, connection, .. } = pool.at(&tuple.dst, [c, d])?;
     let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])

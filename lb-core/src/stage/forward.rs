@@ -14,6 +14,7 @@ use crate::pool::Found;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
 use crate::tables::{HopEntry, Path, Pooled, ServiceTable, Tables};
+use crate::wire::{ipv4, ipv6};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
@@ -45,8 +46,7 @@ pub fn forward<F: Frame>(
             .ok_or(DropReason::NextHopUnresolved)?;
         meta.out = hop.out;
         let packet_len = u64::from(meta.packet_len);
-        // Not yet what is too big: an answer quotes what came.
-        if service.mss != MssClamp::Keep && meta.packet_len <= packet_max(hop, &backend.path) {
+        if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
             mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
         }
         if let Err(why) = deliver(frame, meta, hop, came_by, (service, &backend.path)) {
@@ -76,6 +76,27 @@ pub fn forward<F: Frame>(
         counters.forwarded(service.id, packet_len);
         Ok(())
     });
+}
+
+/// Will it leave as one packet, not be answered or cut? An answer quotes what came.
+#[cold]
+fn is_sent<F: Frame>(
+    frame: &F,
+    meta: &Meta,
+    hop: &HopEntry,
+    (service, path): (&ServiceTable, &Path),
+) -> bool {
+    let packet_len = match &service.pooled {
+        Some(pooled) if pooled.pool.is_ipv6() != meta.tuple.is_ipv6 => {
+            let header_bytes = meta.l4_offset.saturating_sub(meta.l3_offset.into());
+            let new_bytes =
+                if meta.tuple.is_ipv6 { ipv4::HEADER_BYTES } else { ipv6::HEADER_BYTES };
+            usize::from(meta.packet_len.saturating_sub(header_bytes)) + new_bytes
+        }
+        _ => meta.packet_len.into(),
+    };
+    packet_len <= packet_max(hop, path).into()
+        && (!matches!(path, Path::Nat(_)) || nat::has_hop_left(frame, meta))
 }
 
 /// The largest packet that fits the way.
@@ -166,7 +187,7 @@ fn back_of<F: Frame>(
         tables.fib.lookup(&client, is_ipv6, meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
     let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
-    if meta.packet_len <= mtu {
+    if meta.packet_len <= mtu && nat::has_hop_left(frame, meta) {
         if service.mss != MssClamp::Keep {
             mss::clamp(frame, meta, service.mss, mtu.into());
         }

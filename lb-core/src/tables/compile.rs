@@ -97,12 +97,18 @@ pub fn compile(
         returns,
         pool_index: VipIndex::new(pools.iter().map(|pool| whole(pool.net()))),
         pools,
+        own: own_addresses(circumstances.ports),
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
         ports: Arc::clone(circumstances.ports),
         vips: VipIndex::new(vips),
         services,
     }
+}
+
+fn own_addresses(ports: &[Port]) -> Vec<[u8; 16]> {
+    let nets = ports.iter().flat_map(|port| &port.addresses);
+    nets.map(|net| address_bytes(net.addr())).collect()
 }
 
 /// Flows that are tracked if nobody has said how many.

@@ -46,6 +46,8 @@ pub struct Tables {
     pub vips: VipIndex,
     /// In the order of the desired state.
     pub services: Vec<ServiceTable>,
+    /// The ports' own addresses, IPv4 as mapped.
+    pub own: Vec<[u8; 16]>,
     /// The ways to clients.
     pub fib: Arc<fib::Fib>,
     /// Source of a packet from a backend → place in `returns`.

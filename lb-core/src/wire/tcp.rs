@@ -93,17 +93,18 @@ pub fn header_bytes(segment: &[u8]) -> Option<usize> {
 /// they cannot be read up to there.
 #[must_use]
 pub fn mss(segment: &[u8]) -> Option<Range<usize>> {
-    option(segment, MSS).filter(|place| place.len() == 2)
+    option(segment, MSS, |len| len == 2)
 }
 
 /// Where the edges of selective acknowledgements lie in the segment (RFC 2018 §3), 4 bytes each.
 pub fn sack_edges(segment: &[u8]) -> impl Iterator<Item = Range<usize>> + use<> {
-    let edges = option(segment, SACK).unwrap_or_default();
+    let edges = option(segment, SACK, |_| true).unwrap_or_default();
     edges.clone().step_by(4).map(|at| at..at + 4).take_while(move |edge| edge.end <= edges.end)
 }
 
-/// Where the content of the first option of a kind lies in the segment.
-fn option(segment: &[u8], wanted: u8) -> Option<Range<usize>> {
+/// Where the content of the first option of a kind, and of a length that it may have, lies in the
+/// segment: receivers pass over others of the kind.
+fn option(segment: &[u8], wanted: u8, is_right: impl Fn(usize) -> bool) -> Option<Range<usize>> {
     let end = header_bytes(segment)?;
     let mut at = 20;
     while at < end {
@@ -116,7 +117,7 @@ fn option(segment: &[u8], wanted: u8) -> Option<Range<usize>> {
         if at + len > end || (len < 2 && kind != NO_OPERATION) {
             return None;
         }
-        if kind == wanted {
+        if kind == wanted && is_right(len - 2) {
             return Some(at + 2..at + len);
         }
         at += len;

@@ -10,4 +10,5 @@ mod corpus;
 mod differential;
 mod golden;
 mod support;
+mod talk;
 mod workers;

@@ -151,7 +151,7 @@ fn to_ipv6(message: Says, quoted_len: usize, hop_mtu: u16) -> Option<Says> {
 fn plateau_below(packet_len: usize) -> u16 {
     const PLATEAUS: [u16; 6] = [32_000, 17_914, 8_166, 4_352, 2_002, 1_492];
     let below = PLATEAUS.into_iter().find(|&plateau| usize::from(plateau) < packet_len);
-    below.unwrap_or(ipv6::MTU_MIN)
+    below.unwrap_or(ipv6::MTU_MIN - LONGER_BYTES)
 }
 
 /// RFC 7915 §5.2. `None`: there is nothing like it, or nobody would act on it.

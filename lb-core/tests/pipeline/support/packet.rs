@@ -39,6 +39,8 @@ pub(crate) struct Packet {
     pub(crate) payload: Vec<u8>,
     /// `payload` is the whole segment: no header is put before it.
     pub(crate) raw_segment: bool,
+    /// The checksum of TCP, UDP or ICMP is that of the segment, not what stands there.
+    pub(crate) has_true_checksum: bool,
     /// Zero bytes behind the packet.
     pub(crate) padding: usize,
 }
@@ -58,6 +60,7 @@ impl Packet {
             fragment: None,
             payload: b"a payload of 27 bytes here.".to_vec(),
             raw_segment: false,
+            has_true_checksum: false,
             padding: 0,
         }
     }
@@ -181,6 +184,49 @@ impl Packet {
     }
 
     fn segment(&self) -> Vec<u8> {
+        let mut segment = self.segment_as_it_is();
+        if self.has_true_checksum {
+            self.sum_up(&mut segment);
+        }
+        segment
+    }
+
+    /// RFC 1071, with the pseudo-header of the family.
+    fn sum_up(&self, segment: &mut [u8]) {
+        let place = match self.protocol {
+            IpNumber::TCP => 16,
+            IpNumber::UDP => 6,
+            IpNumber::ICMP | IpNumber::IPV6_ICMP => 2,
+            _ => return,
+        };
+        if segment.len() < place + 2 {
+            return;
+        }
+        segment[place..place + 2].fill(0);
+        let len = u16::try_from(segment.len()).unwrap().to_be_bytes();
+        let pseudo = match (self.src.ip(), self.dst.ip()) {
+            _ if self.protocol == IpNumber::ICMP => Vec::new(),
+            (IpAddr::V4(src), IpAddr::V4(dst)) => [src.octets(), dst.octets()].concat(),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => [src.octets(), dst.octets()].concat(),
+            mixed => panic!("two families: {mixed:?}"),
+        };
+        let kind: &[u8] =
+            if pseudo.is_empty() { &[] } else { &[len[0], len[1], 0, self.protocol.0] };
+        let mut sum = 0;
+        for pair in [&pseudo, kind, segment].into_iter().flat_map(|bytes| bytes.chunks(2)) {
+            sum += u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u64::from(low));
+        }
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        let sum = match !u16::try_from(sum).unwrap() {
+            0 if self.protocol == IpNumber::UDP => 0xffff,
+            sum => sum,
+        };
+        segment[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    fn segment_as_it_is(&self) -> Vec<u8> {
         let (src_port, dst_port) = (self.src.port(), self.dst.port());
         let mut bytes = Vec::new();
         if self.raw_segment {

@@ -1,19 +1,24 @@
 //! What decisions depend on, besides the packet.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    Affinity, Backend, DesiredState, Forward, HashKey, MssClamp, PortRange, Protocol, Service,
-    ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip,
+    Affinity, Backend, ClientAddress, DesiredState, Forward, FullNat, HashKey, MssClamp, PortRange,
+    Protocol, Service, ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip,
 };
+use lb_core::pool::State;
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
+use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
+use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::MacAddr;
 
+use super::model::Known;
 use super::packet::BALANCER;
 
 /// A balancer's configuration, what is known of its network, and the tables made of both.
@@ -22,6 +27,8 @@ pub(crate) struct World {
     pub(crate) ports: Arc<[Port]>,
     pub(crate) desired: DesiredState,
     pub(crate) next_hops: NextHops,
+    /// The ways to clients.
+    pub(crate) routes: BTreeMap<IpNet, Vec<NextHop>>,
     pub(crate) tables: Arc<Tables>,
 }
 
@@ -30,8 +37,23 @@ impl World {
         let ports = ports.into();
         let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
         let desired = DesiredState::new(HashKey(*b"weir test vector"), services).unwrap();
-        let tables = Arc::new(compile(&desired, &Circumstances::new(&ports, &next_hops), None));
-        Self { ports, desired, next_hops, tables }
+        let mut tables = compile(&desired, &Circumstances::new(&ports, &next_hops), None);
+        let routes = fixed_routes();
+        let ways = routes.iter().map(|(net, ways)| (*net, RouteWays::Gateways(ways.clone())));
+        tables.fib = Arc::new(Fib::new(&ways.collect(), &BTreeMap::new(), &ports));
+        Self { ports, desired, next_hops, routes, tables: Arc::new(tables) }
+    }
+
+    /// Pools are as if nobody had ever come.
+    pub(crate) fn forget(&self, known: &[Known]) {
+        for connection in known {
+            let (address, port) = (connection.stand.ip(), connection.stand.port());
+            let pools = self.tables.pools.iter().filter(|pool| pool.net().contains(&address));
+            for pool in pools {
+                let found = pool.at(&address_bytes(address), port.to_be_bytes()).unwrap();
+                pool.update(&found, State::default());
+            }
+        }
     }
 
     /// The same on every run: each way to forward, and each reason not to.
@@ -118,6 +140,80 @@ fn fixed_services() -> Vec<ServiceSpec> {
         l2dsr("empty", "tcp 10.0.0.103:80", &[]),
         l2dsr("waiting", "tcp 10.0.0.104:80", &plain(&["10.0.0.14", "10.4.0.1"])),
     ]
+    .into_iter()
+    .chain(fixed_translators())
+    .collect()
+}
+
+/// The services whose packets get other ends.
+fn fixed_translators() -> Vec<ServiceSpec> {
+    let at = |address: &str, port: u16| Backend { port: Some(port), ..backend(address) };
+    let nat = |name, vip, backends: &[Backend]| service(name, vip, Forward::Nat, backends);
+    let full_nat = |name, vip, pool: &str, client_address, backends: &[Backend]| {
+        let pool = pool.parse().unwrap();
+        service(name, vip, Forward::FullNat(FullNat { pool, client_address }), backends)
+    };
+    // A pool of one address, one of several.
+    let [pool4, pool6] = ["10.0.0.200/31", "fd00::200/128"];
+    let near4 = [at("10.0.0.41", 8080), at("10.1.0.41", 8081)];
+    let near6 = [at("fd00::41", 8080), at("fd01::41", 8081)];
+    let narrow = StaticHop { mac: MacAddr([2, 0, 0, 0, 9, 8]), interface: Some("port2".into()) };
+    let narrow4 = Backend { static_hop: Some(narrow.clone()), ..at("10.9.0.2", 53) };
+    let narrow6 = Backend { static_hop: Some(narrow), ..at("fd09::2", 53) };
+    let (hidden, toa, proxy) = (ClientAddress::Hidden, ClientAddress::Toa, ClientAddress::Proxy);
+    let clamped = |mss, spec| ServiceSpec { mss, ..spec };
+    vec![
+        nat("nat", "tcp 10.0.0.110:80", &[at("10.0.0.31", 8080), at("10.1.0.31", 8080)]),
+        nat("nat6", "udp [fd00::110]:53", &[at("fd00::31", 5300), backend("fd01::31")]),
+        clamped(MssClamp::Auto, nat("nat-auto", "tcp [fd00::110]:80", &[backend("fd00::32")])),
+        nat("nat-sctp", "sctp 10.0.0.110:80", &[backend("10.0.0.32"), backend("10.1.0.32")]),
+        nat("nat-narrow", "udp 10.0.0.110:53", std::slice::from_ref(&narrow4)),
+        many(
+            nat("nat-any", "tcp 10.0.0.111:80", &[backend("10.0.0.33")]),
+            Some(Protocol::Any),
+            0..=65_535,
+        ),
+        full_nat("44", "tcp 10.0.0.112:80", pool4, hidden, &near4),
+        full_nat("44-udp", "udp 10.0.0.112:53", pool4, hidden, &near4),
+        clamped(
+            MssClamp::AtMost(1200),
+            full_nat("44-toa", "tcp 10.0.0.112:81", pool4, toa, &near4),
+        ),
+        full_nat("44-proxy", "tcp 10.0.0.112:82", pool4, proxy, &near4),
+        full_nat("64", "tcp [fd00::112]:80", pool4, hidden, &near4),
+        ServiceSpec {
+            affinity: Affinity::Client,
+            ..full_nat("64-udp", "udp [fd00::112]:53", pool4, hidden, &[narrow4])
+        },
+        full_nat("64-toa", "tcp [fd00::112]:81", pool4, toa, &near4),
+        full_nat("64-proxy", "tcp [fd00::112]:82", pool4, proxy, &near4),
+        full_nat("46", "tcp 10.0.0.113:80", pool6, hidden, &near6),
+        full_nat("46-udp", "udp 10.0.0.113:53", pool6, hidden, &[narrow6]),
+        clamped(MssClamp::Auto, full_nat("46-toa", "tcp 10.0.0.113:81", pool6, toa, &near6)),
+        full_nat("46-proxy", "tcp 10.0.0.113:82", pool6, proxy, &near6),
+        full_nat("66", "tcp [fd00::113]:80", pool6, hidden, &near6),
+        full_nat("66-udp", "udp [fd00::113]:53", pool6, hidden, &near6),
+        full_nat("66-toa", "tcp [fd00::113]:81", pool6, toa, &near6),
+        clamped(MssClamp::Auto, full_nat("66-proxy", "tcp [fd00::113]:82", pool6, proxy, &near6)),
+    ]
+}
+
+/// By two gateways, by one on the narrow port, and from some nobody can go back.
+fn fixed_routes() -> BTreeMap<IpNet, Vec<NextHop>> {
+    let hop = |port, mac| NextHop { port: PortId(port), mac: MacAddr(mac), vlan: None };
+    let both = vec![hop(0, [2, 0, 0, 0, 0, 1]), hop(1, [2, 0, 0, 0, 1, 1])];
+    let narrow = vec![hop(2, [2, 0, 0, 0, 2, 1])];
+    let tagged = vec![NextHop { vlan: Some(9), ..hop(0, [2, 0, 0, 3, 0, 1]) }];
+    [
+        ("198.51.100.0/24", both.clone()),
+        ("198.51.100.64/26", narrow.clone()),
+        ("198.51.100.128/27", tagged.clone()),
+        ("2001:db8::/64", both),
+        ("2001:db8::40/122", narrow),
+        ("2001:db8::80/123", tagged),
+    ]
+    .map(|(net, ways)| (net.parse().unwrap(), ways))
+    .into()
 }
 
 fn fixed_next_hops() -> NextHops {
@@ -143,6 +239,18 @@ fn fixed_next_hops() -> NextHops {
         ("fd02::2", resolved(&[gateway, other], Some("fd00::1"))),
         ("10.3.0.1", resolved(&[tagged], None)),
         ("10.4.0.1", resolved(&[gateway], Some("10.0.0.1"))), // l2dsr cannot go through a gateway
+        ("10.0.0.31", on_link(0, 31)),
+        ("10.1.0.31", on_link(1, 31)),
+        ("fd00::31", on_link(0, 36)),
+        ("fd01::31", on_link(1, 36)),
+        ("fd00::32", on_link(0, 37)),
+        ("10.0.0.32", on_link(0, 32)),
+        ("10.1.0.32", on_link(1, 32)),
+        ("10.0.0.33", resolved(&[tagged], None)),
+        ("10.0.0.41", on_link(0, 41)),
+        ("10.1.0.41", on_link(1, 41)),
+        ("fd00::41", on_link(0, 46)),
+        ("fd01::41", resolved(&[gateway, other], Some("fd00::1"))),
     ]
     .map(|(address, hops)| (address.parse().unwrap(), hops))
     .into()

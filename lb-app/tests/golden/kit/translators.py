@@ -1,0 +1,89 @@
+"""The services of nat and fullnat."""
+
+from .config import Config, port, service
+from .ways import BACKEND_MAC, CONFIGS, FAMILIES
+
+NAT = Config("nat", "nat, in both families.", [port()])
+FULLNAT = Config("fullnat", "fullnat, within families and between them.", [port()])
+# As in "64": clients' family, backends' family.
+PAIRS = ((4, 4), (6, 6), (6, 4), (4, 6))
+# Of web, and of those that are told who the client is.
+POOL_OF_ONE = {4: "10.0.0.200/32", 6: "fd00::200/128"}
+POOL = {4: "10.0.0.204/30", 6: "fd00::204/126"}
+
+
+def own_vip(net, fam, back):
+    return f"10.{net}.{back}.1" if fam == 4 else f"fd{net}::{back}:1"
+
+
+def server(fam, host):
+    """On the port's link."""
+    return f"10.0.0.{host}" if fam == 4 else f"fd00::{host}"
+
+
+for fam in FAMILIES:
+    for name, number, to, protocol, host in (
+        ("web", 80, 8080, "tcp", 21),
+        ("dns", 53, 5054, "udp", 22),
+        ("same", 81, None, "tcp", 23),
+        ("sctp", 5060, None, "sctp", 24),
+        ("any", "any", None, "any", 25),
+        ("mss", 82, None, "tcp", 26),
+    ):
+        more = {"mss": 1300} if name == "mss" else {}
+        NAT.services.append(
+            service(
+                f"{name}-{fam}",
+                own_vip(80, fam, fam),
+                number,
+                protocol,
+                "nat",
+                server(fam, host),
+                BACKEND_MAC[fam],
+                backend_port=to,
+                **more,
+            )
+        )
+        # The service of any port has an address of its own.
+        if name == "any":
+            NAT.services[-1]["address"] = own_vip(81, fam, fam)
+
+for fam, back in PAIRS:
+    for name, number, to, protocol, pool, more in (
+        ("web", 80, 8080, "tcp", POOL_OF_ONE, {}),
+        ("dns", 53, 5054, "udp", POOL, {}),
+        ("toa", 81, 8081, "tcp", POOL_OF_ONE, {"client_address": "toa"}),
+        ("proxy", 82, 8082, "tcp", POOL_OF_ONE, {"client_address": "proxy"}),
+        ("mss", 83, 8083, "tcp", POOL_OF_ONE, {"mss": 1300}),
+    ):
+        FULLNAT.services.append(
+            service(
+                f"{name}-{fam}{back}",
+                own_vip(82, fam, back),
+                number,
+                protocol,
+                "fullnat",
+                server(back, 31),
+                BACKEND_MAC[back],
+                backend_port=to,
+                pool=pool[back],
+                **more,
+            )
+        )
+
+# One server may be behind services of both kinds.
+for fam in FAMILIES:
+    FULLNAT.services.append(
+        service(
+            f"nat-{fam}",
+            own_vip(84, fam, fam),
+            80,
+            "tcp",
+            "nat",
+            server(fam, 31),
+            BACKEND_MAC[fam],
+            backend_port=8080,
+        )
+    )
+
+CONFIGS += [NAT, FULLNAT]
