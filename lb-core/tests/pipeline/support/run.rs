@@ -235,6 +235,9 @@ fn check_order(arrivals: &[&Arrival], released: &BTreeSet<usize>, sent: &[Vec<Si
     }
 }
 
+/// Why an answer was not seen: it was one too many, or found no room. If both may be, nobody can tell.
+const UNCLEAR: [DropReason; 3] = [DropReason::TooBig, DropReason::TtlExceeded, DropReason::TxFull];
+
 /// Compares what came out with what the model says about each frame.
 fn judge(
     expected: &Expected,
@@ -273,9 +276,6 @@ fn judge(
         fates.push(fate);
     }
     assert!(out.is_empty(), "nobody sent {out:?}");
-    // An answer that nobody saw was one too many, or found no room.
-    const UNCLEAR: [DropReason; 3] =
-        [DropReason::TooBig, DropReason::TtlExceeded, DropReason::TxFull];
     let has_unclear = limits.punts_per_second < u32::MAX && limits.send_max < usize::MAX;
     let sums = UNCLEAR
         .map(|reason| (drops[reason as usize] as u64, counters.drops[reason as usize].get()));
