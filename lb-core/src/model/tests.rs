@@ -185,6 +185,32 @@ fn an_answer_is_of_one_service() {
     assert_eq!(places, [(3, 0, Key::Backend(0)), (4, 0, Key::Backend(0))]);
 }
 
+/// A pool's addresses are nobody's: what comes to one is an answer.
+#[test]
+fn nobody_has_an_address_of_a_pool() {
+    let pooled = |name, address, pool: &str, backends: &[&str]| {
+        let pool = pool.parse().unwrap();
+        let full_nat = FullNat { pool, client_address: ClientAddress::Hidden };
+        ServiceSpec { forward: Forward::FullNat(full_nat), ..spec(name, address, backends) }
+    };
+    let found = pool_conflicts(&[
+        pooled("a", "10.0.0.100", "10.0.0.64/30", &["10.0.0.11"]),
+        spec("behind one of it", "10.0.0.101", &["10.0.0.63", "10.0.0.64", "10.0.0.68"]),
+        spec("one of it", "10.0.0.67", &["10.0.0.11"]),
+        pooled("shares it", "10.0.0.102", "10.0.0.64/30", &["10.0.0.65"]), // its own finding
+        pooled("overlaps", "10.0.0.103", "10.0.0.64/31", &[]),
+        pooled("behind the other", "10.0.0.104", "fd00::64/126", &["fd00::11", "10.0.0.66"]),
+        spec("of all", "fd00::100", &["fd00::67"]),
+        pooled("the first of it", "10.0.0.64", "10.0.0.64/32", &[]),
+    ]);
+    let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+    let backend = Key::BackendAddress;
+    let pools = [4, 7].map(|place| (place, 0, Key::Pool));
+    let taken = [(1, 0, backend(1)), (2, 0, Key::Address), (5, 0, backend(1)), (6, 5, backend(0))];
+    assert_eq!(places, [&pools[..], &taken, &[(7, 0, Key::Address)]].concat());
+    assert!(found.iter().all(|conflict| conflict.first_key == Key::Pool));
+}
+
 #[test]
 fn ranges_do_not_overlap() {
     let of = |ports: (u16, u16), protocol| Vip {
