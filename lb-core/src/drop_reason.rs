@@ -75,7 +75,7 @@ pub enum DropReason {
     #[error("ttl_exceeded")]
     TtlExceeded,
     /// Nothing of the other family says the same (RFC 7915): a source route, some errors; a part of a
-    /// datagram without checksum.
+    /// datagram without checksum, or of one whose checksum has to be made anew and covers the rest.
     #[error("untranslatable")]
     Untranslatable,
     /// No buffer for the rest of a packet that has to leave in pieces.

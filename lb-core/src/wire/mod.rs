@@ -8,6 +8,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod part;
 pub mod ports;
+pub mod sctp;
 pub mod tcp;
 pub mod udp;
 
