@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_core::model::Invalid;
 use miette::Diagnostic;
 
@@ -155,6 +156,13 @@ pub enum Problem {
     #[diagnostic(help("write the server's address here, or change the port's"))]
     BackendIsOurs(IpAddr),
 
+    #[error(
+        "the pool {pool} has {address}, this balancer's own address; what comes to that would be \
+         taken for a backend's answer"
+    )]
+    #[diagnostic(help("write a pool of addresses that are nobody's, or change the port's"))]
+    PoolIsOurs { pool: IpNet, address: IpAddr },
+
     #[error("no port has an {family} address, which tunnels to this backend would start from")]
     #[diagnostic(help(
         "add one to a port's `addresses`, as in \"{example}\", or use backends of the other family"
@@ -179,6 +187,7 @@ impl Problem {
     pub(crate) fn labels(&self) -> (&'static str, &'static str) {
         match self {
             Self::BackendIsOurs(_) => ("the port's", "the backend's"),
+            Self::PoolIsOurs { .. } => ("the port's", "in the pool"),
             _ => ("first here", "here again"),
         }
     }

@@ -175,7 +175,8 @@ impl Control {
         }
     }
 
-    /// Asks for the ways to backends, and to clients if their answers come through the balancer.
+    /// Asks for the ways to backends, and to clients if anything but answers about their own packets
+    /// goes there.
     async fn resolve(&mut self) -> Result<(), KernelError> {
         let desired = &self.config.desired;
         self.kernel.want_fib(needs_fib(desired));
@@ -374,10 +375,11 @@ fn vips(desired: &DesiredState) -> BTreeSet<IpAddr> {
     vips.map(|vip| vip.address.addr()).chain(pools).collect()
 }
 
-/// Are there services whose answers come through the balancer?
+/// Are there services whose answers come through the balancer, or tunnels, of whose errors clients
+/// are told?
 fn needs_fib(desired: &DesiredState) -> bool {
-    let translates = |forward| matches!(forward, Forward::Nat | Forward::FullNat(_));
-    desired.services().iter().any(|service| translates(service.spec().forward))
+    let has_news = |forward| !matches!(forward, Forward::L2dsr);
+    desired.services().iter().any(|service| has_news(service.spec().forward))
 }
 
 /// The backends that the kernel is asked about: those that are wanted, and that may serve still.

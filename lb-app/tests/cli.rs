@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{fs, iter};
 
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
+use etherparse::icmpv4::DestUnreachableHeader;
+use etherparse::{Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
 use lb_core::fragments::WAITING_MAX;
 
 const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -348,4 +349,35 @@ fn replay_says_what_became_of_fragments_that_had_to_wait() {
     expect.push(["drop", "fragment_full", "null"]);
     expect.push(["send", "null", "flow"]);
     assert_eq!(told, expect);
+}
+
+/// An error about a tunnel's packet becomes one about the packet inside, for its client.
+#[test]
+fn replay_says_what_becomes_of_errors_about_tunnels() {
+    let mut packet = Vec::new();
+    let ([client, vip], payload) = ([[0x2001, 7], [0xfd00, 0x100]].map(ipv6), vec![0; 1400]);
+    let inner = PacketBuilder::ipv6(client, vip, 60).udp(40_000, 53);
+    inner.write(&mut packet, &payload).unwrap();
+    let about = |to: [u8; 4], quoted: usize| {
+        let len = packet.len().try_into().unwrap();
+        let outer = Ipv4Header::new(len, 60, IpNumber::IPV6, [10, 0, 0, 2], to).unwrap();
+        let quote = [&outer.to_bytes()[..], &packet[..quoted]].concat();
+        let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 };
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(CLIENT, BALANCER)
+            .ipv4([198, 51, 100, 9], [10, 0, 0, 2], 60)
+            .icmpv4(Icmpv4Type::DestinationUnreachable(needed))
+            .write(&mut frame, &quote)
+            .unwrap();
+        frame
+    };
+    let frames = [about([10, 0, 0, 13], 48), about([10, 0, 0, 14], 48), about([10, 0, 0, 13], 47)];
+    let keys = ["verdict", "rule", "service", "backend"];
+    let told = replay("tunnel", CONFIG, &pcap(&frames), &keys);
+    let punted = ["punt", "null", "null", "null"];
+    assert_eq!(told, [["answer", "tunnel_error", "dns", "10.0.0.13"], punted, punted]);
+}
+
+fn ipv6([first, last]: [u16; 2]) -> [u8; 16] {
+    std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).octets()
 }

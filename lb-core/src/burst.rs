@@ -53,16 +53,18 @@ pub enum Rule {
     ReturnFragment,
     /// It is an ICMP error about a packet that was translated, on its way to the client.
     ReturnError,
+    /// It is an ICMP error about a tunnel's packet, which the client of the packet inside is told of.
+    TunnelError,
     /// It was one of those, and is now an answer that tells its sender why it went no further.
     Answer(DropReason),
 }
 
 impl Rule {
-    /// Does it come from a backend?
+    /// Does it come from a backend, or from the way to it?
     #[inline]
     #[must_use]
     pub fn is_return(self) -> bool {
-        matches!(self, Self::Return | Self::ReturnFragment | Self::ReturnError)
+        matches!(self, Self::Return | Self::ReturnFragment | Self::ReturnError | Self::TunnelError)
     }
 
     /// Does the packet itself have a transport header of the flow's protocol? An error and later

@@ -74,8 +74,12 @@ pub enum DropReason {
     /// The packet has been on its way for too many hops (RFC 1812 §5.3.1).
     #[error("ttl_exceeded")]
     TtlExceeded,
+    /// More ICMP errors than are sent in a second, of those that are not about the frame itself.
+    #[error("answer_limit")]
+    AnswerLimit,
     /// Nothing of the other family says the same (RFC 7915): a source route, some errors; a part of a
-    /// datagram without checksum. Or it is a part of a segment that a PROXY header would have to be in.
+    /// datagram without checksum, or of one whose checksum has to be made anew and covers the rest. Or
+    /// it is a part of a segment that a PROXY header would have to be in.
     #[error("untranslatable")]
     Untranslatable,
     /// No buffer for the rest of a packet that has to leave in pieces.
@@ -88,7 +92,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -111,6 +115,7 @@ impl DropReason {
         Self::NoHeadroom,
         Self::TooBig,
         Self::TtlExceeded,
+        Self::AnswerLimit,
         Self::Untranslatable,
         Self::NoBuffer,
         Self::TxFull,

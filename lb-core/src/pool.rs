@@ -8,15 +8,19 @@
 //!   not matter which queue a packet comes by, in either direction. An entry is a word of state,
 //!   which is changed by compare-and-swap, and a cache line of content, which is written only while
 //!   the state says so, and believed only if the state is the same after reading (a seqlock: Boehm,
-//!   *Can Seqlocks Get Along with Programming Language Memory Models?*, MSPC '12).
+//!   *Can Seqlocks Get Along with Programming Language Memory Models?*, MSPC '12). Loom checks that, and
+//!   what workers do to one entry at a time, with buckets that are small (`RUSTFLAGS="--cfg loom"`).
 //! * **Bounded**: 64,512 connections an address, of 72 bytes each. Connections of which nobody knows
 //!   whether there is a client (half-open) take half of a bucket at most, and compete only with each
 //!   other: a flood of them pushes nobody out who talks.
 
 use std::net::{IpAddr, Ipv6Addr};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use ipnet::IpNet;
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::flow_hash::reduce_low;
 use crate::rate::Tick;
@@ -32,12 +36,12 @@ pub use state::{Phase, State};
 pub const ADDRESSES_MAX: u32 = 1 << HOST_BITS_MAX;
 const HOST_BITS_MAX: u8 = 6;
 /// The ports below are not the pool's: they belong to well-known services (RFC 6056 §3.2).
-pub const FIRST_PORT: u16 = 1024;
+pub const FIRST_PORT: u16 = if cfg!(loom) { 65_532 } else { 1024 };
 /// Ports of one address.
 pub const PORTS: u32 = 65_536 - FIRST_PORT as u32;
 /// Ports of one bucket.
 const WAYS: usize = WAYS_U32 as usize;
-const WAYS_U32: u32 = 8;
+const WAYS_U32: u32 = if cfg!(loom) { 2 } else { 8 };
 const BUCKETS: u32 = PORTS / WAYS_U32;
 /// Half-open connections in a bucket, at most.
 const OPENING_MAX: usize = WAYS / 2;
@@ -62,7 +66,8 @@ struct Bucket {
 #[repr(align(64))]
 struct Content([AtomicU64; 8]);
 
-const _: () = assert!(size_of::<Bucket>() == 64 + 64 * WAYS && PORTS.is_multiple_of(WAYS_U32));
+const _: () = assert!(cfg!(loom) || size_of::<Bucket>() == 64 + 64 * WAYS);
+const _: () = assert!(PORTS.is_multiple_of(WAYS_U32));
 
 /// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -408,5 +413,7 @@ fn tag(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod tests;

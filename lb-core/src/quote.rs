@@ -11,11 +11,18 @@ use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::ports::{self, Ports};
 use crate::wire::{ICMP, ICMPV6};
 
+pub(crate) mod tunnel;
+
 /// The tuple of the flow, from client to VIP; `None`, if the quote does not tell: eight bytes beyond
 /// the IP header are enough (RFC 792), fragments but the first are not. No length in it is believed.
 #[must_use]
 pub(crate) fn flow(quote: &[u8], is_ipv6: bool) -> Option<Tuple> {
-    let (client, vip, protocol, offset) = if is_ipv6 {
+    packet(quote, is_ipv6).map(|(tuple, _)| tuple.reversed())
+}
+
+/// The tuple of what is quoted, and where its transport header begins.
+fn packet(quote: &[u8], is_ipv6: bool) -> Option<(Tuple, usize)> {
+    let (src, dst, protocol, offset) = if is_ipv6 {
         let (ip, _) = Ipv6::ref_from_prefix(quote).ok()?;
         if ip.version_class_flow.get() >> 28 != 6 {
             return None;
@@ -26,7 +33,7 @@ pub(crate) fn flow(quote: &[u8], is_ipv6: bool) -> Option<Tuple> {
             return None;
         }
         let upper = ipv6::upper_layer_of_first(quote).ok()?;
-        (ip.dst, ip.src, upper.protocol, upper.offset)
+        (ip.src, ip.dst, upper.protocol, upper.offset)
     } else {
         let (ip, _) = Ipv4::ref_from_prefix(quote).ok()?;
         if ip.version_ihl >> 4 != 4
@@ -35,19 +42,19 @@ pub(crate) fn flow(quote: &[u8], is_ipv6: bool) -> Option<Tuple> {
         {
             return None;
         }
-        (mapped(ip.dst), mapped(ip.src), ip.protocol, ip.header_len())
+        (mapped(ip.src), mapped(ip.dst), ip.protocol, ip.header_len())
     };
     if matches!(protocol, ICMP | ICMPV6) {
         return None; // pings of a VIP are the kernel's
     }
     let segment = quote.get(offset..)?;
-    let mut tuple = Tuple { src: client, dst: vip, ports: [0; 4], protocol, is_ipv6 };
+    let mut tuple = Tuple { src, dst, ports: [0; 4], protocol, is_ipv6 };
     if ports::header_bytes(protocol).is_some() {
         let (ports, _) = Ports::ref_from_prefix(segment).ok()?;
-        let ([a, b], [c, d]) = (ports.dst.to_bytes(), ports.src.to_bytes());
+        let ([a, b], [c, d]) = (ports.src.to_bytes(), ports.dst.to_bytes());
         tuple.ports = [a, b, c, d];
     }
-    Some(tuple)
+    Some((tuple, offset))
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ pub(super) fn services(
         if let Some(written) = &service.value.health {
             health::check_keys(written, report);
         }
+        check_pool(&service.value, ports, report);
         if ports.sound {
             check_against_ports(&service.value, &backends, ports, report);
         }
@@ -154,6 +155,17 @@ fn check_backend(backend: &spec::Backend, ports: &Ports, report: &mut Report) {
         && let Some(&own) = ports.addresses.get(&address.value)
     {
         report.add_conflict(address.span, own, Problem::BackendIsOurs(address.value));
+    }
+}
+
+/// Checks that a pool has none of the ports' addresses.
+fn check_pool(service: &spec::Service, ports: &Ports, report: &mut Report) {
+    let Some(pool) = service.pool else { return };
+    let own = ports.addresses.iter().filter(|(address, _)| pool.value.0.contains(*address));
+    // One stands for all; the same one, however often it is asked.
+    if let Some((&address, &own)) = own.min_by_key(|(address, _)| **address) {
+        let problem = Problem::PoolIsOurs { pool: pool.value.0, address };
+        report.add_conflict(pool.span, own, problem);
     }
 }
 

@@ -307,9 +307,11 @@ impl Replay {
     fn decision(&self, number: usize, meta: &Meta, fate: Fate) -> Option<Decision> {
         let is_read = meta.rule != Rule::None;
         let addressed = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
-        let is_answered = matches!(meta.rule, Rule::Answer(_));
-        // What addresses no service and is one's all the same comes from a backend.
-        let is_return = meta.rule.is_return() || is_answered && addressed.is_none();
+        let is_answered = matches!(meta.rule, Rule::Answer(_) | Rule::TunnelError);
+        // What addresses no service and is one's all the same comes from a backend; but an error about
+        // a tunnel is the client's flow's.
+        let is_return = meta.rule != Rule::TunnelError && meta.rule.is_return()
+            || is_answered && addressed.is_none();
         let place = if is_return { Some(meta.service) } else { addressed };
         let service = place.and_then(|place| self.tables.services.get(place as usize));
         let spec = service.map(|service| service.source.spec());
@@ -344,6 +346,7 @@ impl Replay {
                     _ if is_return => Some("return"),
                     Rule::Fragment => Some("fragment"),
                     Rule::IcmpError => Some("icmp_error"),
+                    Rule::TunnelError => Some("tunnel_error"),
                     _ => Some("flow"),
                 };
                 if let Rule::Answer(reason) = meta.rule {

@@ -166,12 +166,10 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes a backend out of the file.
+    /// Takes a backend out of the file. It keeps the connections that it has.
     pub(crate) fn remove(&mut self, backend: &str) {
-        let from = Moment::now();
         self.site.backend(backend).listed = false;
         self.reload(&format!("remove {backend}"));
-        self.excuse_own(backend, from, 0);
     }
 
     /// Kills a backend's server, and soon takes it out of the file.

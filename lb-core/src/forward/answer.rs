@@ -1,5 +1,7 @@
 //! ICMP errors that the balancer sends in a VIP's name: a frame becomes the answer to its sender.
 
+use std::ops::Range;
+
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::network_endian::{U16, U32};
 
@@ -14,9 +16,10 @@ use crate::tables::next_hop::{Port, PortId};
 use crate::tuple::mapped;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::icmp::{self, Says};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::{ICMP, ICMPV6, icmp};
+use crate::wire::{ICMP, ICMPV6};
 
 /// Precedence of errors: internetwork control (RFC 1812 §4.3.2.5).
 const IPV4_TOS: u8 = 0xc0;
@@ -67,14 +70,7 @@ pub fn tell<F: Frame>(
     };
     let from = own.filter(|_| as_router).unwrap_or(meta.tuple.dst);
     let head = match (refusal, meta.tuple.is_ipv6) {
-        (Refusal::TooBig(mtu), false) => {
-            let [high, low] = mtu.to_be_bytes();
-            [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low]
-        }
-        (Refusal::TooBig(mtu), true) => {
-            let [high, low] = mtu.to_be_bytes();
-            [icmp::V6_TOO_BIG, 0, 0, 0, 0, 0, high, low]
-        }
+        (Refusal::TooBig(mtu), is_ipv6) => too_big(mtu, is_ipv6),
         (Refusal::TtlExceeded, false) => [icmp::TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
         (Refusal::TtlExceeded, true) => [icmp::V6_TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0],
     };
@@ -87,21 +83,25 @@ pub fn tell<F: Frame>(
     Ok(())
 }
 
-/// Turns the frame into an error of type, code and parameters `head`, from `from`, back the way that
-/// it came. [`DropReason::NotOurs`]: that is not one station.
+/// So many bytes would fit.
+pub(super) fn too_big(mtu: u16, is_ipv6: bool) -> Says {
+    let [high, low] = mtu.to_be_bytes();
+    if is_ipv6 {
+        [icmp::V6_TOO_BIG, 0, 0, 0, 0, 0, high, low]
+    } else {
+        [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low]
+    }
+}
+
+/// Turns the frame into an error that says `head`, from `from`, back the way that it came.
+/// [`DropReason::NotOurs`]: that is not one station.
 fn answer<F: Frame>(
     frame: &mut F,
     meta: &Meta,
     (port_id, port): (PortId, &Port),
     from: [u8; 16],
-    head: [u8; icmp::HEADER_BYTES],
+    head: Says,
 ) -> Result<(), DropReason> {
-    let is_ipv6 = meta.tuple.is_ipv6;
-    let (ip_bytes, bytes_max, ether_type) = if is_ipv6 {
-        (ipv6::HEADER_BYTES, icmp::V6_BYTES_MAX, ethernet::IPV6)
-    } else {
-        (ipv4::HEADER_BYTES, icmp::BYTES_MAX, ethernet::IPV4)
-    };
     let l3_offset = usize::from(meta.l3_offset);
     let (l2_bytes, _) = frame.bytes().split_at_checked(l3_offset).ok_or(DropReason::Truncated)?;
     let (ethernet, _) = ethernet::parse(frame.bytes())?;
@@ -117,16 +117,34 @@ fn answer<F: Frame>(
         udp_checksums: false,
     };
     let l2 = L2Header::new(&back, port_id, l2_bytes);
+    let quote = l3_offset..l3_offset + usize::from(meta.packet_len);
+    let ends = [from, meta.tuple.src];
+    write(frame, quote, &l2, (meta.tuple.is_ipv6, ends), head)
+}
+
+/// Turns the frame into an error that says `head` and quotes the bytes at `quote`, as many as it may;
+/// from the first to the second of `ends`, whose family is also the quote's.
+pub(super) fn write<F: Frame>(
+    frame: &mut F,
+    quote: Range<usize>,
+    l2: &L2Header,
+    (is_ipv6, [src, dst]): (bool, [[u8; 16]; 2]),
+    head: Says,
+) -> Result<(), DropReason> {
+    let (ip_bytes, bytes_max, ether_type) = if is_ipv6 {
+        (ipv6::HEADER_BYTES, icmp::V6_BYTES_MAX, ethernet::IPV6)
+    } else {
+        (ipv4::HEADER_BYTES, icmp::BYTES_MAX, ethernet::IPV4)
+    };
     let quote_max = usize::from(bytes_max) - ip_bytes - icmp::HEADER_BYTES;
-    frame.truncate(l3_offset + usize::from(meta.packet_len).min(quote_max));
-    frame.trim_front(l3_offset);
-    let packet = push_front(frame, &l2, ether_type, ip_bytes + icmp::HEADER_BYTES)?;
+    frame.truncate(quote.start + quote.len().min(quote_max));
+    frame.trim_front(quote.start);
+    let packet = push_front(frame, l2, ether_type, ip_bytes + icmp::HEADER_BYTES)?;
     let (ip, message) = packet.split_at_mut_checked(ip_bytes).ok_or(DropReason::NoHeadroom)?;
     message.get_mut(..icmp::HEADER_BYTES).ok_or(DropReason::NoHeadroom)?.copy_from_slice(&head);
     let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
     let total_len = u16::try_from(ip.len() + message.len()).map_err(|_| DropReason::TooBig)?;
-    let sum = if is_ipv6 {
-        let (src, dst) = (from, meta.tuple.src);
+    let addresses = if is_ipv6 {
         let header = Ipv6 {
             version_class_flow: U32::new(6 << 28),
             payload_len: U16::new(len),
@@ -136,9 +154,9 @@ fn answer<F: Frame>(
             dst,
         };
         ip.copy_from_slice(header.as_bytes());
-        Sum::default().pseudo_header(&src, &dst, len, ICMPV6)
+        Some(Sum::default().plus(&src).plus(&dst))
     } else {
-        let [src, dst] = [from, meta.tuple.src].map(|it| [it[12], it[13], it[14], it[15]]);
+        let [src, dst] = [src, dst].map(|it| [it[12], it[13], it[14], it[15]]);
         let mut header = Ipv4 {
             version_ihl: 0x45,
             tos: IPV4_TOS,
@@ -153,9 +171,9 @@ fn answer<F: Frame>(
         };
         header.checksum = Checksum::of(header.as_bytes());
         ip.copy_from_slice(header.as_bytes());
-        Sum::default()
+        None
     };
-    let checksum = sum.plus(message).checksum();
+    let checksum = icmp::checksum(message, addresses)?;
     if let Some(place) = message.get_mut(icmp::CHECKSUM) {
         place.copy_from_slice(checksum.as_bytes());
     }

@@ -23,6 +23,7 @@ mod outer;
 pub mod siit;
 mod split;
 pub mod too_big;
+pub mod tunnel_error;
 
 /// Puts the packet into a tunnel's outer one and sends it to the hop.
 ///

@@ -8,7 +8,9 @@ use crate::wire::ports::TCP_HEADER_BYTES;
 use crate::wire::{TCP, ipv4, ipv6, tcp};
 
 /// Lowers the segment size, if the frame is a SYN that announces more. `packet_max` is the largest
-/// packet that fits the way, in bytes. A size that is not announced, or cannot be found, stays so.
+/// packet that fits the way, in bytes. A size that is not announced, or cannot be found, stays so; and
+/// that of a SYN in pieces: a SYN is smaller than what every link carries, so whoever sends one in
+/// pieces does it to get past somebody who looks for it (RFC 1858).
 #[cold]
 pub fn clamp<F: Frame>(frame: &mut F, meta: &Meta, clamp: MssClamp, packet_max: usize) {
     let headers = if meta.tuple.is_ipv6 { ipv6::HEADER_BYTES } else { ipv4::HEADER_BYTES };

@@ -16,7 +16,7 @@ use crate::tables::{HopEntry, Station};
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::{TCP, UDP, icmp, ports, tcp, udp};
+use crate::wire::{SCTP, TCP, UDP, icmp, ports, sctp, tcp, udp};
 
 /// Which end of the packet changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ impl End {
 ///
 /// # Errors
 /// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
+/// [`DropReason::Untranslatable`] for a first fragment of SCTP with another port;
 /// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
 #[inline(never)]
 pub fn forward<F: Frame>(
@@ -74,6 +75,11 @@ fn translate_whole(
     meta: &Meta,
     changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
+    let protocol = meta.tuple.protocol;
+    let is_sctp_port = changes_sctp_port(protocol, changes);
+    if is_sctp_port && meta.is_fragment {
+        return Err(DropReason::Untranslatable); // nobody has all that its checksum covers
+    }
     let (mut old, mut new) = (Sum::default(), Sum::default());
     if meta.tuple.is_ipv6 {
         let (ip, _) = Ipv6::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
@@ -102,7 +108,10 @@ fn translate_whole(
         ip.ttl -= 1;
     }
     let segment = packet.get_mut(l4..).ok_or(DropReason::Truncated)?;
-    let protocol = meta.tuple.protocol;
+    if is_sctp_port {
+        sctp::change(segment, |segment| set_ports(segment, changes));
+        return Ok(());
+    }
     if ports::header_bytes(protocol).is_some() {
         for (end, station) in changes {
             let place = if *end == End::Source { 0..2 } else { 2..4 };
@@ -114,6 +123,16 @@ fn translate_whole(
     }
     repair(segment, protocol, meta.tuple.is_ipv6, (old, new));
     Ok(())
+}
+
+#[cold]
+fn set_ports(segment: &mut [u8], changes: &[(End, &Station)]) {
+    for (end, station) in changes {
+        let place = if *end == End::Source { 0..2 } else { 2..4 };
+        if let (Some(port), Some(place)) = (station.port, segment.get_mut(place)) {
+            place.copy_from_slice(&port);
+        }
+    }
 }
 
 /// Translates an error, or a fragment without transport header.
@@ -144,6 +163,11 @@ fn translate(
         }
     }
     if is_error { translate_error(segment, is_ipv6, &outer, changes) } else { Ok(()) }
+}
+
+/// Does a checksum over all of the packet change? SCTP's covers no address.
+fn changes_sctp_port(protocol: u8, changes: &[(End, &Station)]) -> bool {
+    protocol == SCTP && changes.iter().any(|(_, station)| station.port.is_some())
 }
 
 /// How the addresses of an error have changed.
@@ -241,7 +265,7 @@ fn repair(segment: &mut [u8], protocol: u8, is_ipv6: bool, (old, new): (Sum, Sum
     let place = match protocol {
         TCP => tcp::CHECKSUM,
         UDP => udp::CHECKSUM,
-        _ => return, // SCTP's covers no address, and its ports stay
+        _ => return, // of SCTP, see `sctp::change`; a quote of it is not all there
     };
     let Some(bytes) = segment.get_mut(place) else { return };
     let sum = Checksum::from([bytes[0], bytes[1]]);
@@ -301,14 +325,15 @@ mod tests {
     use std::net::{IpAddr, SocketAddr};
 
     use etherparse::icmpv4::DestUnreachableHeader;
-    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+    use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, PacketBuilder};
 
     use super::*;
     use crate::forward::tests::{LAN, OURS, SERVER, hop};
     use crate::sim::SimFrame;
-    use crate::sim::packet::{BALANCER, ROUTER};
+    use crate::sim::packet::{BALANCER, ROUTER, repair_ipv4_checksum};
     use crate::stage::parse::tests::parsed;
     use crate::tuple::address_bytes;
+    use crate::wire::sctp::tests::with_checksum;
 
     const CLIENT: [&str; 2] = ["198.51.100.7:40000", "[2001:db8::7]:40000"];
     const VIP: [&str; 2] = ["10.0.0.100:80", "[fd00::100]:80"];
@@ -385,6 +410,55 @@ mod tests {
                 assert_eq!(translated(&given, rule, End::Source, vip).unwrap(), expect);
             }
         }
+    }
+
+    /// An SCTP packet with a chunk of data, and a true checksum.
+    fn sctp(macs: [[u8; 6]; 2], src: &str, dst: &str, ttl: u8) -> Vec<u8> {
+        built(macs, src, dst, ttl, |builder| {
+            let [src, dst]: [SocketAddr; 2] = [src, dst].map(|it| it.parse().unwrap());
+            let ports = [src, dst].map(|end| end.port().to_be_bytes()).concat();
+            let rest = [&[1, 2, 3, 4, 0, 0, 0, 0, 0, 3, 0, 17], &[5; 16][..]].concat();
+            let packet = with_checksum([ports, rest].concat());
+            let mut bytes = Vec::new();
+            builder.write(&mut bytes, IpNumber::SCTP, &packet).unwrap();
+            bytes
+        })
+    }
+
+    #[test]
+    fn sctp_is_as_if_built_anew() {
+        for family in [0, 1] {
+            let (client, vip, backend) = (CLIENT[family], VIP[family], BACKEND[family]);
+            let given = sctp(CAME, client, vip, 64);
+            let found = translated(&given, None, End::Destination, backend).unwrap();
+            assert_eq!(found, sctp(SENT, client, backend, 63), "{family}");
+
+            let given = sctp(CAME, backend, client, 64);
+            let found = translated(&given, Some(Rule::Return), End::Source, vip).unwrap();
+            assert_eq!(found, sctp(SENT, vip, client, 63), "{family}");
+        }
+    }
+
+    /// Its checksum covers all of the packet; that of a datagram's first fragment is left, if the
+    /// port is.
+    #[test]
+    fn a_part_of_an_sctp_packet_keeps_its_port() {
+        let mut given = sctp(CAME, CLIENT[0], VIP[0], 64);
+        (given[20], given[21]) = (0x20, 0); // more fragments
+        repair_ipv4_checksum(&mut given, 14);
+        let given = SimFrame::new(&given);
+        let to = |port: Option<u16>| {
+            let mut frame = given.clone();
+            let meta = Meta { rule: Rule::Flow, ..parsed(frame.bytes()) };
+            let station = Station { port: port.map(u16::to_be_bytes), ..station(BACKEND[0]) };
+            let changes = [(End::Destination, &station)];
+            let done = forward(&mut frame, &meta, &hop(0, None, 1500), LAN, &changes);
+            (done, frame)
+        };
+        let (done, frame) = to(Some(8080));
+        assert_eq!((done, frame.bytes()), (Err(DropReason::Untranslatable), given.bytes()));
+        let (done, frame) = to(None);
+        assert_eq!((done, &frame.bytes()[34..]), (Ok(()), &given.bytes()[34..]));
     }
 
     #[test]

@@ -102,9 +102,6 @@ pub(super) fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Inva
         if let Some(port) = backend.port.filter(|&port| spec.vip.ports.single() != Some(port)) {
             match spec.forward {
                 _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
-                Forward::Nat if spec.vip.protocol == Protocol::Sctp => {
-                    find(Key::BackendPort(i), Invalid::NatSctpPort(spec.vip.ports));
-                }
                 Forward::Nat if spec.vip.ports.single().is_none() => {
                     find(Key::BackendPort(i), Invalid::NatPorts(spec.vip.ports));
                 }

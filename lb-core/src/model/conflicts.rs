@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Finding, Forward, Invalid, Key, Protocol, ServiceSpec, Vip};
 
 /// Two services that want the same.
@@ -89,11 +91,13 @@ pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>
     found
 }
 
-/// Finds pools that overlap, and services with an address of a pool. As [`ambiguous_returns`].
+/// Finds pools that overlap, and services and other services' backends with an address of a pool. As
+/// [`ambiguous_returns`].
 pub fn pool_conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
     let services: Vec<&ServiceSpec> = services.into_iter().collect();
-    // Disjoint, so that the one that has an address is the last that begins before it.
-    let mut pools: BTreeMap<(IpAddr, IpAddr), usize> = BTreeMap::new();
+    // By the first address: the last one, and whose it is. Disjoint, so that the one that has an
+    // address is the last that does not begin behind it.
+    let mut pools: BTreeMap<IpAddr, (IpAddr, usize)> = BTreeMap::new();
     let mut found = Vec::new();
     let mut conflict = |place, first, (key, first_key), invalid| {
         let finding = Finding { key, invalid };
@@ -101,26 +105,32 @@ pub fn pool_conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -
     };
     for (place, spec) in services.iter().enumerate() {
         let Some(net) = spec.pool() else { continue };
-        let ends = (net.network(), net.broadcast());
-        match pools.range(..=(ends.1, ends.1)).next_back() {
-            Some((&other, _)) if other == ends => {}
-            Some((&(_, last), &first)) if last >= ends.0 => {
+        let (first_address, last) = (net.network(), net.broadcast());
+        match pools.range(..=last).next_back() {
+            Some((&other, &(end, _))) if (other, end) == (first_address, last) => {}
+            Some((_, &(end, first))) if end >= first_address => {
                 let (pool, other) = (services[first].pool().unwrap_or(net), &services[first].name);
                 let invalid = Invalid::OverlappingPools { pool, other: other.clone() };
                 conflict(place, first, (Key::Pool, Key::Pool), invalid);
             }
-            _ => drop(pools.insert(ends, place)),
+            _ => drop(pools.insert(first_address, (last, place))),
         }
     }
+    let taken = |net: IpNet| {
+        let (_, &(end, first)) = pools.range(..=net.broadcast()).next_back()?;
+        let pool = services[first].pool().filter(|_| end >= net.network())?;
+        Some((first, pool))
+    };
     for (place, spec) in services.iter().enumerate() {
-        let net = spec.vip.address;
-        let last = net.broadcast();
-        if let Some((&(_, end), &first)) = pools.range(..=(last, last)).next_back()
-            && end >= net.network()
-            && let Some(pool) = services[first].pool()
-        {
-            let invalid = Invalid::TakenByPool { address: net.addr(), pool };
-            conflict(place, first, (Key::Address, Key::Pool), invalid);
+        let backends = spec.backends.iter().enumerate();
+        // Of a service's own pool the service itself says so.
+        let others = backends.filter(|(_, b)| !spec.pool().is_some_and(|p| p.contains(&b.address)));
+        let others = others.map(|(i, backend)| (Key::BackendAddress(i), backend.address.into()));
+        for (key, net) in [(Key::Address, spec.vip.address)].into_iter().chain(others) {
+            if let Some((first, pool)) = taken(net) {
+                let invalid = Invalid::TakenByPool { address: net.addr(), pool };
+                conflict(place, first, (key, Key::Pool), invalid);
+            }
         }
     }
     found

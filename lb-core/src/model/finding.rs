@@ -142,9 +142,6 @@ pub enum Invalid {
          backend's port out (each port is kept), or give the service one port"
     )]
     NatPorts(PortRange),
-    /// SCTP's checksum covers the ports, and all of the packet.
-    #[error("nat keeps the port of SCTP: leave it out, or write {0}, the service's")]
-    NatSctpPort(PortRange),
     /// A pool tells connections apart by ports.
     #[error(
         "fullnat tells connections apart by the ports of TCP and UDP; use one of them, or \

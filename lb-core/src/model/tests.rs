@@ -46,12 +46,17 @@ fn a_good_service_is_taken() {
     assert_eq!(findings(|s| s.mss = MssClamp::AtMost(536)), []);
     assert_eq!(findings(|s| (s.forward, s.backends[0].port) = (Forward::Nat, Some(8080))), []);
     assert_eq!(findings(|s| (s.vip.ports, s.vip.protocol) = (PortRange::ANY, Protocol::Any)), []);
+    let sctp = |s: &mut ServiceSpec| {
+        (s.forward, s.vip.protocol) = (Forward::Nat, Protocol::Sctp);
+        s.backends[1].port = Some(8080);
+    };
+    assert_eq!(findings(sctp), []);
 }
 
 #[test]
 fn each_rule_names_its_key() {
     type Case = (fn(&mut ServiceSpec), Key, &'static str);
-    let cases: [Case; 29] = [
+    let cases: [Case; 28] = [
         (|s| s.name.clear(), Key::Name, "a name has"),
         (|s| s.name = "a b".into(), Key::Name, "a name has"),
         (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
@@ -99,14 +104,6 @@ fn each_rule_names_its_key() {
             },
             Key::BackendPort(1),
             "leave the backend's port out",
-        ),
-        (
-            |s| {
-                (s.forward, s.vip.protocol) = (Forward::Nat, Protocol::Sctp);
-                s.backends[1].port = Some(8080);
-            },
-            Key::BackendPort(1),
-            "keeps the port of SCTP",
         ),
         (|s| s.slots = Some(1000), Key::Slots, "1009 is the next prime"),
         (|s| s.slots = Some(SLOTS_MAX + 1), Key::Slots, "too many"),
@@ -183,6 +180,32 @@ fn an_answer_is_of_one_service() {
     ]);
     let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
     assert_eq!(places, [(3, 0, Key::Backend(0)), (4, 0, Key::Backend(0))]);
+}
+
+/// A pool's addresses are nobody's: what comes to one is an answer.
+#[test]
+fn nobody_has_an_address_of_a_pool() {
+    let pooled = |name, address, pool: &str, backends: &[&str]| {
+        let pool = pool.parse().unwrap();
+        let full_nat = FullNat { pool, client_address: ClientAddress::Hidden };
+        ServiceSpec { forward: Forward::FullNat(full_nat), ..spec(name, address, backends) }
+    };
+    let found = pool_conflicts(&[
+        pooled("a", "10.0.0.100", "10.0.0.64/30", &["10.0.0.11"]),
+        spec("behind one of it", "10.0.0.101", &["10.0.0.63", "10.0.0.64", "10.0.0.68"]),
+        spec("one of it", "10.0.0.67", &["10.0.0.11"]),
+        pooled("shares it", "10.0.0.102", "10.0.0.64/30", &["10.0.0.65"]), // its own finding
+        pooled("overlaps", "10.0.0.103", "10.0.0.64/31", &[]),
+        pooled("behind the other", "10.0.0.104", "fd00::64/126", &["fd00::11", "10.0.0.66"]),
+        spec("of all", "fd00::100", &["fd00::67"]),
+        pooled("the first of it", "10.0.0.64", "10.0.0.64/32", &[]),
+    ]);
+    let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
+    let backend = Key::BackendAddress;
+    let pools = [4, 7].map(|place| (place, 0, Key::Pool));
+    let taken = [(1, 0, backend(1)), (2, 0, Key::Address), (5, 0, backend(1)), (6, 5, backend(0))];
+    assert_eq!(places, [&pools[..], &taken, &[(7, 0, Key::Address)]].concat());
+    assert!(found.iter().all(|conflict| conflict.first_key == Key::Pool));
 }
 
 #[test]

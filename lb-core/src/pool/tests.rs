@@ -1,3 +1,5 @@
+#![cfg(not(loom))]
+
 use proptest::prelude::*;
 
 use super::*;

@@ -5,22 +5,25 @@ use std::sync::Arc;
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::flow_hash::reduce;
 use crate::frame::Frame;
-use crate::model::Affinity;
+use crate::model::{Affinity, Forward};
 use crate::pool::Found;
 use crate::prefetch::prefetch;
+use crate::quote;
+use crate::quote::tunnel::Tunnelled;
 use crate::tables::Tables;
 use crate::tuple::Tuple;
+use crate::wire::icmp;
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
 /// `meta.service`, `meta.hash`, `meta.slot`.
 ///
 /// Punts what no service has; but answers of backends that services translate to are theirs, see
-/// [`Rule::Return`].
+/// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
-    burst.for_each_live(|_, meta| {
+    burst.for_each_live(|frame, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
-            return answer(meta, tables);
+            return answer(frame.bytes(), meta, tables);
         };
         let Some(service) = tables.services.get(place as usize) else {
             return Err(Exit::Punt);
@@ -39,7 +42,10 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 /// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or
 /// among the connections of the service's pool.
 #[inline(never)]
-fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
+fn answer(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
+    if meta.rule == Rule::IcmpError && about_tunnel(frame, meta, tables).is_some() {
+        return Ok(());
+    }
     // Health checks, above all: the balancer is a client of backends itself.
     if tables.own.contains(&meta.tuple.dst) {
         return Err(Exit::Punt);
@@ -63,6 +69,26 @@ fn answer(meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
 fn by_station(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
     let place = tables.stations.lookup_source(tuple)?;
     Some((tables.returns.get(place as usize)?.service, place))
+}
+
+/// An error about a tunnel's packet is the service's whose packet is inside. `meta` is then about
+/// that one: its tuple, hash and slot. Whether the tunnel is the service's is left to `forward`.
+#[cold]
+fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
+    let end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
+    let is_ipv6 = meta.tuple.is_ipv6;
+    let quote = icmp::quote(frame.get(meta.l4_offset.into()..end)?, is_ipv6)?;
+    let Tunnelled { flow, kind, .. } = quote::tunnel::inside(quote, is_ipv6)?;
+    let place = tables.vips.lookup(&flow)?;
+    let service = tables.services.get(place as usize)?;
+    let forward = service.source.spec().forward;
+    if !matches!(forward, Forward::Tunnel(tunnel) if tunnel.kind == kind) {
+        return None;
+    }
+    meta.hash = tables.hasher.hash(&flow, service.affinity == Affinity::Flow);
+    meta.slot = reduce(meta.hash, service.slots.len());
+    (meta.tuple, meta.service, meta.rule) = (flow, place, Rule::TunnelError);
+    Some(())
 }
 
 /// The service of the connection that a packet to a pool belongs to, and its place in the pool.

@@ -126,3 +126,6 @@ fn end(entry: &BackendEntry, vip_port: [u8; 2]) -> Option<([u8; 16], [u8; 2])> {
         Path::Plain | Path::Tunnel(..) => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

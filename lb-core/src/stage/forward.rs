@@ -7,7 +7,7 @@ use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
 use crate::forward::nat::{self, End};
 use crate::forward::too_big::{self, Cut, Narrow};
-use crate::forward::{fullnat, l2dsr, mss, tunnel};
+use crate::forward::{fullnat, l2dsr, mss, tunnel, tunnel_error};
 use crate::frame::Frame;
 use crate::model::MssClamp;
 use crate::pool::Found;
@@ -20,7 +20,9 @@ use crate::wire::{ipv4, ipv6};
 /// the service's traffic. What is too big may become an answer to its sender, or leave in pieces.
 ///
 /// Drops: [`DropReason::NoConnection`], [`DropReason::NextHopUnresolved`], [`DropReason::TooBig`],
-/// [`DropReason::TtlExceeded`], [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`].
+/// [`DropReason::TtlExceeded`], [`DropReason::AnswerLimit`], [`DropReason::BadChecksum`],
+/// [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`]. Punts errors about tunnels that nobody can do
+/// anything about.
 #[inline(always)]
 pub fn forward<F: Frame>(
     burst: &mut Burst<F>,
@@ -149,7 +151,8 @@ fn refused<F: Frame>(
     }
 }
 
-/// Sends the answer of a backend to the client, with the VIP as its source.
+/// Sends the answer of a backend to the client, with the VIP as its source; and tells the client of
+/// what has become of a tunnel's packet.
 #[inline(never)]
 fn back<F: Frame>(
     frame: &mut F,
@@ -158,6 +161,9 @@ fn back<F: Frame>(
     came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
+    if meta.rule == Rule::TunnelError {
+        return tunnel_error::relay(frame, meta, tables, came.1, (state, counters));
+    }
     let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
     match &service.pooled {
         None => back_of(frame, meta, (tables, service, None), came, (state, counters)),

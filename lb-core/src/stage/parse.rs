@@ -68,8 +68,7 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
     if !is_true {
         return Err(DropReason::BadChecksum.into());
     }
-    // RFC 1122 §3.2.1.3: this network, loopback, multicast, reserved and broadcast.
-    if matches!(ip.src, [0 | 127 | 224.., ..]) {
+    if !Ipv4::is_source(ip.src) {
         return Err(DropReason::BadSource.into());
     }
     if ip.src == ip.dst {
@@ -96,8 +95,7 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
 #[inline(always)]
 fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let ip = Ipv6::parse(packet)?;
-    // RFC 4291 §2.5.2, §2.5.3, §2.7: unspecified, loopback, multicast.
-    if ip.src[0] == 0xff || (ip.src[..15] == [0; 15] && ip.src[15] <= 1) {
+    if !Ipv6::is_source(ip.src) {
         return Err(DropReason::BadSource.into());
     }
     if ip.src == ip.dst {

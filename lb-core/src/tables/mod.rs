@@ -17,6 +17,7 @@ use crate::model::{
 };
 use crate::pool::Pool;
 use crate::rate::Tick;
+use crate::tuple::{Tuple, mapped};
 use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
@@ -352,6 +353,18 @@ pub enum Ends {
 }
 
 impl Ends {
+    /// Could `outer` be the tuple of a packet between them?
+    #[must_use]
+    pub fn are_of(&self, outer: &Tuple) -> bool {
+        let (src, dst, vary_bits) = match *self {
+            Self::Ipv4 { src, dst, vary_bits } => (mapped(src), mapped(dst), vary_bits),
+            Self::Ipv6 { src, dst, vary_bits } => (src, dst, vary_bits),
+        };
+        let [src, given] =
+            [src, outer.src].map(|address| u128::from_be_bytes(address) >> vary_bits);
+        src == given && dst == outer.dst
+    }
+
     /// Bytes of the outer header.
     #[inline]
     #[must_use]

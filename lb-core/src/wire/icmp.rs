@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::ipv6;
+use super::checksum::{Checksum, Sum};
+use super::{ICMPV6, ipv6};
+use crate::drop_reason::DropReason;
 
 /// Bytes before what an error quotes: type, code, checksum, and four that depend on the type.
 pub const HEADER_BYTES: usize = 8;
@@ -19,6 +21,8 @@ pub const MTU: Range<usize> = 4..8;
 pub const UNREACHABLE: u8 = 3;
 /// ICMP, unreachable: fragmentation needed and DF set.
 pub const FRAGMENTATION_NEEDED: u8 = 4;
+/// ICMP, unreachable: source route failed.
+pub const SOURCE_ROUTE_FAILED: u8 = 5;
 /// ICMP: time exceeded.
 pub const TIME_EXCEEDED: u8 = 11;
 /// ICMP: parameter problem.
@@ -31,6 +35,9 @@ pub const V6_TOO_BIG: u8 = 2;
 pub const V6_TIME_EXCEEDED: u8 = 3;
 /// `ICMPv6`: parameter problem.
 pub const V6_PARAMETER_PROBLEM: u8 = 4;
+
+/// What an error says before its quote: type, code, checksum, and what depends on type and code.
+pub type Says = [u8; HEADER_BYTES];
 
 /// Is this type of message an error about a packet that it quotes?
 #[must_use]
@@ -47,4 +54,28 @@ pub fn is_error(message_type: u8, is_ipv6: bool) -> bool {
 pub fn quote(message: &[u8], is_ipv6: bool) -> Option<&[u8]> {
     let &message_type = message.first()?;
     if is_error(message_type, is_ipv6) { message.get(HEADER_BYTES..) } else { None }
+}
+
+/// Over an ICMP message, or over an `ICMPv6` message between `addresses` (RFC 4443 §2.3).
+///
+/// # Errors
+/// [`DropReason::TooBig`]: no packet has as many bytes.
+pub fn checksum(message: &[u8], addresses: Option<Sum>) -> Result<Checksum, DropReason> {
+    let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
+    let pseudo_header =
+        addresses.map_or_else(Sum::default, |sum| sum.pseudo_header(&[], &[], len, ICMPV6));
+    Ok(pseudo_header.plus(message).checksum())
+}
+
+/// What is quoted, without the extensions of RFC 4884 behind it: they would have to be moved to other
+/// boundaries. A length below the least one (§4) is none.
+#[must_use]
+pub fn without_extensions(says: Says, quote: &[u8], is_ipv6: bool) -> &[u8] {
+    let [kind, _, _, _, eights, fours, ..] = says;
+    let len = match kind {
+        V6_UNREACHABLE | V6_TIME_EXCEEDED if is_ipv6 => usize::from(eights) * 8,
+        _ if is_ipv6 => 0,
+        _ => usize::from(fours) * 4,
+    };
+    if len < 128 { quote } else { quote.get(..len).unwrap_or(quote) }
 }

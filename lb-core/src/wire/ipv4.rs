@@ -76,6 +76,14 @@ impl Ipv4 {
         usize::from(self.version_ihl & 0x0f) * 4
     }
 
+    /// May a packet come from `address`? RFC 1122 §3.2.1.3: not from this network, loopback,
+    /// multicast, reserved and broadcast.
+    #[inline]
+    #[must_use]
+    pub fn is_source(address: [u8; 4]) -> bool {
+        !matches!(address, [0 | 127 | 224.., ..])
+    }
+
     /// Is this a part of a packet?
     #[inline]
     #[must_use]

@@ -72,6 +72,14 @@ impl Ipv6 {
         Ok(ip)
     }
 
+    /// May a packet come from `address`? RFC 4291 §2.5.2, §2.5.3, §2.7: not from the unspecified
+    /// address, loopback, multicast.
+    #[inline]
+    #[must_use]
+    pub fn is_source(address: [u8; 16]) -> bool {
+        address[0] != 0xff && (address[..15] != [0; 15] || address[15] > 1)
+    }
+
     /// Bytes of the packet.
     #[inline]
     #[must_use]

@@ -390,6 +390,7 @@ fn every_reason_to_drop() {
     // where packets are translated.
     reasons.extend([PuntLimit, TxFull, FragmentTimeout, FragmentFull, HandOverFull, NoBuffer]);
     reasons.extend([TtlExceeded, Untranslatable, NoConnection, PoolFull]);
+    reasons.push(AnswerLimit); // see `forward::tunnel_error`
     for reason in DropReason::ALL {
         assert!(reasons.contains(&reason), "{reason} has no case");
     }

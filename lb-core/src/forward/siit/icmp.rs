@@ -13,8 +13,9 @@ use crate::tables::HopEntry;
 use crate::tables::next_hop::PortId;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::icmp::{
-    BYTES_MAX, CHECKSUM, FRAGMENTATION_NEEDED, HEADER_BYTES, PARAMETER_PROBLEM, TIME_EXCEEDED,
-    UNREACHABLE, V6_BYTES_MAX, V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_TOO_BIG, V6_UNREACHABLE,
+    BYTES_MAX, CHECKSUM, FRAGMENTATION_NEEDED, HEADER_BYTES, PARAMETER_PROBLEM, Says,
+    TIME_EXCEEDED, UNREACHABLE, V6_BYTES_MAX, V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_TOO_BIG,
+    V6_UNREACHABLE, checksum, without_extensions,
 };
 use crate::wire::{ICMP, ICMPV6, ipv4, ipv6};
 
@@ -80,29 +81,6 @@ pub(super) fn forward<F: Frame>(
     message.get_mut(CHECKSUM).ok_or(DropReason::NoHeadroom)?.copy_from_slice(sum.as_bytes());
     Ok(())
 }
-
-/// Over an ICMP message, or over an `ICMPv6` message between `addresses` (RFC 4443 §2.3).
-fn checksum(message: &[u8], addresses: Option<Sum>) -> Result<Checksum, DropReason> {
-    let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
-    let pseudo_header =
-        addresses.map_or_else(Sum::default, |sum| sum.pseudo_header(&[], &[], len, ICMPV6));
-    Ok(pseudo_header.plus(message).checksum())
-}
-
-/// What is quoted, without the extensions of RFC 4884 behind it: they would have to be moved to other
-/// boundaries. A length below the least one (§4) is none.
-fn without_extensions(says: Says, quote: &[u8], is_ipv6: bool) -> &[u8] {
-    let [kind, _, _, _, eights, fours, ..] = says;
-    let len = match kind {
-        V6_UNREACHABLE | V6_TIME_EXCEEDED if is_ipv6 => usize::from(eights) * 8,
-        _ if is_ipv6 => 0,
-        _ => usize::from(fours) * 4,
-    };
-    if len < 128 { quote } else { quote.get(..len).unwrap_or(quote) }
-}
-
-/// What an error says before its quote: type, code, and what depends on them.
-type Says = [u8; HEADER_BYTES];
 
 /// The same without a checksum yet.
 fn says(kind: u8, code: u8, parameter: u32) -> Says {
