@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -47,6 +47,19 @@ fn enter_namespace() {
 /// Runs `ip ARGUMENTS` in the namespace of the calling thread.
 pub(super) fn ip(arguments: &str) -> String {
     run("ip", arguments)
+}
+
+/// Is the interface of a TAP that was closed gone soon? A process that another test is just starting
+/// has a copy of the TAP until it runs its program.
+pub(super) fn vanishes(interface: &str) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while ip("link show").contains(interface) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 pub(super) fn run(program: &str, arguments: &str) -> String {
