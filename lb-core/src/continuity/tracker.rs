@@ -28,7 +28,7 @@ use crate::tables::{ServiceId, ServiceTable};
 mod mark;
 
 use mark::Mark;
-pub use mark::Phase;
+pub use mark::{Phase, Sign};
 
 /// Entries of a bucket.
 const WAYS: usize = 4;
@@ -247,11 +247,11 @@ impl Tracker {
         table_of!(self, flow.shape, table => table.find(flow))
     }
 
-    /// Notes that a packet of a tracked flow has come: it goes on, and stays half-open as long as
-    /// its packets open it.
+    /// Notes that a packet of a tracked flow has come. A flow stays half-open as long as its packets
+    /// open it.
     #[inline]
-    pub fn refresh(&self, flow: &Flow, found: &Tracked, opens: bool, now: Tick) {
-        let to = found.mark.refreshed(opens, units(now));
+    pub fn refresh(&self, flow: &Flow, found: &Tracked, sign: Sign, now: Tick) {
+        let to = found.mark.refreshed(sign, units(now));
         if to != found.mark {
             // Another worker was faster: as good.
             let _ = table_of!(self, flow.shape, table => table.change(found, to));
@@ -259,8 +259,8 @@ impl Tracker {
     }
 
     /// Remembers the backend of a flow that is not tracked. `false`: there is no room.
-    pub fn track(&self, flow: &Flow, backend: u16, opens: bool, now: Tick) -> bool {
-        let phase = if opens { Phase::Opening } else { Phase::Seen };
+    pub fn track(&self, flow: &Flow, backend: u16, sign: Sign, now: Tick) -> bool {
+        let phase = if sign == Sign::Opens { Phase::Opening } else { Phase::Seen };
         let mark = Mark::new(flow.service, backend, phase, units(now));
         let taken = table_of!(self, flow.shape, table => table.insert(flow, mark));
         if let Some(before) = taken {

@@ -1,6 +1,7 @@
 //! Slot → backend; and of flows whose slot is changing, the backend that they are on.
 
 use crate::burst::{Burst, Meta, Rule};
+use crate::continuity::tracker::{Phase, Sign};
 use crate::continuity::transition::Moved;
 use crate::continuity::{Flow, NOBODY, Tracker};
 use crate::counters::Counters;
@@ -98,18 +99,21 @@ fn by_flow(
     now: Tick,
 ) -> Result<u16, DropReason> {
     let flow = Flow::new(meta, service);
-    let opens = service.has_openings && opens_flow(frame, meta);
+    let sign = if service.has_openings { sign(frame, meta) } else { Sign::GoesOn };
+    let opens = sign == Sign::Opens;
     // An error is about a flow, not a sign that it goes on.
     let is_flows_own = meta.rule != Rule::IcmpError;
     let current = by_slot(meta, service);
     let moved = service.transitions.as_ref().map_or(Moved::No, |it| it.of(meta.hash));
     if let Some(found) = tracker.find(&flow) {
         let backend = found.backend();
-        if service.may_serve(backend) && found.age(now) <= service.idle_max {
+        // A client's port may be used again as soon as a connection is closed.
+        let is_another = opens && found.phase() == Phase::Closing;
+        if service.may_serve(backend) && found.age(now) <= service.idle_max && !is_another {
             if moved == Moved::No && current == Ok(backend) {
                 tracker.forget(&flow, &found); // its slot says the same
             } else if is_flows_own {
-                tracker.refresh(&flow, &found, opens, now);
+                tracker.refresh(&flow, &found, sign, now);
             }
             return Ok(backend);
         }
@@ -122,20 +126,28 @@ fn by_flow(
     };
     let backend = from.map_or(current, Ok)?;
     if is_flows_own {
-        let has_room = tracker.track(&flow, backend, opens, now);
+        let has_room = tracker.track(&flow, backend, sign, now);
         (if has_room { &counters.tracked } else { &counters.untracked }).add(1);
     }
     Ok(backend)
 }
 
-/// Is it the first packet of its flow, by its own word?
-fn opens_flow(frame: &[u8], meta: &Meta) -> bool {
+/// What a packet says about its flow, by its own word.
+fn sign(frame: &[u8], meta: &Meta) -> Sign {
     let segment = frame.get(meta.l4_offset.into()..).filter(|_| meta.rule.has_segment());
-    let Some(segment) = segment else { return false };
+    let place = match meta.tuple.protocol {
+        TCP => tcp::FLAGS,
+        _ => sctp::CHUNK_TYPE,
+    };
+    let Some(&byte) = segment.and_then(|segment| segment.get(place)) else { return Sign::GoesOn };
     match meta.tuple.protocol {
-        TCP => segment.get(tcp::FLAGS).is_some_and(|f| f & (tcp::SYN | tcp::ACK) == tcp::SYN),
-        SCTP => segment.get(sctp::CHUNK_TYPE) == Some(&sctp::INIT),
-        _ => false,
+        TCP if byte & (tcp::FIN | tcp::RST) != 0 => Sign::Ends,
+        TCP if byte & (tcp::SYN | tcp::ACK) == tcp::SYN => Sign::Opens,
+        SCTP if byte == sctp::INIT => Sign::Opens,
+        SCTP if matches!(byte, sctp::ABORT | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE) => {
+            Sign::Ends
+        }
+        _ => Sign::GoesOn,
     }
 }
 

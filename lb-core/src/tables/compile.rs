@@ -72,7 +72,9 @@ pub fn compile(
         .flat_map(|tables| &tables.services)
         .map(|table| (table.source.spec().name.as_str(), table))
         .collect();
-    let mut ids = Ids::new(previous);
+    let tracker = previous
+        .map_or_else(|| Arc::new(Tracker::new(TRACKED_MAX)), |tables| Arc::clone(&tables.tracker));
+    let mut ids = Ids::new(previous, &tracker);
     let pools = pools(desired, previous);
     let services: Vec<ServiceTable> = desired
         .services()
@@ -87,10 +89,7 @@ pub fn compile(
     let vips = desired.services().iter().map(|service| service.spec().vip);
     let (stations, returns) = returns(&services);
     Tables {
-        tracker: previous.map_or_else(
-            || Arc::new(Tracker::new(TRACKED_MAX)),
-            |tables| Arc::clone(&tables.tracker),
-        ),
+        tracker,
         in_transition: services.iter().any(|service| service.transitions.is_some()),
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
         stations: VipIndex::new(stations.into_iter()),
@@ -180,29 +179,31 @@ fn station(address: IpAddr, port: Option<u16>) -> Station {
 
 /// Hands out the lowest ids that the previous version did not use: counters of a service that is
 /// gone are not another's as long as a worker may still add to them.
-struct Ids {
+struct Ids<'a> {
     used: Vec<bool>,
-    next: usize,
+    next: u32,
+    /// Flows of a service that is gone are not another's either.
+    tracker: &'a Tracker,
 }
 
-impl Ids {
-    fn new(previous: Option<&Tables>) -> Self {
+impl<'a> Ids<'a> {
+    fn new(previous: Option<&Tables>, tracker: &'a Tracker) -> Self {
         let mut used = Vec::new();
         for table in previous.iter().flat_map(|tables| &tables.services) {
             let id = table.id.0 as usize;
             used.resize(used.len().max(id + 1), false);
             used[id] = true;
         }
-        Self { used, next: 0 }
+        Self { used, next: 0, tracker }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "at most twice SERVICES_MAX")]
     fn next_free(&mut self) -> ServiceId {
-        while self.used.get(self.next).copied().unwrap_or(false) {
+        let is_used = |id: u32| self.used.get(id as usize).copied().unwrap_or(false);
+        while is_used(self.next) || self.tracker.tracks(ServiceId(self.next)) {
             self.next += 1;
         }
         self.next += 1;
-        ServiceId((self.next - 1) as u32)
+        ServiceId(self.next - 1)
     }
 }
 

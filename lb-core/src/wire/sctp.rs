@@ -8,6 +8,12 @@ use super::ports::SCTP_HEADER_BYTES;
 pub const CHUNK_TYPE: usize = 12;
 /// The chunk that opens an association, alone in its packet (§3.3.2).
 pub const INIT: u8 = 1;
+/// The chunk that ends an association at once (§3.3.7).
+pub const ABORT: u8 = 6;
+/// A chunk at the end of an association (§3.3.9).
+pub const SHUTDOWN_ACK: u8 = 8;
+/// The last chunk of an association (§3.3.13).
+pub const SHUTDOWN_COMPLETE: u8 = 14;
 /// Where the checksum lies in the common header: a `CRC32c` over all of the packet (RFC 9260 §6.8).
 const CHECKSUM: Range<usize> = 8..12;
 

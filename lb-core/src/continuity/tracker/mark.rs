@@ -15,6 +15,19 @@ pub enum Phase {
     Seen,
     /// It goes on.
     Established,
+    /// Its client has said that it is done. What opens a flow with the same key now is another one.
+    Closing,
+}
+
+/// What a packet says about its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It opens it (a SYN without ACK, an INIT).
+    Opens,
+    /// It goes on.
+    GoesOn,
+    /// Its client is done (a FIN, a RST, an ABORT, a SHUTDOWN).
+    Ends,
 }
 
 impl Phase {
@@ -22,7 +35,7 @@ impl Phase {
     #[inline]
     #[must_use]
     pub fn is_flow(self) -> bool {
-        matches!(self, Self::Opening | Self::Seen | Self::Established)
+        !matches!(self, Self::Free | Self::Busy)
     }
 }
 
@@ -38,8 +51,8 @@ impl Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark(pub(super) u64);
 
-const PHASES: [Phase; 5] =
-    [Phase::Free, Phase::Busy, Phase::Opening, Phase::Seen, Phase::Established];
+const PHASES: [Phase; 6] =
+    [Phase::Free, Phase::Busy, Phase::Opening, Phase::Seen, Phase::Established, Phase::Closing];
 const BACKEND: u32 = 16;
 const SERVICE: u32 = 32;
 const SERVICE_MASK: u64 = (1 << 17) - 1;
@@ -93,8 +106,13 @@ impl Mark {
     /// After another packet of the flow. What was seen now is not seen again for a while, so that a
     /// busy flow's entry is written once a unit, not once a packet.
     #[inline]
-    pub(super) fn refreshed(self, opens: bool, now: u16) -> Self {
-        let phase = if opens { self.phase() } else { Phase::Established };
+    pub(super) fn refreshed(self, sign: Sign, now: u16) -> Self {
+        let phase = match (sign, self.phase()) {
+            (Sign::Opens, as_before) => as_before,
+            // The other side may go on for long.
+            (Sign::Ends, _) | (_, Phase::Closing) => Phase::Closing,
+            (Sign::GoesOn, _) => Phase::Established,
+        };
         Self(self.0 & !0xffff | u64::from(now)).with_phase(phase)
     }
 

@@ -26,7 +26,7 @@ fn a_flow_is_found_until_it_is_forgotten() {
         let tracker = Tracker::new(100);
         let one = flow(shape, 1);
         assert!(tracker.find(&one).is_none());
-        assert!(tracker.track(&one, 7, true, Tick(0)));
+        assert!(tracker.track(&one, 7, Sign::Opens, Tick(0)));
         let found = tracker.find(&one).unwrap();
         assert_eq!((found.backend(), found.phase()), (7, Phase::Opening));
         // Another service's is another flow, and so is one with another key in the same place.
@@ -43,10 +43,10 @@ fn a_flow_is_found_until_it_is_forgotten() {
         }
         let later = Tick(10 * 4096);
         assert_eq!(found.age(later), 10);
-        tracker.refresh(&one, &found, true, later);
+        tracker.refresh(&one, &found, Sign::Opens, later);
         let found = tracker.find(&one).unwrap();
         assert_eq!((found.age(later), found.phase()), (0, Phase::Opening));
-        tracker.refresh(&one, &found, false, later);
+        tracker.refresh(&one, &found, Sign::GoesOn, later);
         assert_eq!(tracker.find(&one).unwrap().phase(), Phase::Established);
         assert_eq!((tracker.count(WEB), tracker.len()), (1, 1));
         tracker.forget(&one, &found); // as it was before: nothing happens
@@ -61,7 +61,7 @@ fn a_flow_is_found_until_it_is_forgotten() {
 fn as_many_flows_fit_as_it_is_made_for() {
     let tracker = Tracker::new(10_000);
     let refused =
-        (0..10_000).filter(|n| !tracker.track(&flow(Shape::Short, *n), 1, false, Tick(0)));
+        (0..10_000).filter(|n| !tracker.track(&flow(Shape::Short, *n), 1, Sign::GoesOn, Tick(0)));
     let refused = refused.count();
     // A flow that was seen once may have had to go for another.
     let lost = (0..10_000).filter(|n| tracker.find(&flow(Shape::Short, *n)).is_none()).count();
@@ -72,20 +72,20 @@ fn as_many_flows_fit_as_it_is_made_for() {
 /// Whatever is opened, and whatever is seen once, whoever goes on stays.
 #[test]
 fn a_flood_pushes_out_nobody_who_goes_on() {
-    for opens in [true, false] {
+    for sign in [Sign::Opens, Sign::GoesOn] {
         let tracker = Tracker::new(1000);
         let mut tracked = Vec::new();
         for n in 0..900 {
             let flow = flow(Shape::Short, n);
-            if tracker.track(&flow, 5, false, Tick(0)) {
+            if tracker.track(&flow, 5, Sign::GoesOn, Tick(0)) {
                 let found = tracker.find(&flow).unwrap();
-                tracker.refresh(&flow, &found, false, Tick(0));
+                tracker.refresh(&flow, &found, Sign::GoesOn, Tick(0));
                 tracked.push(flow);
             }
         }
         assert!(tracked.len() > 890, "{}", tracked.len());
         for n in 1_000_000..2_000_000 {
-            let _ = tracker.track(&flow(Shape::Short, n), 6, opens, Tick(n / 1000));
+            let _ = tracker.track(&flow(Shape::Short, n), 6, sign, Tick(n / 1000));
         }
         for flow in &tracked {
             assert_eq!(tracker.find(flow).map(|found| found.backend()), Some(5));
@@ -93,10 +93,10 @@ fn a_flood_pushes_out_nobody_who_goes_on() {
         // Of an empty table SYNs get half, so that there is room for others.
         let tracker = Tracker::new(1000);
         for n in 1_000_000..1_100_000 {
-            let _ = tracker.track(&flow(Shape::Short, n), 6, true, Tick(0));
+            let _ = tracker.track(&flow(Shape::Short, n), 6, Sign::Opens, Tick(0));
         }
         assert!(tracker.len() <= 1250 / 2 + 2, "{}", tracker.len());
-        assert!(tracker.track(&flow(Shape::Short, 1), 5, false, Tick(0)));
+        assert!(tracker.track(&flow(Shape::Short, 1), 5, Sign::GoesOn, Tick(0)));
     }
 }
 
@@ -106,8 +106,8 @@ fn another_process_finds_what_this_one_has_left() {
     let words: &'static [AtomicU64] = Box::leak(words);
     let first = Tracker::over(words, 100).unwrap();
     for n in 0..10 {
-        assert!(first.track(&flow(Shape::Short, n), 4, false, Tick(0)));
-        assert!(first.track(&flow(Shape::Long, n), 5, false, Tick(0)));
+        assert!(first.track(&flow(Shape::Short, n), 4, Sign::GoesOn, Tick(0)));
+        assert!(first.track(&flow(Shape::Long, n), 5, Sign::GoesOn, Tick(0)));
     }
     // In the middle of writing: this one never came to its end.
     let torn = first.find(&flow(Shape::Short, 3)).unwrap();
@@ -118,7 +118,7 @@ fn another_process_finds_what_this_one_has_left() {
     assert!(second.find(&flow(Shape::Short, 3)).is_none());
     assert_eq!(second.find(&flow(Shape::Short, 4)).unwrap().backend(), 4);
     assert_eq!(second.find(&flow(Shape::Long, 3)).unwrap().backend(), 5);
-    assert!(second.track(&flow(Shape::Short, 3), 9, false, Tick(0)));
+    assert!(second.track(&flow(Shape::Short, 3), 9, Sign::GoesOn, Tick(0)));
     assert!(Tracker::over(&words[1..], 100).is_none());
 }
 
@@ -129,10 +129,10 @@ fn a_sweep_in_parts_sees_everything_once() {
         assert!(tracker.track(
             &flow(Shape::Short, n),
             u16::try_from(n % 7).unwrap(),
-            false,
+            Sign::GoesOn,
             Tick(0)
         ));
-        assert!(tracker.track(&flow(Shape::Longest, n), 9, true, Tick(n * 4096)) || n > 90);
+        assert!(tracker.track(&flow(Shape::Longest, n), 9, Sign::Opens, Tick(n * 4096)) || n > 90);
     }
     let before = tracker.len();
     let mut seen = Vec::new();
@@ -160,14 +160,17 @@ proptest! {
             prop_assert_eq!(found.map(|found| found.backend()), map.get(&n).copied());
             match (found, what) {
                 (None, _) => {
-                    prop_assert!(tracker.track(&flow, backend, false, Tick(0)));
+                    prop_assert!(tracker.track(&flow, backend, Sign::GoesOn, Tick(0)));
                     map.insert(n, backend);
                 }
                 (Some(found), 0) => {
                     tracker.forget(&flow, &found);
                     map.remove(&n);
                 }
-                (Some(found), _) => tracker.refresh(&flow, &found, what == 1, Tick(n)),
+                (Some(found), _) => {
+                    let sign = if what == 1 { Sign::Opens } else { Sign::Ends };
+                    tracker.refresh(&flow, &found, sign, Tick(n));
+                },
             }
             prop_assert_eq!(tracker.len() as usize, map.len());
         }
