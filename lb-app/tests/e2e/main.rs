@@ -89,6 +89,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
         let name = format!("{setup}: path MTU discovery, both ways, in every mode");
         let pmtu = trial(name, move || pmtu::both_ways(setup));
         trials.push(pmtu.with_ignored_flag(too_few_cpus));
+        let name = format!("{setup}: path MTU discovery in tunnels");
+        let tunnels = trial(name, move || pmtu::in_tunnels(setup));
+        trials.push(tunnels.with_ignored_flag(too_few_cpus));
         let name = format!("{setup}: nat, between two networks");
         let nat = trial(name, move || nat::between_two_networks(setup));
         trials.push(nat.with_ignored_flag(too_few_cpus));

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  client ←─1300── router ── br0 ── lan0 ═ weir
-//!         ──1500─→            └─── b1
+//!         ──1500─→  │         └─── b1
+//!                   └──1400─→ b2
 //! ```
 //! Neither end knows: the client offers full segments, and so does the backend.
 
@@ -31,8 +32,13 @@ const NARROW_MTU: u16 = 1300;
 /// How much is transferred each way.
 const CHUNKS: u64 = 40;
 
+/// The network of a backend behind the router, and of the link there, which is narrow on the way.
+const FAR: u8 = 5;
+const FAR_MTU: u16 = 1400;
+
 struct Narrow {
     backend: Backend,
+    far: Backend,
     router: Netns,
     client: Netns,
     lb: Netns,
@@ -55,25 +61,38 @@ impl Narrow {
         client.ip("link set eth0 up");
         let net = backend_netns("b1");
         segment.connect(&lb, &net, "b1", "eth0");
+        let far = backend_netns("b2");
+        router.ip(&format!(
+            "link add eth2 type veth peer name eth0 netns {}\nlink set eth2 up",
+            far.name()
+        ));
+        far.ip("link set eth0 up");
         for (host, interface, network, number) in [
             (&router, "eth0", SWITCH, ROUTER),
             (&router, "eth1", CLIENTS, ROUTER),
             (&client, "eth0", CLIENTS, 1),
             (&net, "eth0", SWITCH, 11),
+            (&router, "eth2", FAR, ROUTER),
+            (&far, "eth0", FAR, 11),
         ] {
             add_addresses(host, interface, network, number);
         }
         narrow(&router, "eth1", CLIENTS, NARROW_MTU);
-        for (host, network) in [(&client, CLIENTS), (&net, SWITCH)] {
+        narrow(&router, "eth2", FAR, FAR_MTU);
+        for (host, network) in [(&client, CLIENTS), (&net, SWITCH), (&far, FAR)] {
             add_default(host, network, ROUTER);
         }
         let (address4, address6) = (v4(SWITCH, 11).into(), v6(SWITCH, 11).into());
         let backend = Backend::start("b1", address4, address6, net, &vips());
-        Self { backend, router, client, lb, segment }
+        let (address4, address6) = (v4(FAR, 11).into(), v6(FAR, 11).into());
+        let far = Backend::start("b2", address4, address6, far, &vips());
+        Self { backend, far, router, client, lb, segment }
     }
 
-    fn config(&self, setup: Setup) -> Config {
-        let services = MODES.iter().flat_map(|&(forward, host, port)| {
+    fn config(&self, setup: Setup, backend: &Backend) -> Config {
+        let is_on_link = backend.v4 == self.backend.v4;
+        let modes = MODES.iter().filter(|(forward, ..)| is_on_link || *forward != "l2dsr");
+        let services = modes.flat_map(|&(forward, host, port)| {
             [IpAddr::from(v4(SWITCH, host)), v6(SWITCH, host).into()].map(|address| Service {
                 name: format!("{forward}-{}", if address.is_ipv4() { 4 } else { 6 }),
                 address,
@@ -81,7 +100,12 @@ impl Narrow {
                 protocol: "tcp",
                 forward,
                 more: String::new(),
-                backends: vec![Spec::new(self.backend.v4, 1)],
+                // l2dsr takes any backend of the link; a tunnel's may be of the other family: here it
+                // is of the VIP's.
+                backends: vec![Spec::new(
+                    if address.is_ipv6() { backend.v6 } else { backend.v4 },
+                    1,
+                )],
             })
         });
         Config {
@@ -89,17 +113,8 @@ impl Narrow {
             hugepages: "off",
             memory_mb: 256,
             ports: vec![self.segment.port(v4(SWITCH, WEIR), v6(SWITCH, WEIR))],
-            services: services.map(|service| self.of_family(service)).collect(),
+            services: services.collect(),
         }
-    }
-
-    /// l2dsr takes any backend of the link; a tunnel's may be of the other family: here it is of
-    /// the VIP's.
-    fn of_family(&self, mut service: Service) -> Service {
-        if service.address.is_ipv6() {
-            service.backends = vec![Spec::new(self.backend.v6, 1)];
-        }
-        service
     }
 
     /// Have the errors of the router no way out?
@@ -144,7 +159,7 @@ async fn upload(vip: SocketAddr) -> Outcome<String> {
 /// from the balancer to reach the client.
 pub(crate) fn both_ways(setup: Setup) {
     let narrow = Narrow::new(setup);
-    let config = narrow.config(setup);
+    let config = narrow.config(setup, &narrow.backend);
     let mut weir = Weir::start(&narrow.lb, &config.to_string(), &[narrow.segment]);
     for &(forward, host, port) in &MODES {
         for vip in [IpAddr::from(v4(SWITCH, host)), v6(SWITCH, host).into()] {
@@ -166,6 +181,42 @@ pub(crate) fn both_ways(setup: Setup) {
     narrow.block_errors(true);
     let vip = at(v4(SWITCH, VIP_L2DSR), 80);
     let stuck = narrow.client.block_on(|| timeout(Duration::from_secs(2), download(vip)));
+    assert!(stuck.is_err(), "the link is not narrow: {stuck:?}");
+    narrow.block_errors(false);
+    weir.leave();
+}
+
+/// A tunnel that is narrow behind the balancer: the router tells the balancer, and that the client.
+pub(crate) fn in_tunnels(setup: Setup) {
+    let narrow = Narrow::new(setup);
+    let config = narrow.config(setup, &narrow.far);
+    let weir = Weir::start(&narrow.lb, &config.to_string(), &[narrow.segment]);
+    add_default(&narrow.lb, SWITCH, ROUTER);
+    let tunnels = || MODES.iter().filter(|(forward, ..)| *forward != "l2dsr");
+    for &(forward, host, port) in tunnels() {
+        for (vip, outer) in [(IpAddr::from(v4(SWITCH, host)), 20), (v6(SWITCH, host).into(), 40)] {
+            let to = at(vip, port);
+            client::wait_for_backends(&narrow.client, to, &["b2"]);
+            narrow.forget();
+            let sum = narrow.client.block_on(|| upload(to));
+            let sum = sum.unwrap_or_else(|error| panic!("{forward} {to}: {error}"));
+            assert_eq!(sum, Checksum::of_chunks(CHUNKS), "{forward} {to}");
+            let shim = match forward {
+                "gue" => 8,
+                "gre" => 4,
+                _ => 0,
+            };
+            let mut get = narrow.client.command("ip");
+            let route = expect_success(get.args(["route", "get", &vip.to_string()]));
+            let mtu = format!("mtu {} ", FAR_MTU - outer - shim);
+            assert!(route.contains(&mtu), "{forward}: {mtu} in {route}");
+        }
+    }
+    // Were it not for the router's errors, nothing would arrive.
+    narrow.block_errors(true);
+    narrow.forget();
+    let to = at(v4(SWITCH, VIP_IPIP), 8080);
+    let stuck = narrow.client.block_on(|| timeout(Duration::from_secs(2), upload(to)));
     assert!(stuck.is_err(), "the link is not narrow: {stuck:?}");
     narrow.block_errors(false);
     weir.leave();
