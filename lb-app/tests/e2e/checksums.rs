@@ -101,24 +101,17 @@ fn datagram(way: usize, payload_bytes: usize) -> Vec<u8> {
     frame
 }
 
-/// What is sent, and of how many frames a balancer drops for their header's checksum.
-fn frames() -> (Vec<Vec<u8>>, u64) {
+/// What is sent. (A false checksum of an IPv4 header does not get over the bridge.)
+fn frames() -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
-    let mut broken = 0;
-    for (way, &(_, is_ipv4, ..)) in WAYS.iter().enumerate() {
+    for way in 0..WAYS.len() {
         frames.extend(PAYLOADS.map(|bytes| datagram(way, bytes)));
         // Nobody repairs what the client got wrong.
         let mut wrong = datagram(way, 100);
         wrong[60] ^= 0xff;
         frames.push(wrong);
-        if is_ipv4 {
-            let mut header = datagram(way, 100);
-            header[24] ^= 0xff;
-            frames.push(header);
-            broken += 1;
-        }
     }
-    (frames, broken)
+    frames
 }
 
 /// The port of the switch that is client and backends.
@@ -157,7 +150,7 @@ fn sent(offload: &str) -> (Vec<Vec<u8>>, String) {
     let segment = Segment::new(setup, 0, &lb);
     let probe = probe(segment, &lb);
     let mut weir = Weir::start(&lb, &config(segment, offload).to_string(), &[segment]);
-    let (frames, broken) = frames();
+    let frames = frames();
     let mut all = Vec::new();
     for frame in &frames {
         probe.send(frame).expect("the interface is up");
@@ -166,9 +159,9 @@ fn sent(offload: &str) -> (Vec<Vec<u8>>, String) {
     all.extend(received(&probe));
     let log = weir.log_tail();
     let counters = weir.counters();
-    assert_eq!(counters.get("dropped.bad_checksum"), broken);
+    assert_eq!(counters.get("dropped.bad_checksum"), 0);
     assert_eq!(counters.get("dropped.multi_segment"), 0);
-    assert!(all.len() as u64 >= frames.len() as u64 - broken, "{} came", all.len());
+    assert!(all.len() >= frames.len(), "{} came", all.len());
     weir.leave();
     (all, log)
 }
