@@ -260,7 +260,11 @@ impl Tracker {
 
     /// Remembers the backend of a flow that is not tracked. `false`: there is no room.
     pub fn track(&self, flow: &Flow, backend: u16, sign: Sign, now: Tick) -> bool {
-        let phase = if sign == Sign::Opens { Phase::Opening } else { Phase::Seen };
+        let phase = match sign {
+            Sign::Opens => Phase::Opening,
+            Sign::GoesOn => Phase::Seen,
+            Sign::Ends => Phase::Closing,
+        };
         let mark = Mark::new(flow.service, backend, phase, units(now));
         let taken = table_of!(self, flow.shape, table => table.insert(flow, mark));
         if let Some(before) = taken {
@@ -465,9 +469,9 @@ impl<const KEY: usize> Table<KEY> {
                     phase => {
                         taken += 1;
                         opening += usize::from(phase == Phase::Opening);
-                        // SYNs push out SYNs only; what goes on, whatever was seen once.
+                        // SYNs push out SYNs only; others, whatever was seen once or is at its end.
                         if phase == Phase::Opening
-                            || phase == Phase::Seen && new.phase() == Phase::Seen
+                            || phase != Phase::Established && new.phase() != Phase::Opening
                         {
                             keep(mark, place);
                         }

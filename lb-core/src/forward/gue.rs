@@ -73,7 +73,7 @@ fn put_checksum<F: Frame>(
     };
     let checksum = match sum {
         Some(sum) => sum.checksum().never_zero(),
-        None => leave_checksum(frame, udp_at, &pseudo_header),
+        None => leave_checksum(frame, udp_at, pseudo_header),
     };
     let datagram = frame.bytes_mut().get_mut(udp_at..).ok_or(DropReason::NoHeadroom)?;
     let place = datagram.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
@@ -83,7 +83,7 @@ fn put_checksum<F: Frame>(
 
 /// Asks the NIC; what it has to find in the checksum's place.
 #[inline(never)]
-fn leave_checksum<F: Frame>(frame: &mut F, udp_at: usize, pseudo_header: &Sum) -> Checksum {
+fn leave_checksum<F: Frame>(frame: &mut F, udp_at: usize, pseudo_header: Sum) -> Checksum {
     let l2_len = udp_at.saturating_sub(ipv6::HEADER_BYTES);
     if frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES) {
         return pseudo_header.partial();
