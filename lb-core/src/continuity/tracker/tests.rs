@@ -74,20 +74,20 @@ fn as_many_flows_fit_as_it_is_made_for() {
 fn a_flood_pushes_out_nobody_who_goes_on() {
     for sign in [Sign::Opens, Sign::GoesOn] {
         let tracker = Tracker::new(1000);
-        let mut tracked = Vec::new();
+        let mut kept = Vec::new();
         for n in 0..900 {
             let flow = flow(Shape::Short, n);
             if tracker.track(&flow, 5, Sign::GoesOn, Tick(0)) {
                 let found = tracker.find(&flow).unwrap();
                 tracker.refresh(&flow, &found, Sign::GoesOn, Tick(0));
-                tracked.push(flow);
+                kept.push(flow);
             }
         }
-        assert!(tracked.len() > 890, "{}", tracked.len());
+        assert!(kept.len() > 890, "{}", kept.len());
         for n in 1_000_000..2_000_000 {
             let _ = tracker.track(&flow(Shape::Short, n), 6, sign, Tick(n / 1000));
         }
-        for flow in &tracked {
+        for flow in &kept {
             assert_eq!(tracker.find(flow).map(|found| found.backend()), Some(5));
         }
         // Of an empty table SYNs get half, so that there is room for others.

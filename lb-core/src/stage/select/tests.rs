@@ -33,7 +33,7 @@ fn the_slot_s_owner_is_the_backend() {
         select(&mut burst, &tables, &Counters::new(3), Tick(0));
         match expect {
             Ok(backend) => {
-                assert_eq!((burst.live_and_punted().0, burst.meta(0).backend), (1, backend))
+                assert_eq!((burst.live_and_punted().0, burst.meta(0).backend), (1, backend));
             }
             Err(reason) => assert_eq!(burst.drops()[reason as usize], 1, "{service} {slot}"),
         }
