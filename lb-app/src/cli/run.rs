@@ -73,8 +73,9 @@ async fn reload(args: &Args, control: &mut Control) {
             Err(format!("{} is not valid", args.config.display()))
         }
     };
-    if let Err(why) = result {
-        error!("not reloaded: {why}; version {} stays in force", control.version());
+    match result {
+        Ok(()) => info!("reloaded: version {}", control.version()),
+        Err(why) => error!("not reloaded: {why}; version {} stays in force", control.version()),
     }
 }
 

@@ -113,7 +113,9 @@ impl Weir {
     pub(crate) fn reload(&mut self, config: &str) {
         let before = self.version();
         let logged = self.signal_reload(config);
-        let version = self.wait_for(logged, in_force, "a new version in force");
+        // A version in force may be of something else: see `version`.
+        let reloaded = |line: &str| line.rsplit_once("reloaded: version ")?.1.parse().ok();
+        let version = self.wait_for(logged, reloaded, "a reload");
         assert!(version > before, "version {version} follows {before}");
     }
 
