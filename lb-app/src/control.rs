@@ -23,7 +23,7 @@ use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::health::Checkers;
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
-use crate::memory::{Memory, MemoryError, Now as _};
+use crate::memory::{self, Memory, MemoryError};
 use crate::workers::{Settings, WorkerError, Workers};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
@@ -232,16 +232,14 @@ impl Control {
             warn!("{error}");
         }
         self.resolve().await?;
-        let tables = self.compile();
-        if !tables.decides_like(&self.tables) {
-            self.publish(tables).await;
-        }
+        self.publish_if_changed().await;
         Ok(())
     }
 
     /// How long it is until [`Control::look_after_flows`] has something to do.
     pub(crate) fn until_flows_need_care(&self) -> Option<Duration> {
-        let change = self.tables.next_change().map(|change| change.0.saturating_sub(Tick::now().0));
+        let change =
+            self.tables.next_change().map(|change| change.0.saturating_sub(memory::now().0));
         let sweep = (!self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables))
             .then_some(SWEEP_PAUSE);
         let change = change.map(Duration::from_millis);
@@ -250,14 +248,11 @@ impl Control {
 
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
-        let now = Tick::now();
+        let now = memory::now();
         let has_news = self.sweeper.sweep(&self.tables, now);
         if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
-            let tables = self.compile();
-            if !tables.decides_like(&self.tables) {
-                self.publish(tables).await;
-            }
+            self.publish_if_changed().await;
         }
         Ok(())
     }
@@ -269,10 +264,7 @@ impl Control {
             return;
         }
         self.health = health;
-        let tables = self.compile();
-        if !tables.decides_like(&self.tables) {
-            self.publish(tables).await;
-        }
+        self.publish_if_changed().await;
     }
 
     /// Stops in good order: clients are no longer invited, then nothing is forwarded any more.
@@ -302,11 +294,19 @@ impl Control {
         self.publish(tables).await;
     }
 
+    /// As [`Self::put_in_force`], if it makes a difference to workers.
+    async fn publish_if_changed(&mut self) {
+        let tables = self.compile();
+        if !tables.decides_like(&self.tables) {
+            self.publish(tables).await;
+        }
+    }
+
     fn compile(&mut self) -> Tables {
         let Self { config, ports, next_hops, tables, kernel, health, sweeper, .. } = self;
         let idle = sweeper.idle();
         let circumstances =
-            Circumstances { ports, next_hops, health: Some(health), idle, now: Tick::now() };
+            Circumstances { ports, next_hops, health: Some(health), idle, now: memory::now() };
         let mut tables = compile(&config.desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables

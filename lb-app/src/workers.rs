@@ -22,7 +22,7 @@ use quanta::Clock;
 use tracing::error;
 
 use crate::adapter::{DpdkIo, HandOverQueue, PortQueues};
-use crate::memory::Now as _;
+use crate::memory;
 
 /// Empty turns in a row before an adaptive worker sleeps: some tens of microseconds of polling.
 const EMPTY_TURNS_MAX: u32 = 1000;
@@ -150,13 +150,13 @@ fn wait_for(started: &ArrayQueue<Result<(), String>>) -> Result<(), String> {
 const DEAD_RECKONING_MAX: u64 = 1_000_000_000;
 
 fn run(mut worker: Worker<DpdkIo>, stop: &AtomicBool, clock: &Clock, idle: Idle) {
-    let (mut start, mut base) = (clock.raw(), Tick::now());
+    let (mut start, mut base) = (clock.raw(), memory::now());
     let mut empty_turns = 0_u32;
     while !stop.load(Ordering::Relaxed) {
         let elapsed = clock.delta_as_nanos(start, clock.raw());
         let now = Tick(base.0 + elapsed / 1_000_000);
         if elapsed > DEAD_RECKONING_MAX {
-            (start, base) = (clock.raw(), Tick::now().max(now)); // no system call: vDSO
+            (start, base) = (clock.raw(), memory::now().max(now)); // no system call: vDSO
         }
         if worker.turn(now) > 0 {
             empty_turns = 0;

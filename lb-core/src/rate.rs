@@ -1,8 +1,16 @@
 //! Time, as the data path knows it, and what may happen in it.
 
+use std::time::Duration;
+
 /// Coarse monotonic time: milliseconds since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(pub u64);
+
+impl From<Duration> for Tick {
+    fn from(time: Duration) -> Self {
+        Self(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+}
 
 /// A bounded rate: so many a second, and no more than a tenth of that at once.
 #[derive(Clone, Copy, Debug)]

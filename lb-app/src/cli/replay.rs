@@ -21,7 +21,6 @@ use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::{DesiredState, SERVICES_MAX};
 use lb_core::publish::{Publisher, publication};
-use lb_core::rate::Tick;
 use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
@@ -249,7 +248,7 @@ impl Replay {
 
     /// Makes the tables of this time, and puts them in force before the next frame.
     fn compile(&mut self, elapsed: Duration) {
-        let now = tick(elapsed);
+        let now = elapsed.into();
         let idle = continuity::sweep(&self.tables, (0, 1), now).idle;
         let circumstances =
             Circumstances { idle: &idle, now, ..Circumstances::new(&self.ports, &self.next_hops) };
@@ -260,7 +259,7 @@ impl Replay {
 
     /// Takes one frame through the pipeline; the frames that are sent.
     fn frame(&mut self, captured: &Captured, elapsed: Duration) -> Vec<SimFrame> {
-        if self.tables.next_change().is_some_and(|change| change <= tick(elapsed)) {
+        if self.tables.next_change().is_some_and(|change| change <= elapsed.into()) {
             self.compile(elapsed);
         }
         let mut frame = SimFrame::new(&captured.bytes);
@@ -273,7 +272,7 @@ impl Replay {
     }
 
     fn turn(&mut self, elapsed: Duration) -> Vec<SimFrame> {
-        self.worker.turn(tick(elapsed));
+        self.worker.turn(elapsed.into());
         let decided = mem::take(&mut self.worker.io().decided);
         for (number, (meta, fate)) in decided {
             if let Some(decision) = self.decision(number, &meta, fate) {
@@ -411,10 +410,6 @@ impl Io for Observed {
         // Of those that had to wait nothing is known but that.
         self.decided.entry(frame.number).or_insert((Meta::default(), fate)).1 = fate;
     }
-}
-
-fn tick(elapsed: Duration) -> Tick {
-    Tick(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Offline there is no kernel to ask: every backend is a station on a port's link.

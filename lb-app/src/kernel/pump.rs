@@ -94,7 +94,7 @@ fn run(mut sides: Vec<Side>, pool: &MbufPool, stop: &AtomicBool, counters: &Pump
     let start = Instant::now();
     let mut buffer = vec![0; FRAME_BYTES_MAX];
     while !stop.load(Ordering::Relaxed) {
-        let now = Tick(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let now = Tick::from(start.elapsed());
         let mut moved = 0;
         let mut limited = false;
         for side in &mut sides {

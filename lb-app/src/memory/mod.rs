@@ -23,6 +23,7 @@ use lb_core::tables::Tables;
 use lb_core::tuple::Tuple;
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 mod services;
@@ -69,7 +70,7 @@ pub(crate) struct Memory {
 }
 
 /// What the files must agree in, besides their layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     /// Names a start of the machine.
     boot: [u64; 2],
@@ -117,7 +118,7 @@ impl Memory {
             *pair
         } else {
             remove(&path).map_err(as_failed)?;
-            Tick::now().0 ^ u64::from(std::process::id()) << 40
+            now().0 ^ u64::from(std::process::id()) << 40
         };
         let identity = Identity { pair, ..ours };
         let words = HEADER_WORDS + Tracker::words(flows_max);
@@ -256,17 +257,10 @@ fn key(tables: &Tables) -> u64 {
     tables.hasher.hash(&Tuple::default(), true)
 }
 
-/// The time that processes of one start of the machine have in common.
-pub(crate) trait Now {
-    /// Milliseconds since the machine was started.
-    fn now() -> Self;
-}
-
-impl Now for Tick {
-    fn now() -> Self {
-        let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
-        Self(time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
-    }
+/// The time that processes of one start of the machine have in common: since it was started.
+pub(crate) fn now() -> Tick {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    time.unwrap_or_default().into()
 }
 
 #[cfg(test)]

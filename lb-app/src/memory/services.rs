@@ -13,15 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::{Identity, LAYOUT, Refused};
 
 #[derive(Serialize, Deserialize)]
-struct Header {
-    layout: u64,
-    boot: [u64; 2],
-    key: u64,
-    flows_max: u64,
-    pair: u64,
-}
-
-#[derive(Serialize, Deserialize)]
 struct ServiceRecord {
     name: String,
     id: u32,
@@ -61,10 +52,8 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, 
 const CHECKSUM_BYTES: usize = 4;
 
 pub(super) fn encode(identity: &Identity, services: &[Remembered]) -> io::Result<Vec<u8>> {
-    let Identity { boot, key, flows_max, pair } = *identity;
-    let header = Header { layout: LAYOUT, boot, key, flows_max, pair };
     let records: Vec<ServiceRecord> = services.iter().map(ServiceRecord::from).collect();
-    let mut bytes = postcard::to_stdvec(&(header, records)).map_err(io::Error::other)?;
+    let mut bytes = postcard::to_stdvec(&(LAYOUT, identity, records)).map_err(io::Error::other)?;
     bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
     Ok(bytes)
 }
@@ -75,15 +64,15 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Identity, Vec<Remembered>), Refuse
         return Err(Refused::Damaged);
     }
     let damaged = |_| Refused::Damaged;
-    let (header, rest) = postcard::take_from_bytes::<Header>(message).map_err(damaged)?;
-    if header.layout != LAYOUT {
+    let (layout, rest) = postcard::take_from_bytes::<u64>(message).map_err(damaged)?;
+    if layout != LAYOUT {
         return Err(Refused::Version);
     }
-    let records: Vec<ServiceRecord> = postcard::from_bytes(rest).map_err(damaged)?;
+    let (identity, records) =
+        postcard::from_bytes::<(Identity, Vec<ServiceRecord>)>(rest).map_err(damaged)?;
     let services: Option<Vec<Remembered>> =
         records.into_iter().map(ServiceRecord::remembered).collect();
-    let Header { boot, key, flows_max, pair, .. } = header;
-    Ok((Identity { boot, key, flows_max, pair }, services.ok_or(Refused::Damaged)?))
+    Ok((identity, services.ok_or(Refused::Damaged)?))
 }
 
 impl From<&Remembered> for ServiceRecord {

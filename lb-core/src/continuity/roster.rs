@@ -144,9 +144,7 @@ fn identity((address, port): Name) -> u64 {
 impl Member {
     /// How a backend stands that is not asked for.
     fn left(&self, spec: &ServiceSpec, is_idle: impl Fn() -> bool, now: Tick) -> Option<Self> {
-        let after = |time: std::time::Duration| {
-            Tick(now.0.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
-        };
+        let after = |time: std::time::Duration| Tick(now.0.saturating_add(Tick::from(time).0));
         let gone = || Standing::Gone(after(spec.idle_timeout()));
         let standing = match self.standing {
             Standing::Wanted => Standing::Leaving(after(spec.grace())),

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -138,11 +137,7 @@ fn pooled(spec: &ServiceSpec, pools: &[Arc<Pool>]) -> Option<Pooled> {
 
 /// How long a flow may be silent, in [`pool::units`], rounded up.
 fn idle_max(spec: &ServiceSpec) -> u16 {
-    (pool::units(ticks(spec.idle_timeout())) + 1).min(pool::IDLE_MAX)
-}
-
-fn ticks(time: Duration) -> Tick {
-    Tick(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    (pool::units(spec.idle_timeout().into()) + 1).min(pool::IDLE_MAX)
 }
 
 /// Every packet to a prefix.
@@ -294,13 +289,12 @@ fn transitions(
     }
     let old = old?;
     let in_progress = old.transitions.as_ref();
-    let window = ticks(spec.idle_timeout());
     let next = Transitions::next(
         in_progress.map(Arc::as_ref),
         &old.slots,
         &new.slots,
         |place| new.may_serve(place),
-        (now, window),
+        (now, spec.idle_timeout().into()),
     )?;
     Some(in_progress.filter(|old| ***old == next).map_or_else(|| Arc::new(next), Arc::clone))
 }

@@ -98,8 +98,7 @@ impl History {
             self.world.compile();
         }
         let now = self.world.now.0;
-        let idle = u64::try_from(IDLE.as_millis()).unwrap();
-        self.live.retain(|_, flow| now - flow.last.0 < idle);
+        self.live.retain(|_, flow| now - flow.last.0 < Tick::from(IDLE).0);
     }
 
     fn change(&mut self) {
