@@ -74,6 +74,15 @@ pub fn reduce_low(hash: u64, n: u32) -> u32 {
     ((u64::from(hash as u32) * u64::from(n)) >> 32) as u32
 }
 
+/// Two places below `n` for a hash, independent of what [`reduce`] chose.
+#[inline]
+#[must_use]
+pub fn two_choices(hash: u64, n: u32) -> [u32; 2] {
+    // Fibonacci hashing: other bits for the other place.
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    [hash, hash.wrapping_mul(ODD) >> 32].map(|hash| reduce_low(hash, n))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::flow_hash::reduce_low;
+use crate::flow_hash::two_choices;
 use crate::rate::Tick;
 use crate::tables::Station;
 use crate::tuple::{Tuple, address_bytes, is_ipv6};
@@ -353,10 +353,7 @@ impl Pool {
     /// The two buckets of a hash.
     #[expect(clippy::cast_possible_truncation, reason = "at most ADDRESSES_MAX * BUCKETS")]
     fn buckets_of(&self, hash: u64) -> [u32; 2] {
-        // Fibonacci hashing: other bits for the other bucket.
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let n = self.buckets.len() as u32;
-        [hash, hash.wrapping_mul(ODD) >> 32].map(|hash| reduce_low(hash, n))
+        two_choices(hash, self.buckets.len() as u32)
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use zerocopy::FromZeros;
 
 use crate::burst::Meta;
-use crate::flow_hash::reduce_low;
+use crate::flow_hash::two_choices;
 use crate::model::SERVICES_MAX;
 use crate::pool::units;
 use crate::prefetch::prefetch;
@@ -171,8 +171,7 @@ impl Tracker {
     #[must_use]
     pub fn new(flows: u32) -> Self {
         let own = |words: usize| {
-            let zeroed = <[AtomicU64]>::new_box_zeroed_with_elems(words);
-            Words::Own(zeroed.unwrap_or_else(|_| Box::default()))
+            Words::Own(<[AtomicU64]>::new_box_zeroed_with_elems(words).unwrap_or_default())
         };
         let [short, long, longest] = sizes(flows);
         Self::of(Table::new(own(short)), Table::new(own(long)), Table::new(own(longest)))
@@ -195,7 +194,8 @@ impl Tracker {
     }
 
     fn of(short: Table<1>, long: Table<3>, longest: Table<5>) -> Self {
-        let by_service = (0..IDS).map(|_| AtomicU32::new(0)).collect();
+        // All zero; memory is taken when it is used.
+        let by_service = <[AtomicU32]>::new_box_zeroed_with_elems(IDS).unwrap_or_default();
         Self { short, long, longest, counts: Counts { by_service, all: AtomicU32::new(0) } }
     }
 
@@ -373,10 +373,7 @@ impl<const KEY: usize> Table<KEY> {
     /// Where the two buckets of a hash begin.
     #[inline]
     fn buckets_of(&self, hash: u64) -> [usize; 2] {
-        // Fibonacci hashing: other bits for the other bucket.
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        [hash, hash.wrapping_mul(ODD) >> 32]
-            .map(|hash| reduce_low(hash, self.buckets) as usize * Self::BUCKET)
+        two_choices(hash, self.buckets).map(|bucket| bucket as usize * Self::BUCKET)
     }
 
     #[inline]
