@@ -66,30 +66,21 @@ fn put_checksum<F: Frame>(
     let datagram = frame.bytes().get(udp_at..).ok_or(DropReason::NoHeadroom)?;
     let (header, packet) =
         datagram.split_at_checked(size_of::<Udp>()).ok_or(DropReason::NoHeadroom)?;
-    let sum = match known_sum(meta, packet) {
-        Some((more, less)) => Some(pseudo_header.plus(header).join(more).minus(less)),
-        None if hop.udp_checksums => None,
-        None => Some(pseudo_header.plus(datagram)),
-    };
-    let checksum = match sum {
-        Some(sum) => sum.checksum().never_zero(),
-        None => leave_checksum(frame, udp_at, pseudo_header),
-    };
+    let known = known_sum(meta, packet)
+        .map(|(more, less)| pseudo_header.plus(header).join(more).minus(less));
+    let l2_len = udp_at.saturating_sub(ipv6::HEADER_BYTES);
+    let is_left = known.is_none()
+        && hop.udp_checksums
+        && frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES);
     let datagram = frame.bytes_mut().get_mut(udp_at..).ok_or(DropReason::NoHeadroom)?;
+    let checksum = match known {
+        Some(sum) => sum.checksum().never_zero(),
+        None if is_left => pseudo_header.partial(),
+        None => pseudo_header.plus(datagram).checksum().never_zero(),
+    };
     let place = datagram.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
     place.copy_from_slice(checksum.as_bytes());
     Ok(())
-}
-
-/// Asks the NIC; what it has to find in the checksum's place.
-#[inline(never)]
-fn leave_checksum<F: Frame>(frame: &mut F, udp_at: usize, pseudo_header: Sum) -> Checksum {
-    let l2_len = udp_at.saturating_sub(ipv6::HEADER_BYTES);
-    if frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES) {
-        return pseudo_header.partial();
-    }
-    let datagram = frame.bytes().get(udp_at..).unwrap_or_default();
-    pseudo_header.plus(datagram).checksum().never_zero()
 }
 
 /// What to add and what to subtract for the sum over a packet, without reading all of it: a segment

@@ -109,30 +109,34 @@ fn translate_whole(
     }
     let segment = packet.get_mut(l4..).ok_or(DropReason::Truncated)?;
     if is_sctp_port {
-        sctp::change(segment, |segment| set_ports(segment, changes));
+        sctp::change(segment, |segment| {
+            set_ports(segment, changes, (old, new));
+        });
         return Ok(());
     }
+    let mut sums = (old, new);
     if ports::header_bytes(protocol).is_some() {
-        for (end, station) in changes {
-            let place = if *end == End::Source { 0..2 } else { 2..4 };
-            if let (Some(port), Some(place)) = (station.port, segment.get_mut(place)) {
-                (old, new) = (old.plus(place), new.plus(&port));
-                place.copy_from_slice(&port);
-            }
-        }
+        sums = set_ports(segment, changes, sums);
     }
-    repair(segment, protocol, meta.tuple.is_ipv6, (old, new));
+    repair(segment, protocol, meta.tuple.is_ipv6, sums);
     Ok(())
 }
 
-#[cold]
-fn set_ports(segment: &mut [u8], changes: &[(End, &Station)]) {
+/// Changes the ports; adds those that were there, and those that are now, to two sums.
+#[inline(always)]
+fn set_ports(
+    segment: &mut [u8],
+    changes: &[(End, &Station)],
+    (mut old, mut new): (Sum, Sum),
+) -> (Sum, Sum) {
     for (end, station) in changes {
         let place = if *end == End::Source { 0..2 } else { 2..4 };
         if let (Some(port), Some(place)) = (station.port, segment.get_mut(place)) {
+            (old, new) = (old.plus(place), new.plus(&port));
             place.copy_from_slice(&port);
         }
     }
+    (old, new)
 }
 
 /// Translates an error, or a fragment without transport header.

@@ -135,18 +135,18 @@ fn by_flow(
 /// What a packet says about its flow, by its own word.
 fn sign(frame: &[u8], meta: &Meta) -> Sign {
     let segment = frame.get(meta.l4_offset.into()..).filter(|_| meta.rule.has_segment());
-    let place = match meta.tuple.protocol {
-        TCP => tcp::FLAGS,
-        _ => sctp::CHUNK_TYPE,
-    };
-    let Some(&byte) = segment.and_then(|segment| segment.get(place)) else { return Sign::GoesOn };
+    let byte = |place: usize| segment.and_then(|segment| segment.get(place)).copied();
     match meta.tuple.protocol {
-        TCP if byte & (tcp::FIN | tcp::RST) != 0 => Sign::Ends,
-        TCP if byte & (tcp::SYN | tcp::ACK) == tcp::SYN => Sign::Opens,
-        SCTP if byte == sctp::INIT => Sign::Opens,
-        SCTP if matches!(byte, sctp::ABORT | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE) => {
-            Sign::Ends
-        }
+        TCP => match byte(tcp::FLAGS) {
+            Some(flags) if flags & (tcp::FIN | tcp::RST) != 0 => Sign::Ends,
+            Some(flags) if flags & (tcp::SYN | tcp::ACK) == tcp::SYN => Sign::Opens,
+            _ => Sign::GoesOn,
+        },
+        SCTP => match byte(sctp::CHUNK_TYPE) {
+            Some(sctp::INIT) => Sign::Opens,
+            Some(sctp::ABORT | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE) => Sign::Ends,
+            _ => Sign::GoesOn,
+        },
         _ => Sign::GoesOn,
     }
 }
