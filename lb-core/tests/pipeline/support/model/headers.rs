@@ -161,8 +161,15 @@ impl<'a> Ip<'a> {
         if packet.len() > 65_535 {
             return Err(TooBig.into());
         }
-        let mut ip = Self {
-            src: src.into(),
+        let mut ip = Self::with_fixed_ipv6(&header, packet);
+        ip.skip_extensions(false)?;
+        Ok(ip)
+    }
+
+    /// What the fixed header of IPv6 says.
+    fn with_fixed_ipv6(header: &Ipv6HeaderSlice<'_>, packet: &'a [u8]) -> Self {
+        Self {
+            src: header.source_addr().into(),
             dst: header.destination_addr().into(),
             traffic_class: header.traffic_class(),
             protocol: header.next_header(),
@@ -171,9 +178,7 @@ impl<'a> Ip<'a> {
             fragment_bytes: 0,
             packet,
             segment: &packet[40..],
-        };
-        ip.skip_extensions(false)?;
-        Ok(ip)
+        }
     }
 
     /// At most 8 of them; none behind a fragment header, where they may be another fragment's, unless
@@ -256,17 +261,7 @@ impl<'a> Ip<'a> {
             });
         }
         let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
-        let mut quoted = Self {
-            src: header.source_addr().into(),
-            dst: header.destination_addr().into(),
-            traffic_class: header.traffic_class(),
-            protocol: header.next_header(),
-            dont_fragment: true,
-            piece: None,
-            fragment_bytes: 0,
-            packet,
-            segment: &packet[40..],
-        };
+        let mut quoted = Self::with_fixed_ipv6(&header, packet);
         quoted.skip_extensions(true).ok()?;
         quoted.piece.is_none_or(|piece| piece.offset == 0).then_some(quoted)
     }
