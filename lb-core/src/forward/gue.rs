@@ -44,39 +44,39 @@ pub fn forward<F: Frame>(
         checksum: Checksum::ZERO, // over IPv4: none (RFC 768)
     };
     header.write_to_prefix(inside.bytes).map_err(|_| DropReason::NoHeadroom)?;
-    match inside.ipv6_addresses {
-        Some(addresses) => put_checksum(frame, meta, hop, addresses, len),
-        None => Ok(()),
-    }
+    // Over IPv6 there has to be a checksum (RFC 8200 §8.1).
+    let Some(addresses) = inside.ipv6_addresses else { return Ok(()) };
+    let pseudo_header = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]);
+    let (shim, packet) =
+        inside.bytes.split_at_mut_checked(shim_bytes).ok_or(DropReason::NoHeadroom)?;
+    // Summed up from here, not from memory where it was just written.
+    let sum = pseudo_header.plus(header.as_bytes());
+    let sum = match known_sum(meta, packet) {
+        Some((more, less)) => sum.join(more).minus(less),
+        None => return sum_up(frame, hop, len, pseudo_header),
+    };
+    let place = shim.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
+    place.copy_from_slice(sum.checksum().never_zero().as_bytes());
+    Ok(())
 }
 
-/// Over IPv6 there has to be a checksum (RFC 8200 §8.1). What would have to be read whole for it is
-/// left to the NIC where it can be, which reads all of the packet anyway. `len` bytes from the UDP
-/// header on are the frame's last.
-#[inline(always)]
-fn put_checksum<F: Frame>(
+/// What has to be read whole is left to the NIC where it can be, which reads all of the packet anyway.
+/// `len` bytes from the UDP header on are the frame's last.
+#[inline(never)]
+fn sum_up<F: Frame>(
     frame: &mut F,
-    meta: &Meta,
     hop: &HopEntry,
-    addresses: Sum,
     len: u16,
+    pseudo_header: Sum,
 ) -> Result<(), DropReason> {
-    let pseudo_header = addresses.plus(&len.to_be_bytes()).plus(&[0, UDP]);
     let udp_at = frame.bytes().len().saturating_sub(len.into());
-    let datagram = frame.bytes().get(udp_at..).ok_or(DropReason::NoHeadroom)?;
-    let (header, packet) =
-        datagram.split_at_checked(size_of::<Udp>()).ok_or(DropReason::NoHeadroom)?;
-    let known = known_sum(meta, packet)
-        .map(|(more, less)| pseudo_header.plus(header).join(more).minus(less));
     let l2_len = udp_at.saturating_sub(ipv6::HEADER_BYTES);
-    let is_left = known.is_none()
-        && hop.udp_checksums
-        && frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES);
+    let is_left = hop.udp_checksums && frame.leave_udp_checksum(l2_len, ipv6::HEADER_BYTES);
     let datagram = frame.bytes_mut().get_mut(udp_at..).ok_or(DropReason::NoHeadroom)?;
-    let checksum = match known {
-        Some(sum) => sum.checksum().never_zero(),
-        None if is_left => pseudo_header.partial(),
-        None => pseudo_header.plus(datagram).checksum().never_zero(),
+    let checksum = if is_left {
+        pseudo_header.partial()
+    } else {
+        pseudo_header.plus(datagram).checksum().never_zero()
     };
     let place = datagram.get_mut(udp::CHECKSUM).ok_or(DropReason::NoHeadroom)?;
     place.copy_from_slice(checksum.as_bytes());
