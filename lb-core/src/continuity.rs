@@ -21,11 +21,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::rate::Tick;
 use crate::tables::{ServiceId, ServiceTable, Tables};
 
+pub mod join;
 pub mod remembered;
 pub mod roster;
 pub mod tracker;
 pub mod transition;
 
+pub use join::join;
 pub use remembered::Remembered;
 pub use roster::{Member, Roster, Standing};
 pub use tracker::{Flow, Tracker};
@@ -78,6 +80,10 @@ pub fn sweep(tables: &Tables, (part, parts): (usize, usize), now: Tick) -> Swept
 /// How long half-open flows are remembered, in [`crate::pool::units`]: as long as a client repeats
 /// its SYN, about a minute.
 const OPENING_MAX: u16 = 15;
+
+/// Peers tell each other of a flow that goes on so many times in the time that it may be silent; and it
+/// is remembered for so much longer.
+pub const TOLD_TIMES: u16 = 4;
 
 /// No backend's place.
 pub const NOBODY: u16 = u16::MAX;

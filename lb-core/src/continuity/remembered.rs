@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Member, NOBODY, Roster, Transitions};
+use super::{Member, NOBODY, Roster, Standing, Transitions};
 use crate::model::{
     Affinity, BACKENDS_MAX, Forward, SERVICES_MAX, SLOTS_MAX, Service, ServiceSpec, Vip,
 };
@@ -52,6 +52,22 @@ impl Remembered {
             seats: seats.collect(),
             transitions,
         }
+    }
+
+    /// The same on the clock of another machine, which says `to` when this one's says `from`.
+    #[must_use]
+    pub fn on_clock(mut self, from: Tick, to: Tick) -> Self {
+        let shifted = |tick: &mut Tick| tick.0 = tick.0.saturating_add(to.0).saturating_sub(from.0);
+        for (member, _) in self.seats.iter_mut().flatten() {
+            match &mut member.standing {
+                Standing::Wanted => {}
+                Standing::Leaving(until) | Standing::Gone(until) => shifted(until),
+            }
+        }
+        for (_, until) in self.transitions.iter_mut() {
+            until.iter_mut().for_each(shifted);
+        }
+        self
     }
 
     /// The service as the next version's predecessor: nothing of it leads anywhere. `None`, if it

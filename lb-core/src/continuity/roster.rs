@@ -35,10 +35,13 @@ pub struct Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roster(Vec<Option<Member>>);
 
-/// A backend's name among those of its service: two with another port are two backends.
-type Name = (IpAddr, Option<u16>);
+/// A backend's name among those of its service, on all balancers alike: its address, and its port, if
+/// it is not the one that the client used. Two with another port are two backends.
+pub type Name = (IpAddr, Option<u16>);
 
-fn name(spec: &ServiceSpec, backend: &Backend) -> Name {
+/// The name of a backend.
+#[must_use]
+pub fn name(spec: &ServiceSpec, backend: &Backend) -> Name {
     (backend.address, spec.port_of(backend))
 }
 
@@ -107,6 +110,15 @@ impl Roster {
     #[must_use]
     pub fn get(&self, place: u16) -> Option<&Member> {
         self.0.get(usize::from(place))?.as_ref()
+    }
+
+    /// Who has which place, those excepted that are gone.
+    pub fn names(&self, spec: &ServiceSpec) -> impl Iterator<Item = (Name, u16)> {
+        let members = self.0.iter().zip(0..);
+        members.filter_map(|(member, place)| {
+            let member = member.as_ref().filter(|it| !matches!(it.standing, Standing::Gone(_)))?;
+            Some((name(spec, &member.backend), place))
+        })
     }
 
     /// Those that may serve, as far as it is known here.

@@ -5,7 +5,8 @@
 //!   prefix the destination counts: 32 and 48.)
 //! * **Bounded**: allocated at the start, never grows. A flow has two buckets of four entries. What
 //!   was seen once only (a SYN; the first packet of a flow during a transition) competes with its
-//!   like, and SYNs for half of a bucket: no flood pushes out a flow that goes on.
+//!   like, and SYNs for half of a bucket: no flood pushes out a flow that goes on. What
+//!   peers tell of leaves an entry of each bucket free, and competes with its like only.
 //! * **Shared**: all workers search and change the same table, so a flow is found on whatever worker
 //!   it arrives, and by the next process with any number of workers. An entry is a word of state,
 //!   changed by compare-and-swap, and words of key, which are written only while the state says so,
@@ -13,10 +14,12 @@
 //!
 //! The memory may be a file's, and outlives the process: see [`Tracker::over`].
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::FromZeros;
 
+use super::TOLD_TIMES;
 use crate::burst::Meta;
 use crate::flow_hash::two_choices;
 use crate::model::SERVICES_MAX;
@@ -25,8 +28,31 @@ use crate::prefetch::prefetch;
 use crate::rate::Tick;
 use crate::tables::{ServiceId, ServiceTable};
 
+/// Calls a method of the table that a shape belongs to.
+macro_rules! table_of {
+    ($tracker:expr, $shape:expr, $table:ident => $call:expr) => {
+        match $shape {
+            Shape::Short => {
+                let $table = &$tracker.short;
+                $call
+            }
+            Shape::Long => {
+                let $table = &$tracker.long;
+                $call
+            }
+            Shape::Longest => {
+                let $table = &$tracker.longest;
+                $call
+            }
+        }
+    };
+}
+
+mod exchange;
 mod mark;
 
+use exchange::News;
+pub use exchange::Report;
 use mark::Mark;
 pub use mark::{Phase, Sign};
 
@@ -34,6 +60,8 @@ pub use mark::{Phase, Sign};
 const WAYS: usize = 4;
 /// Entries of a bucket that may be half-open, at most.
 const OPENING_MAX: usize = WAYS / 2;
+/// Entries of a bucket that peers may have told of, at most.
+const TOLD_MAX: usize = WAYS - 1;
 /// Flows that a tracker is made for, at most.
 pub const FLOWS_MAX: u32 = 1 << 28;
 /// How full the table is when it holds as many flows as it is made for, in percent: two choices of
@@ -60,6 +88,8 @@ pub struct Flow {
     service: ServiceId,
     /// Its flow hash.
     hash: u64,
+    /// How long it is remembered when it is silent, in [`units`].
+    idle_max: u16,
     /// Of which the shape uses some.
     key: [u64; 5],
 }
@@ -85,7 +115,18 @@ impl Flow {
             Shape::Long => [src_high, src_low, ports, 0, 0],
             Shape::Longest => [src_high, src_low, ports, dst_high, dst_low],
         };
-        Self { shape, service: service.id, hash: meta.hash, key }
+        Self::of(service, meta.hash, key)
+    }
+
+    #[inline]
+    fn of(service: &ServiceTable, hash: u64, key: [u64; 5]) -> Self {
+        Self {
+            shape: service.key_shape,
+            service: service.id,
+            hash,
+            idle_max: service.idle_max,
+            key,
+        }
     }
 }
 
@@ -116,7 +157,7 @@ impl Tracked {
     }
 }
 
-/// What [`Tracker::sweep`] is told about an entry.
+/// What there is to know about an entry, besides who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Whose flow.
@@ -136,6 +177,8 @@ pub struct Tracker {
     long: Table<3>,
     longest: Table<5>,
     counts: Counts,
+    /// Absent: nobody wants to know.
+    news: Option<News>,
 }
 
 /// How many flows are tracked.
@@ -143,26 +186,6 @@ pub struct Tracker {
 struct Counts {
     by_service: Box<[AtomicU32]>,
     all: AtomicU32,
-}
-
-/// Calls a method of the table that a shape belongs to.
-macro_rules! table_of {
-    ($tracker:expr, $shape:expr, $table:ident => $call:expr) => {
-        match $shape {
-            Shape::Short => {
-                let $table = &$tracker.short;
-                $call
-            }
-            Shape::Long => {
-                let $table = &$tracker.long;
-                $call
-            }
-            Shape::Longest => {
-                let $table = &$tracker.longest;
-                $call
-            }
-        }
-    };
 }
 
 impl Tracker {
@@ -196,7 +219,8 @@ impl Tracker {
     fn of(short: Table<1>, long: Table<3>, longest: Table<5>) -> Self {
         // All zero; memory is taken when it is used.
         let by_service = <[AtomicU32]>::new_box_zeroed_with_elems(IDS).unwrap_or_default();
-        Self { short, long, longest, counts: Counts { by_service, all: AtomicU32::new(0) } }
+        let counts = Counts { by_service, all: AtomicU32::new(0) };
+        Self { short, long, longest, counts, news: None }
     }
 
     /// Words that a tracker for so many flows takes.
@@ -255,6 +279,9 @@ impl Tracker {
         if to != found.mark {
             // Another worker was faster: as good.
             let _ = table_of!(self, flow.shape, table => table.change(found, to));
+            if to.phase() != found.phase() || found.age(now) > flow.idle_max / (TOLD_TIMES + 1) {
+                self.note(flow.shape, found.place, to.phase());
+            }
         }
     }
 
@@ -265,17 +292,28 @@ impl Tracker {
             Sign::GoesOn => Phase::Seen,
             Sign::Ends => Phase::Closing,
         };
-        let mark = Mark::new(flow.service, backend, phase, units(now));
-        let taken = table_of!(self, flow.shape, table => table.insert(flow, mark));
-        if let Some(before) = taken {
-            self.counts.add(flow.service);
-            self.counts.take_off(before);
+        let place = self.put(flow, Mark::new(flow.service, backend, phase, units(now)));
+        if let Some(place) = place {
+            self.note(flow.shape, place, phase);
         }
-        taken.is_some()
+        place.is_some()
+    }
+
+    /// Where it was put; `None`: there is no room.
+    fn put(&self, flow: &Flow, mark: Mark) -> Option<usize> {
+        let taken = table_of!(self, flow.shape, table => table.insert(flow, mark))?;
+        self.counts.add(flow.service);
+        self.counts.take_off(taken.mark);
+        Some(taken.place)
     }
 
     /// Remembers a flow no more.
     pub fn forget(&self, flow: &Flow, found: &Tracked) {
+        self.free(flow, found);
+        self.note(flow.shape, found.place, Phase::Free);
+    }
+
+    fn free(&self, flow: &Flow, found: &Tracked) {
         if table_of!(self, flow.shape, table => table.change(found, found.mark.freed())) {
             self.counts.take_off(found.mark);
         }
@@ -291,9 +329,7 @@ impl Tracker {
     ) {
         let now = units(now);
         let mut visit = |mark: Mark| {
-            let (service, backend) = (mark.service(), mark.backend());
-            let over = mark.phase().is_flow()
-                && is_over(Seen { service, backend, age: mark.age(now), phase: mark.phase() });
+            let over = mark.phase().is_flow() && is_over(mark.seen_at(now));
             over.then(|| mark.freed())
         };
         let off = |mark| self.counts.take_off(mark);
@@ -421,8 +457,8 @@ impl<const KEY: usize> Table<KEY> {
         })
     }
 
-    /// Puts a flow somewhere; what was there. `None`: there is no room.
-    fn insert(&self, flow: &Flow, mark: Mark) -> Option<Mark> {
+    /// Puts a flow somewhere; where, and what was there. `None`: there is no room.
+    fn insert(&self, flow: &Flow, mark: Mark) -> Option<Candidate> {
         // Another worker may be faster: then there is one candidate less.
         for _ in 0..2 * WAYS {
             let Candidate { place, mark: before } = self.candidate(flow.hash, mark)?;
@@ -439,7 +475,7 @@ impl<const KEY: usize> Table<KEY> {
                     word.store(key, Ordering::Relaxed);
                 }
                 state.store(mark.written_after(busy).0, Ordering::Release);
-                return Some(before);
+                return Some(Candidate { place, mark: before });
             }
         }
         None
@@ -457,7 +493,7 @@ impl<const KEY: usize> Table<KEY> {
             }
         };
         for begin in self.buckets_of(hash) {
-            let (mut free, mut taken, mut opening) = (None, 0, 0);
+            let (mut free, mut taken, mut alike) = (None, 0, 0);
             for (place, entry) in self.bucket(begin) {
                 let [state, ..] = entry else { continue };
                 let mark = Mark(state.load(Ordering::Relaxed));
@@ -465,18 +501,19 @@ impl<const KEY: usize> Table<KEY> {
                     Phase::Free => free = Some(Candidate { place, mark }),
                     phase => {
                         taken += 1;
-                        opening += usize::from(phase == Phase::Opening);
-                        // SYNs push out SYNs only; others, whatever was seen once or is at its end.
-                        if phase == Phase::Opening
-                            || phase != Phase::Established && new.phase() != Phase::Opening
-                        {
+                        alike += usize::from(phase == new.phase());
+                        if new.phase().may_push_out(phase) {
                             keep(mark, place);
                         }
                     }
                 }
             }
-            let may_open = new.phase() != Phase::Opening || opening < OPENING_MAX;
-            if let Some(free) = free.filter(|_| may_open)
+            let alike_max = match new.phase() {
+                Phase::Opening => OPENING_MAX,
+                Phase::Told => TOLD_MAX,
+                _ => WAYS,
+            };
+            if let Some(free) = free.filter(|_| alike < alike_max)
                 && best.as_ref().is_none_or(|(least, _)| taken < *least)
             {
                 best = Some((taken, free));
@@ -498,15 +535,20 @@ impl<const KEY: usize> Table<KEY> {
         }
     }
 
+    /// The words of a part of the table.
+    fn part(&self, part: usize, parts: usize) -> Range<usize> {
+        let entries = self.buckets as usize * WAYS;
+        let place = |part: usize| entries * part / parts.max(1) * Self::ENTRY;
+        place(part)..place(part + 1)
+    }
+
     fn sweep(
         &self,
         (part, parts): (usize, usize),
         visit: &mut impl FnMut(Mark) -> Option<Mark>,
         off: &impl Fn(Mark),
     ) {
-        let entries = self.buckets as usize * WAYS;
-        let place = |part: usize| entries * part / parts.max(1) * Self::ENTRY;
-        let words = self.words().get(place(part)..place(part + 1)).unwrap_or_default();
+        let words = self.words().get(self.part(part, parts)).unwrap_or_default();
         for entry in words.chunks_exact(Self::ENTRY) {
             let [state, ..] = entry else { continue };
             let mark = Mark(state.load(Ordering::Relaxed));

@@ -105,6 +105,7 @@ fn by_flow(
     let is_flows_own = meta.rule != Rule::IcmpError;
     let current = by_slot(meta, service);
     let moved = service.transitions.as_ref().map_or(Moved::No, |it| it.of(meta.hash));
+    let mut is_let_down = false;
     if let Some(found) = tracker.find(&flow) {
         let backend = found.backend();
         // A client's port may be used again as soon as a connection is closed.
@@ -118,8 +119,11 @@ fn by_flow(
             return Ok(backend);
         }
         tracker.forget(&flow, &found);
+        is_let_down = !service.may_serve(backend);
     }
     let from = match moved {
+        // Who knew of its backend is to hear of the new one.
+        Moved::No if is_let_down => None,
         Moved::No => return current,
         Moved::From(from) if service.may_serve(from) && !opens => Some(from),
         Moved::From(_) | Moved::FromNobody => None,

@@ -14,7 +14,7 @@ use super::{
     Station, Tables, VipIndex,
 };
 use crate::continuity::tracker::Shape;
-use crate::continuity::{Member, Roster, Standing, Tracker, Transitions};
+use crate::continuity::{Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::model::{
@@ -140,6 +140,13 @@ fn idle_max(spec: &ServiceSpec) -> u16 {
     (pool::units(spec.idle_timeout().into()) + 1).min(pool::IDLE_MAX)
 }
 
+/// How long a tracked flow is remembered, in [`pool::units`]: when a peer saw it last is known here a
+/// little later.
+fn remembered_max(spec: &ServiceSpec) -> u16 {
+    let idle_max = idle_max(spec);
+    (idle_max + idle_max / TOLD_TIMES + 1).min(pool::IDLE_MAX)
+}
+
 /// Every packet to a prefix.
 fn whole(net: IpNet) -> Vip {
     Vip { address: net, ports: PortRange::ANY, protocol: Protocol::Any }
@@ -243,7 +250,7 @@ fn service_table(
         // A client's packet may belong to any of its flows.
         has_openings: affinity == Affinity::Flow
             && matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Sctp),
-        idle_max: idle_max(spec),
+        idle_max: remembered_max(spec),
         transitions: None,
         roster,
         slots,

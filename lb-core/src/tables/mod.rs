@@ -7,9 +7,10 @@ use arrayvec::ArrayVec;
 use ipnet::IpNet;
 
 use crate::continuity::tracker::Shape;
+use crate::continuity::transition::Moved;
 use crate::continuity::{Roster, Tracker, Transitions};
 use crate::drop_reason::DropReason;
-use crate::flow_hash::FlowHasher;
+use crate::flow_hash::{FlowHasher, reduce};
 use crate::maglev;
 use crate::model::{
     Affinity, ClientAddress, Forward, MssClamp, PortRange, Protocol, Service, ServiceSpec,
@@ -121,7 +122,7 @@ pub struct ServiceTable {
     pub key_shape: Shape,
     /// Do packets open flows? Else a packet says nothing about whether there is one already.
     pub has_openings: bool,
-    /// How long a tracked flow may be silent, in [`crate::pool::units`].
+    /// How long a tracked flow that is silent is remembered, in [`crate::pool::units`].
     pub idle_max: u16,
     /// What this was made from.
     pub source: Arc<Service>,
@@ -155,6 +156,15 @@ impl ServiceTable {
     #[must_use]
     pub fn keeps_clients(&self) -> bool {
         self.affinity == Affinity::Client
+    }
+
+    /// The backend of the slot of a flow, by its hash, if the slot is not in transition.
+    #[inline]
+    #[must_use]
+    pub fn settled(&self, hash: u64) -> Option<u16> {
+        let moved = self.transitions.as_ref().map_or(Moved::No, |it| it.of(hash));
+        let slot = reduce(hash, self.slots.len()) as usize;
+        self.slots.slots().get(slot).copied().filter(|_| moved == Moved::No)
     }
 
     /// May the backend at `place` serve?

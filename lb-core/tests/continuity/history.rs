@@ -20,6 +20,8 @@ pub(crate) struct Totals {
     pub(crate) untracked: u64,
     pub(crate) tracked_most: u32,
     pub(crate) moved_off_failed: u64,
+    /// Flows that go on by way of another balancer.
+    pub(crate) handed_over: u64,
 }
 
 impl Totals {
@@ -31,6 +33,7 @@ impl Totals {
         self.untracked += other.untracked;
         self.tracked_most = self.tracked_most.max(other.tracked_most);
         self.moved_off_failed += other.moved_off_failed;
+        self.handed_over += other.handed_over;
     }
 }
 
@@ -39,6 +42,7 @@ impl Totals {
 struct Live {
     backend: u8,
     last: Tick,
+    balancer: usize,
     /// Its backend could not serve for a while.
     was_let_down: bool,
 }
@@ -51,15 +55,22 @@ pub(crate) struct History {
     random: u64,
     seed: u64,
     live: BTreeMap<Name, Live>,
+    /// When balancers told each other of all their flows.
+    told: Tick,
+    /// How the network chooses the ways of flows; now and then otherwise than before.
+    ways: u64,
+    /// Has a backend failed since a balancer went?
+    has_let_down: bool,
     pub(crate) totals: Totals,
 }
 
 impl History {
-    pub(crate) fn new(seed: u64) -> Self {
-        let mut world = World::new();
+    pub(crate) fn new(seed: u64, balancers: usize) -> Self {
+        let mut world = World::new(balancers);
         world.compile();
-        let live = BTreeMap::new();
-        Self { world, random: seed ^ 0x5eed, seed, live, totals: Totals::default() }
+        let (live, told, has_let_down) = (BTreeMap::new(), Tick(0), false);
+        let (random, totals) = (seed ^ 0x5eed, Totals::default());
+        Self { world, random, seed, live, told, ways: 0, has_let_down, totals }
     }
 
     /// Below `n`, by Knuth's MMIX generator.
@@ -81,11 +92,40 @@ impl History {
             if self.below(20) == 0 {
                 self.change();
             }
+            if self.world.balancers.len() > 1 {
+                self.balancers();
+            }
             self.burst();
         }
-        let counters = &self.world.counters;
-        (self.totals.tracked, self.totals.untracked) =
-            (counters.tracked.get(), counters.untracked.get());
+        for balancer in &self.world.balancers {
+            self.totals.tracked += balancer.counters.tracked.get();
+            self.totals.untracked += balancer.counters.untracked.get();
+        }
+    }
+
+    /// One of two balancers goes, and comes back later, having missed changes; or flows take other ways.
+    /// They tell each other what is new at once, and everything now and then.
+    fn balancers(&mut self) {
+        let down = self.world.balancers.iter().position(|balancer| !balancer.is_up);
+        match down {
+            None if self.below(100) == 0 => {
+                let which = usize::try_from(self.below(2)).unwrap();
+                self.world.balancers[which].is_up = false;
+                self.has_let_down = self.world.lets_down();
+            }
+            Some(down) if self.below(30) == 0 => {
+                // A flow that its backend lets down meanwhile moves, and may be on a slot that is not in
+                // transition: who remembers where it was is wrong.
+                let remembers = self.below(2) == 0 && !self.has_let_down;
+                self.world.start(down, remembers);
+            }
+            None if self.below(50) == 0 => self.ways += 1,
+            _ => {}
+        }
+        if self.told.0 + Tick::from(IDLE).0 / 4 < self.world.now.0 {
+            self.told = self.world.now;
+            self.world.tell_all();
+        }
     }
 
     /// Control comes a little late; now and then much time passes in which nothing is sent.
@@ -93,8 +133,7 @@ impl History {
         let most = if self.below(2000) == 0 { 60_000 } else { 60 };
         self.world.now = Tick(self.world.now.0 + self.below(most));
         let late = self.below(3000);
-        if self.world.tables.next_change().is_some_and(|change| change.0 + late <= self.world.now.0)
-        {
+        if self.world.next_change().is_some_and(|change| change.0 + late <= self.world.now.0) {
             self.world.compile();
         }
         let now = self.world.now.0;
@@ -140,10 +179,14 @@ impl History {
             }
         }
         self.world.compile();
+        self.has_let_down |= self.world.lets_down();
         for (name, flow) in &mut self.live {
-            flow.was_let_down |= !self.world.may_serve(KINDS[name.0], flow.backend);
+            let up = self.world.balancers.iter().filter(|balancer| balancer.is_up);
+            let mut may = up.map(|balancer| balancer.may_serve(KINDS[name.0], flow.backend));
+            flow.was_let_down |= may.any(|may| !may);
         }
-        self.totals.tracked_most = self.totals.tracked_most.max(self.world.tables.tracker.len());
+        let tracked = self.world.balancers.iter().map(|balancer| balancer.tables.tracker.len());
+        self.totals.tracked_most = self.totals.tracked_most.max(tracked.max().unwrap_or(0));
     }
 
     fn burst(&mut self) {
@@ -165,10 +208,17 @@ impl History {
             frames.push(frame(kind, client, port, flags));
             sent.push((name, kind));
         }
-        let reached = self.world.send(worker, &frames);
-        for ((name, kind), backend) in sent.into_iter().zip(reached) {
-            self.totals.packets += 1;
-            self.judge(name, kind, backend);
+        for balancer in 0..self.world.balancers.len() {
+            let mine: Vec<usize> =
+                (0..sent.len()).filter(|&it| self.balancer(sent[it].0) == balancer).collect();
+            let frames: Vec<Vec<u8>> = mine.iter().map(|&it| frames[it].clone()).collect();
+            let reached = self.world.send((balancer, worker), &frames);
+            self.world.tell_news();
+            for (it, backend) in mine.into_iter().zip(reached) {
+                self.totals.packets += 1;
+                let (name, kind) = sent[it];
+                self.judge(name, kind, backend, balancer);
+            }
         }
         // Now and then a client is done.
         let which = usize::try_from(self.below(1500)).unwrap();
@@ -179,7 +229,16 @@ impl History {
         }
     }
 
-    fn judge(&mut self, name: Name, kind: Kind, backend: Option<u8>) {
+    /// The balancer that the network leads a flow to.
+    fn balancer(&self, (service, client, port): Name) -> usize {
+        let up = (0..self.world.balancers.len()).filter(|&it| self.world.balancers[it].is_up);
+        let up: Vec<usize> = up.collect();
+        let hash = (service as u64 ^ u64::from(client) << 20 ^ u64::from(port) ^ self.ways)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        up[usize::try_from(hash >> 33).unwrap() % up.len()]
+    }
+
+    fn judge(&mut self, name: Name, kind: Kind, backend: Option<u8>, balancer: usize) {
         let now = self.world.now;
         let before = self.live.get(&name).copied();
         let Some(backend) = backend else {
@@ -193,7 +252,8 @@ impl History {
             }
             return;
         };
-        assert!(self.world.may_serve(kind, backend), "seed {}: {name:?} {backend}", self.seed);
+        let may_serve = self.world.balancers[balancer].may_serve(kind, backend);
+        assert!(may_serve, "seed {}: {name:?} {backend}", self.seed);
         if let Some(before) = before
             && before.backend != backend
         {
@@ -205,6 +265,7 @@ impl History {
             self.totals.moved_off_failed += 1;
         }
         self.totals.flows += u64::from(before.is_none());
-        self.live.insert(name, Live { backend, last: now, was_let_down: false });
+        self.totals.handed_over += u64::from(before.is_some_and(|it| it.balancer != balancer));
+        self.live.insert(name, Live { backend, last: now, balancer, was_let_down: false });
     }
 }

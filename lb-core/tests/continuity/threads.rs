@@ -25,9 +25,9 @@ const ACK: u8 = 0x10;
 #[test]
 fn no_flow_moves_while_workers_share_the_tracker() {
     let changes = std::env::var("CONTINUITY_CHANGES").map_or(150, |text| text.parse().unwrap());
-    let mut world = World::new();
+    let mut world = World::new(1);
     world.compile();
-    let (mut publisher, subscribers) = publication(&world.tables, 2);
+    let (mut publisher, subscribers) = publication(&world.balancers[0].tables, 2);
     // The backend of each flow; 0: it has none yet.
     let backends: Arc<[AtomicU8]> = (0..FLOWS).map(|_| AtomicU8::new(0)).collect();
     let (stop, now, moved) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -92,13 +92,13 @@ fn no_flow_moves_while_workers_share_the_tracker() {
             world.now = Tick(world.now.0 + 500);
             now.store(world.now.0, Ordering::Relaxed);
             world.compile();
-            let version = publisher.publish(&world.tables);
+            let version = publisher.publish(&world.balancers[0].tables);
             while publisher.in_force() < version {
                 thread::yield_now();
             }
             publisher.reclaim();
             for part in 0..4 {
-                let _ = continuity::sweep(&world.tables, (part, 4), world.now);
+                let _ = continuity::sweep(&world.balancers[0].tables, (part, 4), world.now);
             }
         }
         stop.store(true, Ordering::Relaxed);

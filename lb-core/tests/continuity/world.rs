@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_core::burst::{Burst, Fate, WorkerId};
-use lb_core::continuity::{self, Tracker};
+use lb_core::continuity::tracker::{Report, Seen};
+use lb_core::continuity::{self, Flow, Tracker};
 use lb_core::counters::Counters;
 use lb_core::frame::Frame as _;
 use lb_core::model::{
@@ -17,9 +18,9 @@ use lb_core::pipeline::process;
 use lb_core::rate::Tick;
 use lb_core::sim::SimFrame;
 use lb_core::state::{Settings, State};
-use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
+use lb_core::tables::{ServiceId, ServiceTable, Tables};
 use lb_core::wire::ethernet::MacAddr;
 
 const BALANCER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -79,9 +80,18 @@ pub(crate) struct Wanted {
     pub(crate) drain: bool,
 }
 
+/// One of the balancers of the site.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) counters: Arc<Counters>,
+    states: Vec<State<SimFrame>>,
+    pub(crate) is_up: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) tables: Arc<Tables>,
+    pub(crate) balancers: Vec<Balancer>,
     pub(crate) now: Tick,
     pub(crate) wanted: BTreeMap<u8, Wanted>,
     pub(crate) slots: u32,
@@ -89,13 +99,69 @@ pub(crate) struct World {
     pub(crate) unreachable: BTreeSet<u8>,
     /// The kernel is still finding out where they are.
     pub(crate) unknown: BTreeSet<u8>,
-    pub(crate) counters: Arc<Counters>,
     ports: Arc<[Port]>,
-    states: Vec<State<SimFrame>>,
+}
+
+impl Balancer {
+    fn new(tables: Tables) -> Self {
+        let settings = |worker| Settings { worker, workers: 1, punts_per_second: 1000 };
+        Self {
+            tables: Arc::new(tables),
+            counters: Arc::new(Counters::new(100)),
+            states: (0..WORKERS).map(|_| State::new(settings(WorkerId(0)))).collect(),
+            is_up: true,
+        }
+    }
+
+    /// May a backend serve, in the tables in force?
+    pub(crate) fn may_serve(&self, kind: Kind, backend: u8) -> bool {
+        let place = KINDS.iter().position(|&other| other == kind).unwrap();
+        let service = &self.tables.services[place];
+        let members = service.roster.members().iter().zip(0..);
+        let is_it = |member: &Option<continuity::Member>| {
+            member.as_ref().is_some_and(|it| it.backend.address == address(kind, backend))
+        };
+        members.into_iter().any(|(member, place)| is_it(member) && service.may_serve(place))
+    }
+
+    fn send(&mut self, worker: usize, frames: &[Vec<u8>], now: Tick) -> Vec<Option<u8>> {
+        let mut burst = Burst::default();
+        burst.refill(PortId(0), |into| {
+            into.extend(frames.iter().map(|bytes| SimFrame::new(bytes)));
+        });
+        let state = &mut self.states[worker];
+        state.now = now;
+        process(&mut burst, &self.tables, &self.counters, state);
+        let mut reached = Vec::new();
+        burst.take(|_, frame, _, fate| {
+            let is_sent = matches!(fate, Fate::Send(_));
+            reached.push(is_sent.then(|| frame.bytes()[5]));
+        });
+        reached
+    }
+
+    /// Hears of a flow from another balancer, whose places and ids are others.
+    fn hear(&self, report: &Report, other: &Tables, now: Tick) {
+        let by_id = |service: &&ServiceTable| service.id == report.seen.service;
+        let theirs = other.services.iter().find(by_id).unwrap();
+        let spec = theirs.source.spec();
+        let is_same = |service: &&ServiceTable| service.source.spec().vip == spec.vip;
+        let service = self.tables.services.iter().find(is_same).unwrap();
+        let mut names = theirs.roster.names(spec);
+        let Some((name, _)) = names.find(|(_, place)| *place == report.seen.backend) else {
+            return; // gone there
+        };
+        let Some((_, place)) = service.roster.names(spec).find(|(own, _)| *own == name) else {
+            return; // gone here
+        };
+        let flow = Flow::with_key(report.key, service, &self.tables.hasher);
+        let seen = Seen { backend: place, ..report.seen };
+        assert!(self.tables.tracker.tell(&flow, seen, service, now), "there is room");
+    }
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(balancers: usize) -> Self {
         let port = Port {
             name: "lan0".into(),
             mac: BALANCER,
@@ -105,22 +171,15 @@ impl World {
             udp_checksums: false,
         };
         let ports: Arc<[Port]> = [port].into();
-        let nothing = DesiredState::empty(HashKey([7; 16]));
-        let hops = NextHops::new();
-        let mut tables = compile(&nothing, &Circumstances::new(&ports, &hops), None);
-        tables.tracker = Arc::new(Tracker::new(20_000));
-        let settings = |worker| Settings { worker, workers: 1, punts_per_second: 1000 };
         Self {
-            tables: Arc::new(tables),
+            balancers: (0..balancers).map(|_| Balancer::new(without_services(&ports))).collect(),
             now: Tick(0),
             wanted: (1..9).map(|n| (n, Wanted { weight: 1, drain: false })).collect(),
             slots: 1009,
             failed: BTreeSet::new(),
             unreachable: BTreeSet::new(),
             unknown: BTreeSet::new(),
-            counters: Arc::new(Counters::new(100)),
             ports,
-            states: (0..WORKERS).map(|_| State::new(settings(WorkerId(0)))).collect(),
         }
     }
 
@@ -149,21 +208,87 @@ impl World {
         DesiredState::new(HashKey([7; 16]), services.collect()).unwrap()
     }
 
-    /// What control does after a change, and when the tables change by themselves.
+    /// What control does after a change, and when the tables change by themselves; on all balancers.
     pub(crate) fn compile(&mut self) {
-        let idle = continuity::sweep(&self.tables, (0, 1), self.now).idle;
-        let hops = self.next_hops();
+        self.compile_with(|balancer, now| continuity::sweep(&balancer.tables, (0, 1), now).idle);
+    }
+
+    fn compile_with(&mut self, idle: impl Fn(&Balancer, Tick) -> BTreeSet<(ServiceId, u16)>) {
+        let (desired, hops) = (self.desired(), self.next_hops());
         let failed = KINDS.iter().flat_map(|kind| {
             self.failed.iter().map(move |&n| (format!("{kind:?}"), address(*kind, n), None))
         });
-        let circumstances = Circumstances {
-            health: Some(&Health::new(failed)),
-            idle: &idle,
-            now: self.now,
-            ..Circumstances::new(&self.ports, &hops)
-        };
-        let tables = compile(&self.desired(), &circumstances, Some(&self.tables));
-        self.tables = Arc::new(tables);
+        let health = Health::new(failed);
+        for balancer in self.balancers.iter_mut().filter(|balancer| balancer.is_up) {
+            let idle = idle(balancer, self.now);
+            let circumstances = Circumstances {
+                health: Some(&health),
+                idle: &idle,
+                now: self.now,
+                ..Circumstances::new(&self.ports, &hops)
+            };
+            let tables = compile(&desired, &circumstances, Some(&balancer.tables));
+            balancer.tables = Arc::new(tables);
+        }
+    }
+
+    /// Is there a backend that may not serve?
+    pub(crate) fn lets_down(&self) -> bool {
+        !self.failed.is_empty() || !self.unreachable.is_empty()
+    }
+
+    /// When the tables of a balancer change by themselves.
+    pub(crate) fn next_change(&self) -> Option<Tick> {
+        let up = self.balancers.iter().filter(|balancer| balancer.is_up);
+        up.filter_map(|balancer| balancer.tables.next_change()).min()
+    }
+
+    /// A balancer is back, with what it had or without, and goes on from where the other is.
+    pub(crate) fn start(&mut self, balancer: usize, remembers: bool) {
+        let theirs = self.balancers[1 - balancer].tables.remember();
+        let mut tables = without_services(&self.ports);
+        let mut own = Vec::new();
+        if remembers {
+            tables.tracker = Arc::clone(&self.balancers[balancer].tables.tracker);
+            own = self.balancers[balancer].tables.remember();
+        }
+        let joined = continuity::join(own, theirs, &tables.tracker);
+        self.balancers[balancer] = Balancer::new(tables.resume(joined).unwrap());
+        // Who has no flow is not known before these have come.
+        self.compile_with(|_, _| BTreeSet::new());
+        self.tell_whole(&self.balancers[1 - balancer], |_| true);
+        self.tell_whole(&self.balancers[balancer], Report::is_own);
+    }
+
+    /// Balancers tell each other of new flows.
+    pub(crate) fn tell_news(&self) {
+        for teller in &self.balancers {
+            while let Some(report) = teller.tables.tracker.next_news(self.now) {
+                self.tell(teller, &report);
+            }
+        }
+    }
+
+    /// Balancers tell each other of all flows that they have seen.
+    pub(crate) fn tell_all(&self) {
+        for teller in self.balancers.iter().filter(|balancer| balancer.is_up) {
+            self.tell_whole(teller, Report::is_own);
+        }
+    }
+
+    fn tell_whole(&self, teller: &Balancer, is_meant: impl Fn(&Report) -> bool) {
+        teller.tables.tracker.reports((0, 1), self.now, |report| {
+            if is_meant(&report) {
+                self.tell(teller, &report);
+            }
+        });
+    }
+
+    fn tell(&self, teller: &Balancer, report: &Report) {
+        let is_other = |other: &&Balancer| other.is_up && !std::ptr::eq(*other, teller);
+        for other in self.balancers.iter().filter(is_other) {
+            other.hear(report, &teller.tables, self.now);
+        }
     }
 
     fn next_hops(&self) -> NextHops {
@@ -182,33 +307,21 @@ impl World {
         KINDS.iter().flat_map(|&kind| (1..=BACKENDS).map(move |n| of(kind, n))).collect()
     }
 
-    /// May a backend serve, in the tables in force?
-    pub(crate) fn may_serve(&self, kind: Kind, backend: u8) -> bool {
-        let place = KINDS.iter().position(|&other| other == kind).unwrap();
-        let service = &self.tables.services[place];
-        let members = service.roster.members().iter().zip(0..);
-        let is_it = |member: &Option<continuity::Member>| {
-            member.as_ref().is_some_and(|it| it.backend.address == address(kind, backend))
-        };
-        members.into_iter().any(|(member, place)| is_it(member) && service.may_serve(place))
+    /// Sends packets through a worker of a balancer; which backend each one reaches, if any.
+    pub(crate) fn send(
+        &mut self,
+        (balancer, worker): (usize, usize),
+        frames: &[Vec<u8>],
+    ) -> Vec<Option<u8>> {
+        self.balancers[balancer].send(worker, frames, self.now)
     }
+}
 
-    /// Sends packets through a worker; which backend each one reaches, if any.
-    pub(crate) fn send(&mut self, worker: usize, frames: &[Vec<u8>]) -> Vec<Option<u8>> {
-        let mut burst = Burst::default();
-        burst.refill(PortId(0), |into| {
-            into.extend(frames.iter().map(|bytes| SimFrame::new(bytes)));
-        });
-        let state = &mut self.states[worker];
-        state.now = self.now;
-        process(&mut burst, &self.tables, &self.counters, state);
-        let mut reached = Vec::new();
-        burst.take(|_, frame, _, fate| {
-            let is_sent = matches!(fate, Fate::Send(_));
-            reached.push(is_sent.then(|| frame.bytes()[5]));
-        });
-        reached
-    }
+fn without_services(ports: &Arc<[Port]>) -> Tables {
+    let nothing = DesiredState::empty(HashKey([7; 16]));
+    let mut tables = compile(&nothing, &Circumstances::new(ports, &NextHops::new()), None);
+    tables.tracker = Arc::new(Tracker::new(100_000).with_news(10_000));
+    tables
 }
 
 /// A packet of a flow: a TCP segment with these flags, or a datagram.

@@ -1,5 +1,6 @@
 //! The state of an entry of the flow table: one word, changed as a whole.
 
+use super::Seen;
 use crate::tables::ServiceId;
 
 /// How far a flow is.
@@ -17,6 +18,8 @@ pub enum Phase {
     Established,
     /// Its client has said that it is done. What opens a flow with the same key now is another one.
     Closing,
+    /// A peer has told of it; no packet has come here.
+    Told,
 }
 
 /// What a packet says about its flow.
@@ -37,6 +40,15 @@ impl Phase {
     pub fn is_flow(self) -> bool {
         !matches!(self, Self::Free | Self::Busy)
     }
+
+    /// May an entry in this phase, which is new, take the place of one in another? SYNs push out
+    /// SYNs, peers' flows their like; others, whatever was seen once or is at its end.
+    pub(super) fn may_push_out(self, other: Self) -> bool {
+        match self {
+            Self::Opening | Self::Told => self == other,
+            _ => matches!(other, Self::Opening | Self::Seen | Self::Closing),
+        }
+    }
 }
 
 /// The state of an entry.
@@ -51,8 +63,15 @@ impl Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark(pub(super) u64);
 
-const PHASES: [Phase; 6] =
-    [Phase::Free, Phase::Busy, Phase::Opening, Phase::Seen, Phase::Established, Phase::Closing];
+const PHASES: [Phase; 7] = [
+    Phase::Free,
+    Phase::Busy,
+    Phase::Opening,
+    Phase::Seen,
+    Phase::Established,
+    Phase::Closing,
+    Phase::Told,
+];
 const BACKEND: u32 = 16;
 const SERVICE: u32 = 32;
 const SERVICE_MASK: u64 = (1 << 17) - 1;
@@ -108,12 +127,54 @@ impl Mark {
     #[inline]
     pub(super) fn refreshed(self, sign: Sign, now: u16) -> Self {
         let phase = match (sign, self.phase()) {
+            // It is the first that comes here.
+            (Sign::Opens, Phase::Told) => Phase::Opening,
             (Sign::Opens, as_before) => as_before,
             // The other side may go on for long.
             (Sign::Ends, _) | (_, Phase::Closing) => Phase::Closing,
             (Sign::GoesOn, _) => Phase::Established,
         };
-        Self(self.0 & !0xffff | u64::from(now)).with_phase(phase)
+        self.seen_last(now).with_phase(phase)
+    }
+
+    /// After a peer's word. A flow that goes on there counts for more than half of a handshake or a
+    /// single packet here, if those are not clearly later; and for less than one that goes on.
+    pub(super) fn told(self, told: Self, now: u16) -> Self {
+        let is_same = self.backend() == told.backend();
+        let is_earlier = told.age(now) >= self.age(now);
+        let is_another = told.age(now) > self.age(now) + 1;
+        let stays = match self.phase() {
+            Phase::Established => true,
+            Phase::Closing | Phase::Told => is_same,
+            _ if told.phase() == Phase::Opening => is_same || self.phase() != Phase::Opening,
+            _ => is_another,
+        };
+        match (stays, is_same) {
+            (true, false) => self,
+            (true, true) if is_earlier => self,
+            (true, true) => self.seen_last(told.seen()),
+            (false, true) if is_earlier => self.replaced(told.seen_last(self.seen())),
+            (false, _) => self.replaced(told),
+        }
+    }
+
+    fn seen_last(self, seen: u16) -> Self {
+        Self(self.0 & !0xffff | u64::from(seen))
+    }
+
+    /// The same flow as somebody else has it.
+    pub(super) fn replaced(self, told: Self) -> Self {
+        Self(self.0 & !0xffff_ffff | told.0 & 0xffff_ffff).with_phase(told.phase())
+    }
+
+    /// What it says at a time, in units.
+    pub(super) fn seen_at(self, now: u16) -> Seen {
+        Seen {
+            service: self.service(),
+            backend: self.backend(),
+            age: self.age(now),
+            phase: self.phase(),
+        }
     }
 
     pub(super) fn freed(self) -> Self {

@@ -3,12 +3,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::tables::BackendEntry;
 
 const WEB: ServiceId = ServiceId(3);
 
 fn flow(shape: Shape, n: u64) -> Flow {
     let key = [n, 0, 0, 0, 0];
-    Flow { shape, service: WEB, hash: n.wrapping_mul(0x2545_f491_4f6c_dd1d), key }
+    let hash = n.wrapping_mul(0x2545_f491_4f6c_dd1d);
+    Flow { shape, service: WEB, hash, idle_max: 100, key }
 }
 
 #[test]
@@ -98,6 +100,67 @@ fn a_flood_pushes_out_nobody_who_goes_on() {
         assert!(tracker.len() <= 1250 / 2 + 2, "{}", tracker.len());
         assert!(tracker.track(&flow(Shape::Short, 1), 5, Sign::GoesOn, Tick(0)));
     }
+}
+
+/// A liar who fills all that is there for him takes nothing from flows here, nor the room for others.
+#[test]
+fn peers_cannot_push_out_what_is_seen_here() {
+    let tracker = Tracker::new(1000);
+    let service = service();
+    let tell = |n: u64, phase| {
+        let seen = Seen { service: WEB, backend: 6, age: 0, phase };
+        tracker.tell(&flow(Shape::Short, n), seen, &service, Tick(0))
+    };
+    let goes_on = |n: u64| {
+        let flow = flow(Shape::Short, n);
+        assert!(tracker.track(&flow, 5, Sign::GoesOn, Tick(0)));
+        let found = tracker.find(&flow).unwrap();
+        tracker.refresh(&flow, &found, Sign::GoesOn, Tick(0));
+    };
+    (0..200).for_each(goes_on);
+    for n in 0..100_000 {
+        let _ = tell(n, if n % 2 == 0 { Phase::Established } else { Phase::Opening });
+    }
+    let backend = |n: u64| tracker.find(&flow(Shape::Short, n)).map(|found| found.backend());
+    assert!((0..200).all(|n| backend(n) == Some(5)));
+    (200_000..200_100).for_each(goes_on);
+    assert!((200_000..200_100).all(|n| backend(n) == Some(5)));
+}
+
+#[test]
+fn what_is_new_is_news_once() {
+    let tracker = Tracker::new(1000).with_news(100);
+    let next = || tracker.next_news(Tick(0)).map(|it| (it.key[0], it.seen.backend, it.seen.phase));
+    let one = flow(Shape::Long, 7);
+    let found = || tracker.find(&one).unwrap();
+    assert!(tracker.track(&one, 3, Sign::Opens, Tick(0)));
+    assert_eq!([next(), next()], [Some((7, 3, Phase::Opening)), None]);
+    tracker.refresh(&one, &found(), Sign::GoesOn, Tick(0));
+    assert_eq!([next(), next()], [Some((7, 3, Phase::Established)), None]);
+    tracker.refresh(&one, &found(), Sign::GoesOn, Tick(4096 * 2));
+    assert_eq!(next(), None);
+    tracker.refresh(&one, &found(), Sign::GoesOn, Tick(4096 * 90));
+    assert_eq!([next(), next()], [Some((7, 3, Phase::Established)), None], "after a silence");
+    tracker.forget(&one, &found());
+    assert_eq!([next(), next()], [Some((7, 3, Phase::Free)), None]);
+    // What was told is told to nobody.
+    let seen = Seen { service: WEB, backend: 4, age: 0, phase: Phase::Established };
+    assert!(tracker.tell(&one, seen, &service(), Tick(0)));
+    assert_eq!((next(), found().phase()), (None, Phase::Told));
+    // More than there is room for.
+    for n in 0..500 {
+        assert!(tracker.track(&flow(Shape::Short, n), 3, Sign::GoesOn, Tick(0)));
+    }
+    assert_eq!(std::iter::from_fn(next).count(), 100);
+    let mut all = 0;
+    tracker.reports((0, 1), Tick(0), |_| all += 1);
+    assert_eq!(all, tracker.len());
+}
+
+/// With backends that may serve.
+fn service() -> ServiceTable {
+    let backends = (0..8).map(|_| BackendEntry { may_serve: true, ..BackendEntry::NONE });
+    ServiceTable { id: WEB, backends: backends.collect(), ..ServiceTable::nothing().unwrap() }
 }
 
 #[test]
