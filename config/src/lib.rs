@@ -18,8 +18,10 @@ mod source;
 mod spec;
 mod validate;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -40,6 +42,10 @@ pub const WORKERS_MAX: usize = 64;
 pub const PORT_ADDRESSES_MAX: usize = 64;
 /// Additional arguments for DPDK, at most.
 pub const EAL_ARGS_MAX: usize = 64;
+/// Other balancers of a site, at most.
+pub const PEERS_MAX: usize = 16;
+/// The port of peers that have none.
+pub const PEER_PORT_DEFAULT: u16 = 9302;
 /// The name of a site that has none.
 pub const SITE_NAME_DEFAULT: &str = "weir";
 /// Where the directories are that outlive a process, each with the name of its site.
@@ -72,6 +78,29 @@ pub struct Config {
 pub struct Site {
     /// For people and metrics.
     pub name: String,
+    /// Absent: this balancer is alone.
+    pub peering: Option<Peering>,
+}
+
+/// The other balancers of a site, and how they are talked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peering {
+    /// Where this balancer is reached by them.
+    pub listen: SocketAddr,
+    /// What all of them know.
+    pub key: PeerKey,
+    /// Where the others are: distinct, and not `listen`; at most [`PEERS_MAX`].
+    pub peers: Vec<SocketAddr>,
+}
+
+/// The key that balancers of a site know each other by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PeerKey(pub [u8; 32]);
+
+impl fmt::Debug for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerKey(…)") // a secret: who knows it can lead flows astray
+    }
 }
 
 /// The workers and the memory that move packets.
@@ -308,6 +337,12 @@ mod tests {
             [site]
             name = 'edge-1'
             hash_key = '000102030405060708090a0b0c0d0E0F'
+            peer_key = '000102030405060708090a0b0c0d0e0f101112131415161718191A1b1c1d1e1f'
+            peer_listen = '10.0.0.2'
+            [[peer]]
+            address = '10.0.0.2'
+            [[peer]]
+            address = '[fd00::3]:7000'
             [dataplane]
             workers = [3, 1]
             hugepages = 'off'
@@ -338,6 +373,10 @@ mod tests {
         ";
         let config = parse("full.toml", text).unwrap();
         assert_eq!(config.site.name, "edge-1");
+        let peering = config.site.peering.unwrap();
+        assert_eq!(peering.key.0, std::array::from_fn(|i| i.to_le_bytes()[0]));
+        assert_eq!(peering.listen.to_string(), "10.0.0.2:9302");
+        assert_eq!(peering.peers, ["[fd00::3]:7000".parse().unwrap()]);
         assert_eq!(config.warnings, []);
         assert_eq!(
             config.dataplane,

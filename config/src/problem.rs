@@ -66,6 +66,22 @@ pub enum Problem {
     #[diagnostic(help("make one with `openssl rand -hex 16`"))]
     HashKey { digits: usize },
 
+    #[error("a peer key has 64 hexadecimal digits, this one has {digits} characters")]
+    #[diagnostic(help("make one with `openssl rand -hex 32`, and write it on all balancers"))]
+    PeerKey { digits: usize },
+
+    #[error("[site] has no `{key}`, which balancers with peers need")]
+    #[diagnostic(help("add to [site] `{key} = {example}`"))]
+    PeersNeed { key: &'static str, example: &'static str },
+
+    #[error("there is no [[peer]]")]
+    #[diagnostic(help("add a [[peer]] for each of the other balancers, or remove this key"))]
+    NoPeer,
+
+    #[error("{0} is not an address where a peer can be reached")]
+    #[diagnostic(help("write the unicast address that it has as `peer_listen`"))]
+    PeerNotUnicast(IpAddr),
+
     #[error("{} is not an IP address", cut(given))]
     #[diagnostic(help(
         "write an IPv4 or IPv6 address, as in \"10.0.0.11\" or \"fd00::11\"; \

@@ -14,7 +14,7 @@ use toml::de::DeValue;
 use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{Node, Read, kind};
-use crate::{ChecksumOffload, Hugepages, Idle};
+use crate::{ChecksumOffload, Hugepages, Idle, PEER_PORT_DEFAULT, PeerKey};
 
 mod health;
 
@@ -346,6 +346,48 @@ impl Scalar for HashKey {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f]{32}$" })
+    }
+}
+
+impl Scalar for PeerKey {
+    const EXPECTED: &'static str = "a key of 64 hexadecimal digits";
+    const EXAMPLE: &'static str =
+        "\"2f6c0b1e94d75a38c1f20e7bd8495a630f9be2c47158d6a3e07c1b94f25d8a6e\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        let key = given.as_bytes().chunks(2).map(|pair| {
+            let is_hex = pair.len() == 2 && pair.iter().all(u8::is_ascii_hexdigit);
+            let digits = std::str::from_utf8(pair).ok().filter(|_| is_hex)?;
+            u8::from_str_radix(digits, 16).ok()
+        });
+        let key: Option<Vec<u8>> = key.collect();
+        let key = key.and_then(|key| key.try_into().ok());
+        key.map(Self).ok_or_else(|| Problem::PeerKey { digits: given.chars().count() })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f]{64}$" })
+    }
+}
+
+/// Where a balancer is reached by its peers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
+impl Scalar for PeerAddress {
+    const EXPECTED: &'static str = "an IP address, with or without a port";
+    const EXAMPLE: &'static str = "\"10.0.0.3\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        let alone = given.parse().map(|ip| SocketAddr::new(ip, PEER_PORT_DEFAULT));
+        let address = alone.or_else(|_| given.parse()).ok().filter(|it| it.port() != 0);
+        address.map(Self).ok_or_else(|| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
     }
 }
 

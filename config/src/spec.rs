@@ -18,9 +18,9 @@ use crate::problem::Problem;
 use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
 use crate::scalar::{
     BackendState, CheckKind, Device, Directory, EalArgument, Expect, ForwardMode, InterfaceName,
-    Mss, Payload, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
+    Mss, Payload, PeerAddress, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
 };
-use crate::{ChecksumOffload, Hugepages, Idle};
+use crate::{ChecksumOffload, Hugepages, Idle, PeerKey};
 
 /// MiB of packet memory, if not written.
 pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
@@ -42,6 +42,9 @@ table! {
         dataplane: Optional<Dataplane>,
         /// The network ports.
         port: List<Port>,
+        /// The other balancers of the site. Each one is told of the flows that the others remember, so
+        /// that no flow notices by which balancer it comes. This balancer itself may be among them.
+        peer: List<Peer>,
         /// The services.
         service: List<Service>,
     }
@@ -56,6 +59,20 @@ table! {
         /// Keep it secret: who knows it can aim flows at one backend. Absent: a fixed key, for
         /// trying things out only.
         hash_key: Optional<HashKey>,
+        /// Key that balancers of the site know each other by, 64 hexadecimal digits, the same on all of
+        /// them; needed with [[peer]]. Keep it secret: who knows it can lead flows astray.
+        peer_key: Optional<PeerKey>,
+        /// Address of this balancer where its peers reach it, and it comes from; with a port, if that is
+        /// not 9302. Needed with [[peer]].
+        peer_listen: Optional<PeerAddress>,
+    }
+}
+
+table! {
+    /// Another balancer of the site.
+    Peer("[[peer]]", "[[peer]]") {
+        /// What it has as `peer_listen`.
+        address: Required<PeerAddress>,
     }
 }
 

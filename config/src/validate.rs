@@ -1,6 +1,7 @@
 //! From what was written to what is valid.
 
 mod health;
+mod peers;
 mod ports;
 mod services;
 
@@ -11,7 +12,7 @@ use lb_core::model::{DesiredState, is_name};
 
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
-use crate::read::{At, Optional};
+use crate::read::{At, List, Optional};
 use crate::spec;
 use crate::{
     Config, DEMO_HASH_KEY, Dataplane, EAL_ARGS_MAX, SITE_NAME_DEFAULT, STATE_DIR, Site,
@@ -22,7 +23,7 @@ use crate::{
 pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
     let site_spec = file.site.map(|site| site.value).unwrap_or_default();
     let hash_key = site_spec.hash_key.map(|key| key.value);
-    let site = site(site_spec, report);
+    let site = site(site_spec, &file.peer, report);
     let dataplane =
         dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), &site, report);
     let ports = ports::Ports::new(file.port, report);
@@ -45,11 +46,12 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
     Some(Config { site, dataplane, ports: ports.configs, desired, warnings })
 }
 
-fn site(spec: spec::Site, report: &mut Report) -> Site {
+fn site(spec: spec::Site, peers: &List<spec::Peer>, report: &mut Report) -> Site {
+    let peering = peers::peering(&spec, peers, report);
     if let Some(name) = spec.name.as_ref().filter(|name| !is_name(&name.value)) {
         report.add(name.span, Problem::SiteName);
     }
-    Site { name: spec.name.map_or_else(|| SITE_NAME_DEFAULT.into(), |name| name.value) }
+    Site { name: spec.name.map_or_else(|| SITE_NAME_DEFAULT.into(), |name| name.value), peering }
 }
 
 fn dataplane(spec: spec::Dataplane, site: &Site, report: &mut Report) -> Dataplane {
