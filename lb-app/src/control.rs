@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::continuity::{self, Standing};
+use lb_core::continuity::{self, Remembered, Standing};
 use lb_core::model::{DesiredState, Forward, Health, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
@@ -24,12 +24,19 @@ use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::health::Checkers;
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::memory::{self, Memory, MemoryError};
+use crate::peers::{ListenError, Peers};
 use crate::workers::{Settings, WorkerError, Workers};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// How long the first tables wait for the first answers to health checks, after that.
 const FIRST_ANSWERS_MAX: Duration = Duration::from_secs(1);
+/// How long the first tables wait for peers to say what services are like, at the same time; and how
+/// long clients are not invited yet, for what they tell of flows.
+const FIRST_STATES_MAX: Duration = Duration::from_millis(500);
+const FIRST_FLOWS_MAX: Duration = Duration::from_secs(1);
+/// How long peers are still told of flows when nothing is forwarded any more.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
 /// Parts of the flow table, of which one is swept at a time.
@@ -56,6 +63,8 @@ pub(crate) enum StartError {
     Thread(#[from] std::io::Error),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Peers(#[from] ListenError),
 }
 
 /// Why a new configuration is not taken. What runs, runs on.
@@ -67,6 +76,8 @@ pub(crate) enum ReloadError {
     OtherKey,
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Peers(#[from] ListenError),
 }
 
 /// What is true and no longer as it was.
@@ -92,6 +103,7 @@ pub(crate) struct Control {
     config: Config,
     next_hops: NextHops,
     checkers: Checkers,
+    peers: Peers,
     /// Which backends may not serve, as last looked at.
     health: Health,
     /// Why backends take no traffic, by service and address, as last logged.
@@ -120,6 +132,7 @@ impl Control {
         let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
         let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
         empty.tracker = Arc::clone(memory.tracker());
+        let peers = Peers::start(memory::key(&empty))?;
         let empty = Arc::new(empty);
         let (publisher, subscribers) = publication(&empty, cpus.len());
         // What is published next goes on from there.
@@ -145,19 +158,41 @@ impl Control {
             config,
             next_hops,
             checkers: Checkers::start()?,
+            peers,
             health: Health::default(),
             unresolved: BTreeMap::new(),
             baselines: Baselines::default(),
             _guards: guards,
         };
         control.checkers.check(&control.config.desired);
-        control.resolve_all().await?;
+        control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
+        let states = control.peers.first_states(FIRST_STATES_MAX);
+        let (resolved, states) = tokio::join!(control.resolve_all(), states);
+        resolved?;
+        if control.adopt(states) {
+            control.resolve_all().await?;
+        }
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
         control.health = control.checkers.health();
         control.put_in_force().await;
+        control.peers.first_flows(FIRST_FLOWS_MAX).await;
         // Clients are invited only now.
         control.kernel.set_vips(&vips(&control.config.desired)).await?;
         Ok(control)
+    }
+
+    /// Goes on from where peers are. `false`: from where we were.
+    fn adopt(&mut self, states: Vec<Vec<Remembered>>) -> bool {
+        let mut is_change = false;
+        for state in states {
+            let own = self.tables.remember();
+            let joined = continuity::join(own, state, &self.tables.tracker, memory::now());
+            match self.tables.resume(joined) {
+                Some(tables) => (self.tables, is_change) = (Arc::new(tables), true),
+                None => warn!("what a peer says of services contradicts itself"),
+            }
+        }
+        is_change
     }
 
     /// Asks for the next hops of all backends, and waits a little for stations to answer.
@@ -193,9 +228,13 @@ impl Control {
             return Err(ReloadError::OtherKey);
         }
         // New VIPs first, since they may be refused; old ones last, since they are in use.
+        let peers = self.peers.prepare(config.site.peering.as_ref())?;
         let new = vips(&config.desired);
         let both = new.union(&vips(&self.config.desired)).copied().collect();
         self.kernel.set_vips(&both).await?;
+        if config.site.peering != self.config.site.peering {
+            self.peers.talk(peers);
+        }
         self.config = config;
         self.checkers.check(&self.config.desired);
         self.resolve().await?;
@@ -273,15 +312,18 @@ impl Control {
         if let Err(error) = self.kernel.set_vips(&BTreeSet::new()).await {
             warn!("cannot withdraw the VIPs: {error}");
         }
-        let Self { workers, pump, devices, tables, baselines, .. } = self;
+        let Self { workers, pump, devices, tables, baselines, peers, .. } = self;
         let counters = workers.stop();
-        counters::table(&counters, pump.counters(), &devices, &tables, &baselines)
+        sleep(LAST_WORDS).await;
+        let peers = peers.counters();
+        counters::table(&counters, pump.counters(), &devices, &tables, &baselines, peers)
     }
 
     /// The counters now.
     pub(crate) fn counters(&self) -> String {
         let workers = self.workers.counters();
-        counters::table(workers, self.pump.counters(), &self.devices, &self.tables, &self.baselines)
+        let Self { pump, devices, tables, baselines, peers, .. } = self;
+        counters::table(workers, pump.counters(), devices, tables, baselines, peers.counters())
     }
 
     /// The version that was published last.
@@ -319,6 +361,7 @@ impl Control {
         self.memory.save(&self.tables);
         self.baselines.update(&self.tables, self.workers.counters());
         let version = self.publisher.publish(&self.tables);
+        self.peers.follow(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
         self.log_unresolved();
         let deadline = Instant::now() + ACKNOWLEDGE_MAX;

@@ -54,6 +54,7 @@ pub(crate) fn table(
     devices: &[(String, Port<Started>)],
     tables: &Tables,
     baselines: &Baselines,
+    peers: [(&'static str, u64); 4],
 ) -> String {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |name: &str, value: u64| lines.push((name.to_owned(), value.to_string()));
@@ -74,6 +75,9 @@ pub(crate) fn table(
     line("tracked", sum(|counters| &counters.tracked));
     line("untracked", sum(|counters| &counters.untracked));
     line("tracked.now", tables.tracker.len().into());
+    for (name, value) in peers {
+        line(name, value);
+    }
     for reason in DropReason::ALL {
         let dropped: u64 =
             workers.iter().map(|counters| counters.drops[reason as usize].get()).sum();

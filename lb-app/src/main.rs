@@ -9,6 +9,8 @@ mod dataplane;
 mod health;
 mod kernel;
 mod memory;
+mod peers;
+mod record;
 mod workers;
 
 use std::process::ExitCode;

@@ -81,9 +81,12 @@ struct Identity {
     pair: u64,
 }
 
+/// Flows of which peers have not been told yet, at most, of either kind.
+const NEWS: usize = 1 << 16;
+
 const MAGIC: u64 = u64::from_le_bytes(*b"weirflow");
 /// Of both files. To be counted up when either changes, or what is in it.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 /// Words of the header: a page.
 const HEADER_WORDS: usize = 512;
 
@@ -126,7 +129,7 @@ impl Memory {
         let memory = dpdk::map_words(&file, words).map_err(as_failed)?;
         let (header, flows) = memory.split_at(HEADER_WORDS);
         write_header(header, &identity);
-        let tracker = Tracker::over(flows, flows_max).map(Arc::new);
+        let tracker = Tracker::over(flows, flows_max).map(|it| Arc::new(it.with_news(NEWS)));
         let tracker = tracker.ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
         let tables = before.and_then(|(_, services)| {
             let tables = Tables { tracker: Arc::clone(&tracker), ..empty.clone() };
@@ -253,7 +256,7 @@ fn boot() -> io::Result<[u64; 2]> {
 }
 
 /// Says whether two processes hash flows alike, and not how.
-fn key(tables: &Tables) -> u64 {
+pub(crate) fn key(tables: &Tables) -> u64 {
     tables.hasher.hash(&Tuple::default(), true)
 }
 

@@ -33,6 +33,8 @@ const POOL: u8 = 200;
 
 const PORT: u16 = 80;
 
+const KEY: &str = "000102030405060708090a0b0c0d0e0f";
+
 /// A weight that can be halved and doubled.
 pub(crate) const WEIGHT: u32 = 2;
 
@@ -222,10 +224,13 @@ impl Site {
         let Balancer { segment, workers, .. } = &self.balancers[balancer];
         let Port { name, device, mac, .. } = segment.port(address(balancer), v6(LAN, WEIR));
         format!(
-            "[site]\nname = \"chaos\"\nhash_key = \"000102030405060708090a0b0c0d0e0f\"\n\n\
+            "[site]\nname = \"chaos\"\nhash_key = \"{KEY}\"\npeer_key = \"{KEY}{KEY}\"\n\
+             peer_listen = \"{}\"\n\n[[peer]]\naddress = \"{}\"\n\n\
              [dataplane]\nworkers = {workers:?}\nhugepages = \"off\"\nmemory_mb = 256\n\n\
              [[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nmac = \"{mac}\"\n\
              addresses = [\"{}/24\"]\n\n{}",
+            address(balancer),
+            address(1 - balancer),
             address(balancer),
             self.service()
         )

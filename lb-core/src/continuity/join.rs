@@ -13,11 +13,20 @@ use crate::model::{Forward, ServiceSpec};
 use crate::rate::Tick;
 use crate::tables::ServiceId;
 
-/// What is remembered here, brought to where a peer is; the clock is the same. Flows that peers had
-/// told of are forgotten: what is true of them still is told again.
+/// How long ago a flow may have come here, in [`crate::pool::units`], to be known better here than by
+/// peers.
+const RECENT_MAX: u16 = 3;
+
+/// What is remembered here, brought to where a peer is; the clock is the same. Flows that peers know
+/// better are forgotten: what is true of them still is told again.
 #[must_use]
-pub fn join(own: Vec<Remembered>, theirs: Vec<Remembered>, tracker: &Tracker) -> Vec<Remembered> {
-    tracker.sweep((0, 1), Tick(0), |seen| seen.phase == Phase::Told);
+pub fn join(
+    own: Vec<Remembered>,
+    theirs: Vec<Remembered>,
+    tracker: &Tracker,
+    now: Tick,
+) -> Vec<Remembered> {
+    tracker.sweep((0, 1), now, |seen| seen.phase == Phase::Told || seen.age > RECENT_MAX);
     let mut joined = own;
     let mut next_id = 0;
     for their in theirs {

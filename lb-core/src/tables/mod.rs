@@ -32,7 +32,7 @@ pub use vip_index::{ByAddress, VipIndex};
 
 /// Names a service from one version of the tables to the next; a small number, used again after
 /// the service is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId(pub u32);
 
 /// One version of everything that a worker needs to know.

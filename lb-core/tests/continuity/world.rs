@@ -252,7 +252,7 @@ impl World {
             tables.tracker = Arc::clone(&self.balancers[balancer].tables.tracker);
             own = self.balancers[balancer].tables.remember();
         }
-        let joined = continuity::join(own, theirs, &tables.tracker);
+        let joined = continuity::join(own, theirs, &tables.tracker, self.now);
         self.balancers[balancer] = Balancer::new(tables.resume(joined).unwrap());
         // Who has no flow is not known before these have come.
         self.compile_with(|_, _| BTreeSet::new());
