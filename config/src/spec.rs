@@ -157,6 +157,9 @@ table! {
         /// How long a backend that is no longer listed keeps the flows that it has. Absent: a day. It
         /// leaves earlier when it has none any more.
         grace: Optional<Duration>,
+        /// How long a backend that begins to serve, or serves again, takes to get its whole share, in up to
+        /// ten steps: as in "30s". Absent: it has it at once.
+        slow_start: Optional<Duration>,
         /// Lowers the largest segment size in TCP's SYNs to this, or with "auto" to what fits the way
         /// to the backend.
         mss: Optional<Mss>,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_core::continuity::{Member, NOBODY, Remembered, Standing};
+use lb_core::continuity::{Member, NOBODY, Remembered, Standing, remembered};
 use lb_core::model::{Affinity, Backend, PortRange, Protocol, SLOTS_MAX, StaticHop, Vip};
 use lb_core::rate::Tick;
 use lb_core::tables::ServiceId;
@@ -60,6 +60,7 @@ struct Seat {
     standing: StandingRecord,
     /// The weight that counted.
     effective: u32,
+    since: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -131,7 +132,7 @@ impl Transitions {
 
 impl From<&Remembered> for ServiceRecord {
     fn from(service: &Remembered) -> Self {
-        let seat = |(member, effective): &(Member, u32)| Seat {
+        let seat = |remembered::Seat { member, weight, since }: &remembered::Seat| Seat {
             address: member.backend.address,
             port: member.backend.port,
             weight: member.backend.weight,
@@ -143,7 +144,8 @@ impl From<&Remembered> for ServiceRecord {
                 Standing::Leaving(until) => StandingRecord::Leaving(until.0),
                 Standing::Gone(until) => StandingRecord::Gone(until.0),
             },
-            effective: *effective,
+            effective: *weight,
+            since: since.map(|since| since.0),
         };
         let transitions = service.transitions.as_ref();
         Self {
@@ -175,7 +177,11 @@ impl ServiceRecord {
                 StandingRecord::Leaving(until) => Standing::Leaving(Tick(until)),
                 StandingRecord::Gone(until) => Standing::Gone(Tick(until)),
             };
-            (Member { backend, standing }, seat.effective)
+            remembered::Seat {
+                member: Member { backend, standing },
+                weight: seat.effective,
+                since: seat.since.map(Tick),
+            }
         };
         let (vip, affinity) = self.key.parts()?;
         let transitions = match self.transitions {

@@ -21,14 +21,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::rate::Tick;
 use crate::tables::{ServiceId, ServiceTable, Tables};
 
+pub mod growth;
 pub mod join;
 pub mod remembered;
 pub mod roster;
 pub mod tracker;
 pub mod transition;
 
+pub use growth::Growth;
 pub use join::join;
-pub use remembered::Remembered;
+pub use remembered::{Remembered, Seat};
 pub use roster::{Member, Roster, Standing};
 pub use tracker::{Flow, Tracker};
 pub use transition::Transitions;

@@ -200,6 +200,9 @@ pub struct ServiceSpec {
     /// How long a backend that is no longer wanted may keep its flows; absent: see
     /// [`ServiceSpec::grace`].
     pub grace: Option<Duration>,
+    /// How long a backend that begins to serve, or to serve again, takes to get its whole share; absent:
+    /// it has it at once.
+    pub slow_start: Option<Duration>,
     /// Slots of the lookup table, a prime; absent: see [`Service::slots`].
     pub slots: Option<u32>,
     /// How it is found out which backends may serve; absent: all may.
@@ -221,6 +224,7 @@ impl ServiceSpec {
             mss: MssClamp::default(),
             idle_timeout: None,
             grace: None,
+            slow_start: None,
             slots: None,
             health: None,
             backends: Vec::new(),

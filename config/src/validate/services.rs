@@ -71,6 +71,7 @@ fn draft<'a>(
         flows: value_or(service.flows, Flows::default()),
         idle_timeout: service.idle_timeout.map(|timeout| timeout.value),
         grace: service.grace.map(|grace| grace.value),
+        slow_start: service.slow_start.map(|slow_start| slow_start.value),
         mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
         health: service.health.as_ref().and_then(|health| health::check(&health.value)),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::roster::{Name, name};
 use super::tracker::Phase;
-use super::{Member, NOBODY, Remembered, Standing, Tracker};
+use super::{NOBODY, Remembered, Seat, Standing, Tracker};
 use crate::model::{Forward, ServiceSpec};
 use crate::rate::Tick;
 use crate::tables::ServiceId;
@@ -60,18 +60,18 @@ impl Remembered {
 
     /// Gives a peer's backends places: those that they have here, or new ones. Nobody else takes
     /// slots. Returns the places here by those there.
-    fn seat(&mut self, theirs: Vec<Option<(Member, u32)>>) -> Vec<u16> {
+    fn seat(&mut self, theirs: Vec<Option<Seat>>) -> Vec<u16> {
         let spec = ServiceSpec::new(&self.name, self.vip, Forward::L2dsr);
         let mut places: BTreeMap<Name, usize> = BTreeMap::new();
         for (place, seat) in self.seats.iter_mut().enumerate() {
-            if let Some((member, weight)) = seat {
-                places.insert(name(&spec, &member.backend), place);
-                *weight = 0;
+            if let Some(seat) = seat {
+                places.insert(name(&spec, &seat.member.backend), place);
+                (seat.weight, seat.since) = (0, None);
             }
         }
-        let seat = |seat: Option<(Member, u32)>| {
-            let (member, weight) = seat?;
-            let known = places.get(&name(&spec, &member.backend)).copied();
+        let seat = |theirs: Option<Seat>| {
+            let theirs = theirs?;
+            let known = places.get(&name(&spec, &theirs.member.backend)).copied();
             let place = known.unwrap_or_else(|| {
                 self.seats.push(None);
                 self.seats.len() - 1
@@ -80,8 +80,8 @@ impl Remembered {
             let seat = self.seats.get_mut(place)?;
             match seat {
                 // Flows may be left here.
-                Some(_) if matches!(member.standing, Standing::Gone(_)) => {}
-                _ => *seat = Some((member, weight)),
+                Some(_) if matches!(theirs.member.standing, Standing::Gone(_)) => {}
+                _ => *seat = Some(theirs),
             }
             Some(here)
         };

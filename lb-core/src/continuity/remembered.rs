@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Member, NOBODY, Roster, Standing, Transitions};
+use super::{Growth, Member, NOBODY, Roster, Standing, Transitions};
 use crate::model::{
     Affinity, BACKENDS_MAX, Forward, SERVICES_MAX, SLOTS_MAX, Service, ServiceSpec, Vip,
 };
@@ -22,10 +22,21 @@ pub struct Remembered {
     pub affinity: Affinity,
     /// Slots of its table; 0, if nobody took any.
     pub slots: u32,
-    /// By place: who has it, and the weight that counted.
-    pub seats: Vec<Option<(Member, u32)>>,
+    /// By place.
+    pub seats: Vec<Option<Seat>>,
     /// By slot: whom it was on ([`NOBODY`]: it has not moved), and until when that matters.
     pub transitions: Option<(Vec<u16>, Vec<Tick>)>,
+}
+
+/// A place that somebody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Who.
+    pub member: Member,
+    /// The weight that counted.
+    pub weight: u32,
+    /// When it began to serve, if its share still grows.
+    pub since: Option<Tick>,
 }
 
 impl Remembered {
@@ -37,7 +48,8 @@ impl Remembered {
         let members = table.roster.members().iter().enumerate();
         let seats = members.map(|(place, member)| {
             let weight = weights.get(place).copied().unwrap_or(0);
-            member.clone().map(|member| (member, weight))
+            let since = table.growth.since(place);
+            member.clone().map(|member| Seat { member, weight, since })
         });
         let transitions = table.transitions.as_ref().map(|transitions| {
             let (from, until) = transitions.parts();
@@ -58,11 +70,12 @@ impl Remembered {
     #[must_use]
     pub fn on_clock(mut self, from: Tick, to: Tick) -> Self {
         let shifted = |tick: &mut Tick| tick.0 = tick.0.saturating_add(to.0).saturating_sub(from.0);
-        for (member, _) in self.seats.iter_mut().flatten() {
+        for Seat { member, since, .. } in self.seats.iter_mut().flatten() {
             match &mut member.standing {
                 Standing::Wanted => {}
                 Standing::Leaving(until) | Standing::Gone(until) => shifted(until),
             }
+            since.iter_mut().for_each(shifted);
         }
         for (_, until) in self.transitions.iter_mut() {
             until.iter_mut().for_each(shifted);
@@ -82,10 +95,10 @@ impl Remembered {
             affinity: self.affinity,
             ..ServiceSpec::new(&self.name, self.vip, Forward::L2dsr)
         };
-        let weight = |seat: &Option<(Member, u32)>| seat.as_ref().map_or(0, |(_, weight)| *weight);
-        let weights: Box<[u32]> = self.seats.iter().map(weight).collect();
-        let members: Vec<Option<Member>> =
-            self.seats.into_iter().map(|seat| seat.map(|(member, _)| member)).collect();
+        let seats = || self.seats.iter().map(Option::as_ref);
+        let weights = seats().map(|seat| seat.map_or(0, |seat| seat.weight)).collect();
+        let growth = Growth::restore(seats().map(|seat| seat.and_then(|seat| seat.since)));
+        let members = seats().map(|seat| seat.map(|seat| seat.member.clone())).collect();
         let roster = Roster::restore(members)?;
         let slots = SlotTable::new(roster.identities(&spec), weights, self.slots);
         let transitions = match self.transitions {
@@ -102,6 +115,7 @@ impl Remembered {
             id: self.id,
             roster: Arc::new(roster),
             slots: Arc::new(slots),
+            growth,
             transitions,
             source: Arc::new(Service::new(spec).ok()?),
             ..nothing.clone()

@@ -14,7 +14,7 @@ use super::{
     Station, Tables, VipIndex,
 };
 use crate::continuity::tracker::Shape;
-use crate::continuity::{Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
+use crate::continuity::{Growth, Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::model::{
@@ -228,10 +228,13 @@ fn service_table(
         let wanted = member.filter(|member| member.standing == Standing::Wanted);
         wanted.map_or(0, |member| member.backend.effective_weight())
     };
-    let weights: Box<[u32]> = members()
+    let mut weights: Box<[u32]> = members()
         .zip(&*backends)
         .map(|(member, entry)| if entry.hops.is_empty() { 0 } else { weight(member) })
         .collect();
+    let before = old.map(|old| (&old.growth, old.slots.weights()));
+    let growth = Growth::next(spec.slow_start, &mut weights, before, circumstances.now);
+    reduce(&mut weights);
     let identities = roster.identities(spec);
     let someone_wanted = spec
         .backends
@@ -253,6 +256,7 @@ fn service_table(
         idle_max: remembered_max(spec),
         transitions: None,
         roster,
+        growth,
         slots,
         without_slots: if someone_wanted {
             DropReason::NextHopUnresolved
@@ -311,6 +315,21 @@ fn key_shape(vip: &Vip) -> Shape {
         (IpAddr::V4(_), true) => Shape::Short,
         (IpAddr::V4(_), false) | (IpAddr::V6(_), true) => Shape::Long,
         (IpAddr::V6(_), false) => Shape::Longest,
+    }
+}
+
+/// Divides weights by what they have in common: only shares count.
+fn reduce(weights: &mut [u32]) {
+    let gcd = |a: u32, b: &u32| {
+        let (mut a, mut b) = (a, *b);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let common = weights.iter().fold(0, gcd);
+    if common > 1 {
+        weights.iter_mut().for_each(|weight| *weight /= common);
     }
 }
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::continuity::tracker::Shape;
 use crate::continuity::transition::Moved;
-use crate::continuity::{Roster, Tracker, Transitions};
+use crate::continuity::{Growth, Roster, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::{FlowHasher, reduce};
 use crate::maglev;
@@ -76,6 +76,7 @@ impl Tables {
             Arc::ptr_eq(&a.slots, &b.slots)
                 && Arc::ptr_eq(&a.backends, &b.backends)
                 && a.roster == b.roster
+                && a.growth == b.growth
                 && a.transitions.as_ref().map(Arc::as_ptr)
                     == b.transitions.as_ref().map(Arc::as_ptr)
         };
@@ -91,7 +92,8 @@ impl Tables {
     pub fn next_change(&self) -> Option<Tick> {
         let of = |service: &ServiceTable| {
             let transition = service.transitions.as_ref().map(|it| it.next_end());
-            transition.into_iter().chain(service.roster.next_change()).min()
+            let others = service.roster.next_change().into_iter().chain(service.growth.next_step());
+            transition.into_iter().chain(others).min()
         };
         self.services.iter().filter_map(of).min()
     }
@@ -116,6 +118,8 @@ pub struct ServiceTable {
     pub backends: Arc<[BackendEntry]>,
     /// Who has which place.
     pub roster: Arc<Roster>,
+    /// Whose share is not whole yet.
+    pub growth: Growth,
     /// The slots that have moved.
     pub transitions: Option<Arc<Transitions>>,
     /// What the keys of its tracked flows hold.
@@ -143,6 +147,7 @@ impl ServiceTable {
             pooled: None,
             backends: Arc::default(),
             roster: Arc::default(),
+            growth: Growth::default(),
             transitions: None,
             key_shape: Shape::Short,
             has_openings: true,

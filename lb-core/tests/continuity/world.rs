@@ -27,6 +27,8 @@ const BALANCER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 pub(crate) const WORKERS: usize = 3;
 /// How long a flow may be silent.
 pub(crate) const IDLE: Duration = Duration::from_secs(40);
+/// How long a backend of one of the services takes to get its share.
+const SLOW_START: Duration = Duration::from_secs(10);
 /// Backends that there are at all.
 pub(crate) const BACKENDS: u8 = 12;
 
@@ -200,6 +202,7 @@ impl World {
                 affinity,
                 idle_timeout: Some(IDLE),
                 slots: Some(self.slots),
+                slow_start: (kind == Kind::Tcp6).then_some(SLOW_START),
                 backends: backends.collect(),
                 ..ServiceSpec::new(&format!("{kind:?}"), vip, Forward::L2dsr)
             })

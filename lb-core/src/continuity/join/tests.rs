@@ -1,4 +1,5 @@
 use super::*;
+use crate::continuity::Member;
 use crate::model::tests::{backend, spec};
 use crate::model::{Affinity, Vip};
 
@@ -6,13 +7,12 @@ const A: &str = "10.0.0.11";
 const B: &str = "10.0.0.12";
 const C: &str = "10.0.0.13";
 
-type Seat = Option<(Member, u32)>;
-
-fn seat(address: &str, standing: Standing, weight: u32) -> Seat {
-    Some((Member { backend: backend(address), standing }, weight))
+fn seat(address: &str, standing: Standing, weight: u32) -> Option<Seat> {
+    let member = Member { backend: backend(address), standing };
+    Some(Seat { member, weight, since: Some(Tick(8)).filter(|_| weight == 2) })
 }
 
-fn remembered(id: u32, seats: Vec<Seat>, from: Option<Vec<u16>>) -> Remembered {
+fn remembered(id: u32, seats: Vec<Option<Seat>>, from: Option<Vec<u16>>) -> Remembered {
     let vip: Vip = spec("web", "10.0.0.100", &[]).vip;
     Remembered {
         name: "web".into(),

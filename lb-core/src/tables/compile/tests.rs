@@ -367,3 +367,35 @@ fn a_service_that_is_removed_is_not_found_any_more() {
     assert!(Arc::ptr_eq(&first.services[1].slots, &second.services[0].slots));
     assert!(!second.decides_like(&first));
 }
+
+#[test]
+fn a_backend_that_begins_gets_its_share_slowly() {
+    let with = |backends: &[&str]| {
+        let slow_start = Some(std::time::Duration::from_secs(10));
+        desired(&[ServiceSpec { slow_start, ..small("web", "10.0.0.100", backends) }])
+    };
+    let (ports, hops) = (ports(), next_hops());
+    let at = |desired: &DesiredState, previous: Option<&Tables>, seconds: u64| {
+        let now = Tick(seconds * 1000);
+        compile(desired, &Circumstances { now, ..Circumstances::new(&ports, &hops) }, previous)
+    };
+    let share = |tables: &Tables, place: u16| {
+        tables.services[0].slots.slots().iter().filter(|slot| **slot == place).count()
+    };
+    let first = at(&with(&["10.0.0.11"]), None, 0);
+    assert_eq!((share(&first, 0), first.next_change()), (251, None));
+    let two = with(&["10.0.0.11", "10.0.0.12"]);
+    let mut tables = at(&two, Some(&first), 100);
+    let mut before = 0;
+    for step in 1..=10 {
+        let due = 251 * step / (10 + step);
+        assert!(share(&tables, 1).abs_diff(due) <= 2, "{step}: {} of {due}", share(&tables, 1));
+        assert!(share(&tables, 1) > before);
+        before = share(&tables, 1);
+        // Who compiles for another reason changes nothing.
+        assert!(at(&two, Some(&tables), 99 + step as u64).decides_like(&tables));
+        tables = at(&two, Some(&tables), 100 + step as u64);
+    }
+    assert_eq!(tables.services[0].slots.weights(), [1, 1]);
+    assert_eq!(tables.services[0].growth, Growth::default());
+}
