@@ -14,7 +14,7 @@ use crate::wire::tcp::{self, Tcp};
 
 /// Finds the connection of each packet of a service that has a pool, or opens one; and follows how
 /// far it is. Reads `meta`; writes `meta.slot`: the connection's place in the pool, and
-/// `meta.backend`: a connection stays on the backend that it was opened to, as long as there is one.
+/// `meta.backend`: a connection stays on the backend that it was opened to, as long as that may serve.
 ///
 /// Drops: [`DropReason::PoolFull`], [`DropReason::NoConnection`].
 #[inline(always)]
@@ -67,7 +67,7 @@ fn from_client(
     let opens = has(tcp::SYN) && !has(tcp::RST);
     if let Some(found) = &found
         && !(opens && found.state.may_reopen())
-        && let Some(place) = backend_of(found, service)
+        && let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place))
     {
         let Found { state, connection, .. } = *found;
         (meta.slot, meta.backend) = (found.place, place);

@@ -10,6 +10,7 @@ use crate::sim::SimFrame;
 use crate::sim::packet::Packet;
 use crate::stage::classify::tests::{classified, tables as tables_of};
 use crate::stage::select::select;
+use crate::tables::SlotTable;
 use crate::tuple::Tuple;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
@@ -275,6 +276,30 @@ fn a_connection_whose_backend_is_gone_is_opened_anew() {
     take(&later, Client(ACK)).unwrap();
     let port = known(&later).unwrap().connection.backend_port;
     assert_eq!(u16::from_be_bytes(port), 8081);
+}
+
+/// Its server does not hear it any more: another one tells the client at once that it is over.
+#[test]
+fn a_connection_leaves_a_backend_that_has_failed() {
+    let list = ["10.0.0.11", "10.0.0.12"];
+    let before = tables(&list);
+    take(&before, Client(SYN)).unwrap();
+    take(&before, Step::Backend(SYN | ACK)).unwrap();
+    let opened = known(&before).unwrap();
+    let failed = usize::from(opened.connection.place);
+    let mut after = following(&before, tables(&list));
+    let service = &mut after.services[0];
+    let mut entries = service.backends.to_vec();
+    (entries[failed].may_serve, entries[failed].hops) = (false, arrayvec::ArrayVec::new());
+    service.backends = entries.into();
+    let mut weights = [1, 1];
+    weights[failed] = 0;
+    let slots = SlotTable::new([1, 2].into(), weights.into(), 251);
+    service.slots = std::sync::Arc::new(slots);
+    take(&after, Client(ACK)).unwrap();
+    let found = known(&after).unwrap();
+    assert_eq!((found.place, found.state.phase()), (opened.place, Opening));
+    assert_eq!(address(found.connection.backend), list[1 - failed]);
 }
 
 /// Who talks is not pushed out; when they fall silent, there is room.
