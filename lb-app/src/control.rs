@@ -345,10 +345,12 @@ impl Control {
     }
 
     fn compile(&mut self) -> Tables {
-        let Self { config, ports, next_hops, tables, kernel, health, sweeper, .. } = self;
+        let Self { config, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
         let idle = sweeper.idle();
+        let pools = memory.pools(&config.desired.pools());
+        let health = Some(&*health);
         let circumstances =
-            Circumstances { ports, next_hops, health: Some(health), idle, now: memory::now() };
+            Circumstances { ports, next_hops, health, pools, idle, now: memory::now() };
         let mut tables = compile(&config.desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables

@@ -4,6 +4,7 @@
 //! that was checked, here and nowhere else: whoever has one need not look again. Every finding
 //! names the [`Key`] that is wrong, so that a source (a file, an API) can point at it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -389,6 +390,12 @@ impl DesiredState {
     #[must_use]
     pub fn services(&self) -> &[Arc<Service>] {
         &self.services
+    }
+
+    /// The addresses that clients stand behind, of all services.
+    #[must_use]
+    pub fn pools(&self) -> BTreeSet<IpNet> {
+        self.services.iter().filter_map(|service| service.spec.pool()).collect()
     }
 }
 

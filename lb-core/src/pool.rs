@@ -13,6 +13,8 @@
 //! * **Bounded**: 64,512 connections an address, of 72 bytes each. Connections of which nobody knows
 //!   whether there is a client (half-open) take half of a bucket at most, and compete only with each
 //!   other: a flood of them pushes nobody out who talks.
+//!
+//! The memory may be a file's, and outlives the process: see [`Pool::over`].
 
 use std::net::{IpAddr, Ipv6Addr};
 #[cfg(not(loom))]
@@ -51,8 +53,17 @@ const OPENING_MAX: usize = WAYS / 2;
 pub struct Pool {
     net: IpNet,
     first: u128,
-    /// Of the first address, then of the second, ...
-    buckets: Box<[Bucket]>,
+    /// How many there are: of the first address, then of the second, ...
+    buckets: u32,
+    memory: Memory,
+}
+
+/// Eight states, and then what each of them is about.
+#[derive(Debug)]
+enum Memory {
+    Own(Box<[Bucket]>),
+    /// The same, one word after the other.
+    Lent(&'static [AtomicU64]),
 }
 
 #[derive(Debug, Default)]
@@ -62,11 +73,11 @@ struct Bucket {
     contents: [Content; WAYS],
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Content([AtomicU64; 8]);
+type Content = [AtomicU64; CONTENT_WORDS];
+const CONTENT_WORDS: usize = 8;
+const BUCKET_WORDS: usize = WAYS * (1 + CONTENT_WORDS);
 
-const _: () = assert!(cfg!(loom) || size_of::<Bucket>() == 64 + 64 * WAYS);
+const _: () = assert!(cfg!(loom) || size_of::<Bucket>() == 8 * BUCKET_WORDS);
 const _: () = assert!(PORTS.is_multiple_of(WAYS_U32));
 
 /// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
@@ -197,11 +208,56 @@ impl Pool {
     /// Nobody's yet. Of the prefix, [`ADDRESSES_MAX`] addresses are used at most.
     #[must_use]
     pub fn new(net: IpNet) -> Self {
-        let addresses = addresses(net);
-        Self {
-            net,
-            first: u128::from_be_bytes(address_bytes(net.network())),
-            buckets: (0..addresses * BUCKETS).map(|_| Bucket::default()).collect(),
+        let buckets = (0..buckets(net)).map(|_| Bucket::default());
+        Self::of(net, Memory::Own(buckets.collect()))
+    }
+
+    /// Over the words of a file, which has been a pool of this prefix before, or is all zero. `None`:
+    /// there are not [`Pool::words`].
+    #[must_use]
+    pub fn over(net: IpNet, words: &'static [AtomicU64]) -> Option<Self> {
+        let words = words.get(..Self::words(net))?;
+        let pool = Self::of(net, Memory::Lent(words));
+        // What a process was writing when it ended is nobody's.
+        let states = (0..pool.buckets).filter_map(|bucket| pool.states(bucket)).flatten();
+        for state in states {
+            let before = State(state.load(Ordering::Relaxed));
+            if before.phase() == Phase::Busy {
+                state.store(before.freed().0, Ordering::Relaxed);
+            }
+        }
+        Some(pool)
+    }
+
+    /// Words that a pool of this prefix takes.
+    #[must_use]
+    pub fn words(net: IpNet) -> usize {
+        buckets(net) as usize * BUCKET_WORDS
+    }
+
+    fn of(net: IpNet, memory: Memory) -> Self {
+        let first = u128::from_be_bytes(address_bytes(net.network()));
+        Self { net, first, buckets: buckets(net), memory }
+    }
+
+    #[inline]
+    fn states(&self, bucket: u32) -> Option<&[AtomicU64; WAYS]> {
+        let bucket = bucket as usize;
+        match &self.memory {
+            Memory::Own(buckets) => Some(&buckets.get(bucket)?.states),
+            Memory::Lent(words) => words.get(bucket * BUCKET_WORDS..)?.first_chunk(),
+        }
+    }
+
+    #[inline]
+    fn content(&self, place: u32) -> Option<&Content> {
+        let (bucket, way) = (place as usize / WAYS, place as usize % WAYS);
+        match &self.memory {
+            Memory::Own(buckets) => buckets.get(bucket)?.contents.get(way),
+            Memory::Lent(words) => {
+                let start = bucket * BUCKET_WORDS + WAYS + way * CONTENT_WORDS;
+                words.get(start..)?.first_chunk()
+            }
         }
     }
 
@@ -222,8 +278,7 @@ impl Pool {
     pub fn find(&self, flow: &Tuple, hash: u64) -> Option<Found> {
         let tag = tag(hash);
         for bucket in self.buckets_of(hash) {
-            let states = &self.buckets.get(bucket as usize)?.states;
-            for (way, state) in (0..).zip(states) {
+            for (way, state) in (0..).zip(self.states(bucket)?) {
                 let state = State(state.load(Ordering::Acquire));
                 if state.tag() == tag
                     && let Some(found) = self.get(bucket * WAYS_U32 + way)
@@ -248,12 +303,12 @@ impl Pool {
     /// The connection at `place`.
     #[must_use]
     pub fn get(&self, place: u32) -> Option<Found> {
-        let (states, contents) = self.entry(place)?;
-        let state = State(states.load(Ordering::Acquire));
-        let connection = Connection::from_words(contents.read());
+        let (word, content) = self.entry(place)?;
+        let state = State(word.load(Ordering::Acquire));
+        let connection = read(content);
         // What was read is believed only if nobody has written in the meantime.
         fence(Ordering::Acquire);
-        let after = State(states.load(Ordering::Relaxed));
+        let after = State(word.load(Ordering::Relaxed));
         let is_whole = state.phase().is_connection() && state.is_same_writing(after);
         is_whole.then_some(Found { place, state, connection })
     }
@@ -305,12 +360,12 @@ impl Pool {
         let mut half_open = None;
         for bucket in self.buckets_of(hash) {
             let (mut free, mut opening) = (None, 0);
-            let Bucket { states, contents } = self.buckets.get(bucket as usize)?;
-            for (way, (state, content)) in (0..).zip(states.iter().zip(contents)) {
+            for (way, state) in (0..).zip(self.states(bucket)?) {
+                let place = bucket * WAYS_U32 + way;
                 let before = State(state.load(Ordering::Acquire));
                 let age = before.age(now);
-                let idle_max = || Connection::from_words(content.read()).idle_max;
-                let this = Candidate { place: bucket * WAYS_U32 + way, before, age };
+                let idle_max = || self.content(place).map_or(0, |content| read(content).idle_max);
+                let this = Candidate { place, before, age };
                 match before.phase() {
                     Phase::Busy => {}
                     Phase::Free => keep_oldest(&mut free, Candidate { age: u16::MAX, ..this }),
@@ -339,34 +394,32 @@ impl Pool {
         if taken {
             // Who reads any of the new words will see that the state has changed.
             fence(Ordering::Release);
-            content.write(&connection.words());
+            for (word, value) in content.iter().zip(connection.words()) {
+                word.store(value, Ordering::Relaxed);
+            }
             state.store(to.written_after(busy).0, Ordering::Release);
         }
         taken
     }
 
     fn entry(&self, place: u32) -> Option<(&AtomicU64, &Content)> {
-        let Bucket { states, contents } = self.buckets.get(place as usize / WAYS)?;
-        Some((&states[place as usize % WAYS], &contents[place as usize % WAYS]))
+        let state = self.states(place / WAYS_U32)?.get(place as usize % WAYS)?;
+        Some((state, self.content(place)?))
     }
 
     /// The two buckets of a hash.
-    #[expect(clippy::cast_possible_truncation, reason = "at most ADDRESSES_MAX * BUCKETS")]
     fn buckets_of(&self, hash: u64) -> [u32; 2] {
-        two_choices(hash, self.buckets.len() as u32)
+        two_choices(hash, self.buckets)
     }
 }
 
-impl Content {
-    fn read(&self) -> [u64; 8] {
-        self.0.each_ref().map(|word| word.load(Ordering::Relaxed))
-    }
+/// To be believed only if its state is the same before and after.
+fn read(content: &Content) -> Connection {
+    Connection::from_words(content.each_ref().map(|word| word.load(Ordering::Relaxed)))
+}
 
-    fn write(&self, words: &[u64; 8]) {
-        for (place, word) in self.0.iter().zip(words) {
-            place.store(*word, Ordering::Relaxed);
-        }
-    }
+fn buckets(net: IpNet) -> u32 {
+    addresses(net) * BUCKETS
 }
 
 /// A place that a new connection could have.

@@ -1,15 +1,17 @@
 //! What outlives the process: tracked flows, and what the services were like when they were tracked.
 //!
-//! Two files in a directory that only one process may use at a time:
+//! Files in a directory that only one process may use at a time:
 //!
 //! * `flows`: a header, and the memory of [`Tracker`], which workers write as they go. It is mapped,
 //!   so it is up to date whenever and however the process ends.
 //! * `services`: places, weights and transitions, written before every version of the tables that is
 //!   published. It says which `flows` it belongs to.
+//! * `pool-*`: the connections of a pool of `fullnat`, as `flows`. They stand for themselves.
 //!
-//! They are believed together or not at all: not if they are of another layout, of another start of
+//! The first two are believed together or not at all: not if they are of another layout, of another start of
 //! the machine (times would mean nothing), another hash key, another `flows_max`, or damaged.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -17,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ipnet::IpNet;
 use lb_core::continuity::{Remembered, Tracker};
+use lb_core::pool::Pool;
 use lb_core::rate::Tick;
 use lb_core::tables::Tables;
 use lb_core::tuple::Tuple;
@@ -26,6 +30,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+mod pools;
 mod services;
 
 /// Why the memory cannot be had. One line: the cause, and what to do.
@@ -65,6 +70,8 @@ pub(crate) struct Memory {
     directory: PathBuf,
     identity: Identity,
     tracker: Arc<Tracker>,
+    /// The connections of `fullnat`.
+    pools: Vec<Arc<Pool>>,
     /// As long as it is held, the directory is ours.
     _lock: Flock<File>,
 }
@@ -146,12 +153,34 @@ impl Memory {
             );
         }
         let directory = directory.into();
-        Ok((Self { directory, identity, tracker, _lock: lock }, tables))
+        Ok((Self { directory, identity, tracker, pools: Vec::new(), _lock: lock }, tables))
     }
 
     /// The tracked flows.
     pub(crate) fn tracker(&self) -> &Arc<Tracker> {
         &self.tracker
+    }
+
+    /// The pools of these prefixes, with the connections that they had.
+    pub(crate) fn pools(&mut self, wanted: &BTreeSet<IpNet>) -> &[Arc<Pool>] {
+        if self.pools.iter().map(|pool| pool.net()).eq(wanted.iter().copied()) {
+            return &self.pools;
+        }
+        self.pools.retain(|pool| wanted.contains(&pool.net()));
+        if let Err(error) = pools::remove_others(&self.directory, wanted) {
+            warn!("{}: {error}", self.directory.display());
+        }
+        for net in wanted {
+            if self.pools.iter().all(|pool| pool.net() != *net) {
+                match pools::open_pool(&self.directory, *net, &self.identity) {
+                    Ok(pool) => self.pools.push(Arc::new(pool)),
+                    Err(error) => {
+                        warn!("pool {net}: {error}; a restart will break its connections")
+                    }
+                }
+            }
+        }
+        &self.pools
     }
 
     /// Remembers what services are like: before a version of the tables is published.

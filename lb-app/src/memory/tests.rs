@@ -54,11 +54,11 @@ fn services() -> Vec<Remembered> {
     let hops = NextHops::new();
     let tables = compile(&config.desired, &Circumstances::new(&ports, &hops), None);
     let mut services = tables.remember();
-    assert_eq!(services[0].seats[0].as_ref().unwrap().1, 2);
+    assert_eq!(services[0].seats[0].as_ref().unwrap().weight, 2);
     let mut from = vec![lb_core::continuity::NOBODY; 251];
     from[3] = 1;
     services[0].transitions = Some((from, vec![Tick(77); 251]));
-    services[0].seats[1].as_mut().unwrap().0.standing =
+    services[0].seats[1].as_mut().unwrap().member.standing =
         lb_core::continuity::Standing::Gone(Tick(9));
     services
 }
@@ -171,4 +171,33 @@ fn any_bytes() {
         }
         assert_eq!(services::decode(&good[..place]).err(), Some(Refused::Damaged));
     }
+}
+
+#[test]
+fn pools_go_on_and_those_that_are_not_wanted_go() {
+    let directory = TempDir::new().unwrap();
+    let [one, two]: [IpNet; 2] = ["10.0.0.200/32", "fd00::2:0/127"].map(|net| net.parse().unwrap());
+    let connection = lb_core::pool::Connection { vip_port: [0, 80], ..Default::default() };
+    let open = |wanted: &[IpNet]| {
+        let (mut memory, _) = Memory::open(directory.path(), FLOWS, &empty(1)).unwrap();
+        let pools = memory.pools(&wanted.iter().copied().collect()).to_vec();
+        assert_eq!(pools.iter().map(|pool| pool.net()).collect::<Vec<_>>(), wanted);
+        pools
+    };
+    let find = |pool: &Pool| pool.find(&connection.flow(), 7).map(|found| found.connection);
+    let pools = open(&[one, two]);
+    assert_eq!(pools.iter().map(|pool| find(pool)).collect::<Vec<_>>(), [None, None]);
+    for pool in &pools {
+        assert!(pool.open(&connection, 7, Tick(0)).is_some());
+    }
+    assert_eq!(find(&open(&[one, two])[1]), Some(connection));
+    assert_eq!(find(&open(&[one])[0]), Some(connection));
+    assert_eq!(find(&open(&[one, two])[1]), None, "it was not wanted for a while");
+    // What cannot be believed is not.
+    let path = directory.path().join("pool-10.0.0.200-32");
+    File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+    assert_eq!(find(&open(&[one])[0]), None);
+    assert!(open(&[one])[0].open(&connection, 7, Tick(0)).is_some());
+    fs::write(&path, vec![1; usize::try_from(path.metadata().unwrap().len()).unwrap()]).unwrap();
+    assert_eq!(find(&open(&[one])[0]), None);
 }

@@ -103,6 +103,11 @@ impl State {
         }
     }
 
+    /// After a writing that never came to its end.
+    pub(super) fn freed(self) -> Self {
+        self.with_phase(Phase::Free)
+    }
+
     /// While an entry is written.
     pub(super) fn busy(self) -> Self {
         Self(self.0 & !0xff | self.0.wrapping_add(1) & 0xff).with_phase(Phase::Busy)

@@ -251,3 +251,34 @@ fn workers_share_a_pool() {
         }
     });
 }
+
+#[test]
+fn another_process_finds_what_this_one_has_left() {
+    use zerocopy::FromZeros as _;
+    let net: IpNet = "10.0.0.64/31".parse().unwrap();
+    let words = <[AtomicU64]>::new_box_zeroed_with_elems(Pool::words(net)).unwrap();
+    let words: &'static [AtomicU64] = Box::leak(words);
+    let first = Pool::over(net, words).unwrap();
+    let own = Pool::new(net);
+    let opened: Vec<_> = (0..500_u16)
+        .map(|n| {
+            let connection = Connection { client_port: n.to_be_bytes(), ..Connection::default() };
+            let hash = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let place = first.open(&connection, hash, Tick(0)).unwrap();
+            // It makes no difference whose the memory is.
+            assert_eq!(own.open(&connection, hash, Tick(0)), Some(place));
+            (connection, hash, place)
+        })
+        .collect();
+    let torn = first.get(opened[3].2).unwrap();
+    let (state, _) = first.entry(torn.place).unwrap();
+    state.store(torn.state.busy().0, Ordering::Relaxed);
+    drop(first);
+    let second = Pool::over(net, words).unwrap();
+    for (n, (connection, hash, place)) in opened.iter().enumerate() {
+        let found = second.find(&connection.flow(), *hash);
+        let expected = (n != 3).then_some((*place, *connection));
+        assert_eq!(found.map(|found| (found.place, found.connection)), expected);
+    }
+    assert!(Pool::over(net, &words[1..]).is_none());
+}

@@ -34,6 +34,8 @@ pub struct Circumstances<'a> {
     pub next_hops: &'a NextHops,
     /// Which backends may serve; absent: all.
     pub health: Option<&'a Health>,
+    /// Pools that are there already; others are made.
+    pub pools: &'a [Arc<Pool>],
     /// Places where no flow is remembered, of backends that are leaving.
     pub idle: &'a BTreeSet<(ServiceId, u16)>,
     /// The time.
@@ -45,7 +47,7 @@ impl<'a> Circumstances<'a> {
     #[must_use]
     pub fn new(ports: &'a Arc<[Port]>, next_hops: &'a NextHops) -> Self {
         const NONE: &BTreeSet<(ServiceId, u16)> = &BTreeSet::new();
-        Self { ports, next_hops, health: None, idle: NONE, now: Tick(0) }
+        Self { ports, next_hops, health: None, pools: &[], idle: NONE, now: Tick(0) }
     }
 }
 
@@ -74,7 +76,7 @@ pub fn compile(
     let tracker = previous
         .map_or_else(|| Arc::new(Tracker::new(TRACKED_MAX)), |tables| Arc::clone(&tables.tracker));
     let mut ids = Ids::new(previous, &tracker);
-    let pools = pools(desired, previous);
+    let pools = pools(desired, circumstances.pools, previous);
     let services: Vec<ServiceTable> = desired
         .services()
         .iter()
@@ -118,11 +120,11 @@ fn has_same_flows(old: &ServiceSpec, new: &ServiceSpec) -> bool {
 }
 
 /// The pools of all services, once each; those that were there before with their connections.
-fn pools(desired: &DesiredState, previous: Option<&Tables>) -> Vec<Arc<Pool>> {
+fn pools(desired: &DesiredState, there: &[Arc<Pool>], previous: Option<&Tables>) -> Vec<Arc<Pool>> {
+    let old = previous.iter().flat_map(|tables| &tables.pools);
     let old: BTreeMap<IpNet, &Arc<Pool>> =
-        previous.iter().flat_map(|tables| &tables.pools).map(|pool| (pool.net(), pool)).collect();
-    let wanted: BTreeSet<IpNet> =
-        desired.services().iter().filter_map(|service| service.spec().pool()).collect();
+        there.iter().chain(old).map(|pool| (pool.net(), pool)).collect();
+    let wanted = desired.pools();
     wanted
         .into_iter()
         .map(|net| old.get(&net).map_or_else(|| Arc::new(Pool::new(net)), |pool| Arc::clone(pool)))
