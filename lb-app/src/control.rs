@@ -31,9 +31,9 @@ use crate::workers::{Settings, WorkerError, Workers};
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// How long the first tables wait for the first answers to health checks, after that.
 const FIRST_ANSWERS_MAX: Duration = Duration::from_secs(1);
-/// How long the first tables wait for peers to say what services are like, at the same time; and how
-/// long clients are not invited yet, for what they tell of flows.
-const FIRST_STATES_MAX: Duration = Duration::from_millis(500);
+/// How long the first tables wait for peers to answer, at the same time; and how long clients are not
+/// invited yet, for what they tell of flows.
+const FIRST_STATES_MAX: Duration = Duration::from_millis(200);
 const FIRST_FLOWS_MAX: Duration = Duration::from_secs(1);
 /// How long peers are still told of flows when nothing is forwarded any more.
 const LAST_WORDS: Duration = Duration::from_millis(20);

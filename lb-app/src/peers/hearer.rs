@@ -52,7 +52,7 @@ impl Hearer {
         loop {
             let Err(trouble) = self.session().await;
             let was_in_step = self.note(|standing| {
-                standing.is_asked = true;
+                (standing.is_reached, standing.is_asked) = (false, true);
                 std::mem::take(&mut standing.is_in_step)
             });
             if was_in_step || self.trouble.as_ref() != Some(&trouble) {
@@ -70,6 +70,7 @@ impl Hearer {
     async fn session(&mut self) -> Result<std::convert::Infallible, PeerError> {
         let stream = timeout(ANSWER_MAX, self.call()).await.unwrap_or(Err(PeerError::Silent))?;
         let (mut hearing, mut saying) = greet(stream, self.identity, true, REPLY_BYTES_MAX).await?;
+        self.note(|standing| standing.is_reached = true);
         let mut tables = self.shared.tables.clone();
         if tables.borrow().is_none() {
             let state = self.ask_state(&mut hearing, &mut saying).await?;

@@ -28,6 +28,7 @@ use lb_core::continuity::Remembered;
 use lb_core::tables::Tables;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::error;
 
 use channel::Identity;
@@ -47,6 +48,8 @@ struct Orders {
 /// How we stand with a peer.
 #[derive(Clone, Debug, Default)]
 struct Standing {
+    /// It has been talked to.
+    is_reached: bool,
     /// It has told what services are like, or could not be asked.
     is_asked: bool,
     /// What services were like.
@@ -121,19 +124,25 @@ impl Peers {
         }
     }
 
-    /// What peers say that services are like: of all that answer within `patience`.
+    /// What peers say that services are like: of all that are reached within `patience`, and then say it
+    /// within ten times that.
     pub(crate) fn first_states(
         &self,
         patience: Duration,
     ) -> impl Future<Output = Vec<Vec<Remembered>>> + use<> {
-        let asked = self.count();
+        let count = self.count();
         let mut findings = self.findings.clone();
         async move {
-            let all = |findings: &Findings| {
-                findings.values().filter(|standing| standing.is_asked).count() >= asked
+            let all_called = |findings: &Findings| {
+                let is_called = |it: &&Standing| it.is_reached || it.is_asked;
+                findings.values().filter(is_called).count() >= count
+            };
+            let all_heard = |findings: &Findings| {
+                findings.values().all(|standing| standing.is_asked || !standing.is_reached)
             };
             // Whether they all answer or not: what is known is taken.
-            let _ = tokio::time::timeout(patience, findings.wait_for(all)).await;
+            let _ = timeout(patience, findings.wait_for(all_called)).await;
+            let _ = timeout(10 * patience, findings.wait_for(all_heard)).await;
             let findings = findings.borrow();
             let states = findings.values().filter_map(|standing| standing.state.clone());
             states.filter(|state| !state.is_empty()).collect()
@@ -146,7 +155,7 @@ impl Peers {
             let mut heard = findings.values().filter(|standing| standing.state.is_some());
             heard.all(|standing| standing.is_in_step)
         };
-        let _ = tokio::time::timeout(patience, self.findings.wait_for(all)).await;
+        let _ = timeout(patience, self.findings.wait_for(all)).await;
     }
 
     /// These tables are in force now.

@@ -65,7 +65,12 @@ impl Options {
             // (What was lost is sent again after 3 s at the latest if the gap was shorter.)
             self.silence = self.silence.min(5);
             self.settle = Some(0);
-            self.only = vec!["drain 1 of 10".to_owned(), "kill -9 and restart".to_owned()];
+            let some = [
+                "drain 1 of 10",
+                "kill -9 and restart",
+                "one of two balancers killed in mid-drain",
+            ];
+            self.only = some.map(str::to_owned).into();
         }
         self
     }

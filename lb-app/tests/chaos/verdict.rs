@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::journal::{Broken, Failed, How, INTERVAL_MS, Moment, Report};
 
-/// How many broken connections are told of one by one.
+/// How many broken connections are told of one by one; and how many in the table.
 const EXAMPLES_MAX: usize = 1000;
+const EXAMPLES_SHOWN_MAX: usize = 5;
 
 /// What may fail, and when.
 #[derive(Clone, Debug)]
@@ -220,6 +221,10 @@ impl Row {
                 self.broken_of.iter().map(|(of, count)| format!("{of} {count}")).collect();
             notes.push(format!("broken: {} (of {})", how(&self.broken_how), of.join(", ")));
         }
+        notes.extend(self.examples.iter().take(EXAMPLES_SHOWN_MAX).map(|example| {
+            let Example { backend, port, opened, broke, how } = example;
+            format!("    from port {port} to {backend}: opened {opened:.1} s, {how:?} {broke:.1} s")
+        }));
         if self.failed > 0 {
             notes.push(format!("failed to open: {}", how(&self.failed_how)));
         }
