@@ -54,7 +54,7 @@ fn services() -> Vec<Remembered> {
     let hops = NextHops::new();
     let tables = compile(&config.desired, &Circumstances::new(&ports, &hops), None);
     let mut services = tables.remember();
-    assert_eq!(services[0].seats[0].as_ref().unwrap().weight, 2);
+    assert_eq!(services[0].seats[0].as_ref().unwrap().weight, 1, "reduced: it alone takes traffic");
     let mut from = vec![lb_core::continuity::NOBODY; 251];
     from[3] = 1;
     services[0].transitions = Some((from, vec![Tick(77); 251]));
