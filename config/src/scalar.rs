@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol,
+    AboveRate, Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -478,6 +478,12 @@ impl Word for Flows {
     const WORDS: &'static [(&'static str, Self)] =
         &[("sticky", Self::Sticky), ("datagram", Self::Datagram)];
     const EXAMPLE: &'static str = "\"sticky\"";
+}
+
+impl Word for AboveRate {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("challenge", Self::Challenge), ("drop", Self::Drop)];
+    const EXAMPLE: &'static str = "\"challenge\"";
 }
 
 /// A largest segment size.

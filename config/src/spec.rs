@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    Affinity, CHECK_RUN_MAX, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX, WEIGHT_MAX,
+    AboveRate, Affinity, CHECK_RUN_MAX, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX,
+    SYN_RATE_MAX, WEIGHT_MAX,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -163,6 +164,8 @@ table! {
         /// Lowers the largest segment size in TCP's SYNs to this, or with "auto" to what fits the way
         /// to the backend.
         mss: Optional<Mss>,
+        /// TCP, also of "any": a bound on new connections. Absent: there is none.
+        syn: Optional<Syn>,
         /// What stays on one backend: each "flow", or all flows of a "client".
         affinity: Optional<Affinity> = "flow",
         /// UDP only: "sticky" keeps the datagrams of a flow together when backends change,
@@ -174,6 +177,18 @@ table! {
         health: Optional<Health>,
         /// The servers.
         backends: List<Backend> = Vec::<String>::new(),
+    }
+}
+
+table! {
+    /// A bound on new connections.
+    Syn("[service.syn]", "syn = { rate = 50_000 }") {
+        /// New connections a second, over all workers, that pass whoever opens them; no more than a
+        /// tenth of it at once.
+        rate: Required<Within<u32, 1, { SYN_RATE_MAX as i64 }>>,
+        /// What becomes of the others: with "challenge" the client has to show, without knowing it, that
+        /// its address is its own, and its next SYN passes; "drop" drops them.
+        above: Optional<AboveRate> = "challenge",
     }
 }
 

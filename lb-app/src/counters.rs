@@ -72,6 +72,8 @@ pub(crate) fn table(
     line("handed_over", sum(|counters| &counters.handed_over));
     line("held", sum(|counters| &counters.held));
     line("answered", sum(|counters| &counters.answered));
+    line("challenged", sum(|counters| &counters.challenged));
+    line("admitted", sum(|counters| &counters.admitted));
     line("tracked", sum(|counters| &counters.tracked));
     line("untracked", sum(|counters| &counters.untracked));
     line("tracked.now", tables.tracker.len().into());

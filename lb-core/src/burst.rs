@@ -87,6 +87,8 @@ pub enum Exit {
     Hold,
     /// It is another worker's.
     HandOver(WorkerId),
+    /// It has become an answer to its sender, and leaves by this port as it is.
+    Answer(PortId),
 }
 
 impl Default for Exit {

@@ -57,6 +57,10 @@ pub struct Counters {
     pub released: Counter,
     /// Of the frames sent: those that became an answer to their sender.
     pub answered: Counter,
+    /// Of the frames answered: SYNs that were challenged.
+    pub challenged: Counter,
+    /// Clients that have answered a challenge, for a service and for a while.
+    pub admitted: Counter,
     /// Frames sent.
     pub sent: Counter,
     /// Frames given to the kernel.
@@ -86,6 +90,8 @@ impl Counters {
             held: Counter::default(),
             released: Counter::default(),
             answered: Counter::default(),
+            challenged: Counter::default(),
+            admitted: Counter::default(),
             sent: Counter::default(),
             punted: Counter::default(),
             drops: Default::default(),

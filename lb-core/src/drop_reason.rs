@@ -53,6 +53,15 @@ pub enum DropReason {
     /// More frames for the kernel than it takes.
     #[error("punt_limit")]
     PuntLimit,
+    /// It would open a connection, above the rate of the service.
+    #[error("syn_limit")]
+    SynLimit,
+    /// The reset that answers a challenge: it has done its work.
+    #[error("challenge_met")]
+    ChallengeMet,
+    /// The same, but there is no room to remember another client.
+    #[error("admit_full")]
+    AdmitFull,
     /// The service has no backend that may take traffic.
     #[error("no_backend")]
     NoBackend,
@@ -92,7 +101,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::Truncated,
         Self::MultiSegment,
         Self::BadVersion,
@@ -108,6 +117,9 @@ impl DropReason {
         Self::HandOverFull,
         Self::NotOurs,
         Self::PuntLimit,
+        Self::SynLimit,
+        Self::ChallengeMet,
+        Self::AdmitFull,
         Self::NoBackend,
         Self::NoConnection,
         Self::PoolFull,

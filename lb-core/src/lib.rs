@@ -14,9 +14,11 @@
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
 //! 5. [`continuity`]: what is remembered of flows that a change touches.
+//!    [`admission`]: who may open connections above a service's rate.
 //! 6. [`publish`]: how a new version of the tables reaches the workers.
 //! 7. [`sim`]: the world in memory.
 
+pub mod admission;
 pub mod burst;
 pub mod continuity;
 pub mod counters;

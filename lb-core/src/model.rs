@@ -43,6 +43,8 @@ pub const SLOTS_MAX: u32 = 1 << 24;
 pub const WEIGHT_MAX: u32 = 65_535;
 /// A segment size that a service may impose, at least: what RFC 879 takes for granted.
 pub const MSS_MIN: u16 = 536;
+/// SYNs in a second that a service may be bounded to, at most.
+pub const SYN_RATE_MAX: u32 = 100_000_000;
 /// Ports of one balancer, at most.
 pub const PORTS_MAX: usize = 16;
 
@@ -127,6 +129,26 @@ pub enum MssClamp {
     Auto,
 }
 
+/// How many connections may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynBound {
+    /// SYNs in a second that pass, whoever sends them; over all workers. At most a tenth of it at once,
+    /// and at least one.
+    pub rate: u32,
+    /// What becomes of the others.
+    pub above: AboveRate,
+}
+
+/// What becomes of SYNs above the rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AboveRate {
+    /// Their senders have to show that their addresses are theirs: [`crate::admission`].
+    #[default]
+    Challenge,
+    /// They are dropped.
+    Drop,
+}
+
 /// What belongs together of a protocol without connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flows {
@@ -195,6 +217,9 @@ pub struct ServiceSpec {
     pub flows: Flows,
     /// TCP only: are segments kept small?
     pub mss: MssClamp,
+    /// TCP only, and TCP's part of any protocol: how many connections may be opened; absent: any
+    /// number.
+    pub syn: Option<SynBound>,
     /// How long a flow may be silent and is still remembered; absent: see
     /// [`ServiceSpec::idle_timeout`].
     pub idle_timeout: Option<Duration>,
@@ -223,6 +248,7 @@ impl ServiceSpec {
             affinity: Affinity::default(),
             flows: Flows::default(),
             mss: MssClamp::default(),
+            syn: None,
             idle_timeout: None,
             grace: None,
             slow_start: None,

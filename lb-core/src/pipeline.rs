@@ -4,6 +4,7 @@ use crate::burst::Burst;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
+use crate::stage::admit::admit;
 use crate::stage::classify::classify;
 use crate::stage::connect::connect;
 use crate::stage::forward::forward;
@@ -33,6 +34,7 @@ pub fn process<F: Frame>(
     parse(burst, port);
     fragment(burst, tables, state);
     classify(burst, tables);
+    admit(burst, tables, port, counters, state.now);
     select(burst, tables, counters, state.now);
     connect(burst, tables, state.now);
     forward(burst, tables, port, counters, state);

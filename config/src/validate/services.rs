@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use lb_core::model::{
-    Affinity, Backend, ClientAddress, Finding, Flows, Forward, FullNat, GUE_PORT, Invalid, Key,
-    MssClamp, Service, ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip, ambiguous_returns,
-    conflicts, is_name, pool_conflicts,
+    AboveRate, Affinity, Backend, ClientAddress, Finding, Flows, Forward, FullNat, GUE_PORT,
+    Invalid, Key, MssClamp, Service, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind, Vip,
+    ambiguous_returns, conflicts, is_name, pool_conflicts,
 };
 
 use super::ports::Ports;
@@ -72,12 +72,19 @@ fn draft<'a>(
         idle_timeout: service.idle_timeout.map(|timeout| timeout.value),
         grace: service.grace.map(|grace| grace.value),
         slow_start: service.slow_start.map(|slow_start| slow_start.value),
+        syn: service.syn.as_ref().and_then(|syn| syn_bound(&syn.value)),
         mss: service.mss.map_or(MssClamp::Keep, |mss| mss.value.0),
         slots: service.slots.map(|slots| slots.value.0),
         health: service.health.as_ref().and_then(|health| health::check(&health.value)),
         backends: backends.iter().filter_map(|backend| model_backend(&backend.value)).collect(),
     };
     Some(Draft { written, backends, spec })
+}
+
+/// `None`: its rate was not said well.
+fn syn_bound(syn: &spec::Syn) -> Option<SynBound> {
+    let rate = syn.rate.0.as_ref()?.value.0;
+    Some(SynBound { rate, above: value_or(syn.above, AboveRate::default()) })
 }
 
 /// The mode with what other keys say of it.
@@ -262,6 +269,11 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::Grace => spec.grace.as_ref().map(|grace| grace.span),
         Key::Flows => spec.flows.as_ref().map(|flows| flows.span),
         Key::Mss => spec.mss.as_ref().map(|mss| mss.span),
+        Key::Syn => spec.syn.as_ref().map(|syn| syn.span),
+        Key::SynRate => spec
+            .syn
+            .as_ref()
+            .map(|syn| syn.value.rate.0.as_ref().map_or(syn.span, |rate| rate.span)),
         Key::Slots => spec.slots.as_ref().map(|slots| slots.span),
         Key::Check(key) => spec.health.as_ref().map(|health| health::span(health, key)),
         Key::Backends => None,

@@ -326,7 +326,7 @@ impl Replay {
             rule: None,
         };
         match fate {
-            Fate::Send(out) => {
+            Fate::Send(out) | Fate::Exit(Exit::Answer(out)) => {
                 let roster = service.map(|service| &service.roster);
                 let member = if is_return {
                     let is_src = |it: &&Member| address_bytes(it.backend.address) == meta.tuple.src;
@@ -334,6 +334,9 @@ impl Replay {
                 } else {
                     roster.and_then(|roster| roster.get(meta.backend))
                 };
+                // What was challenged has none yet.
+                let is_forwarded = matches!(fate, Fate::Send(_));
+                let member = member.filter(|_| is_forwarded);
                 decision.backend = member.map(|member| member.backend.address);
                 // Of a pool's connection, `meta` has its place there.
                 let slot = service.map(|service| reduce(meta.hash, service.slots.len()));

@@ -142,40 +142,54 @@ pub(super) fn write<F: Frame>(
     let packet = push_front(frame, l2, ether_type, ip_bytes + icmp::HEADER_BYTES)?;
     let (ip, message) = packet.split_at_mut_checked(ip_bytes).ok_or(DropReason::NoHeadroom)?;
     message.get_mut(..icmp::HEADER_BYTES).ok_or(DropReason::NoHeadroom)?.copy_from_slice(&head);
-    let len = u16::try_from(message.len()).map_err(|_| DropReason::TooBig)?;
-    let total_len = u16::try_from(ip.len() + message.len()).map_err(|_| DropReason::TooBig)?;
-    let addresses = if is_ipv6 {
+    let addresses = if is_ipv6 { Some(Sum::default().plus(&src).plus(&dst)) } else { None };
+    let (protocol, tos) = if is_ipv6 { (ICMPV6, 0) } else { (ICMP, IPV4_TOS) };
+    put_ip(ip, (is_ipv6, [src, dst]), (protocol, tos), message.len())?;
+    let checksum = icmp::checksum(message, addresses)?;
+    if let Some(place) = message.get_mut(icmp::CHECKSUM) {
+        place.copy_from_slice(checksum.as_bytes());
+    }
+    Ok(())
+}
+
+/// Writes an IP header from the first to the second of the ends, before `len` bytes of a protocol; with
+/// a type of service, if it is IPv4. `ip` has as many bytes as the header.
+///
+/// # Errors
+/// [`DropReason::TooBig`]: no packet has as many bytes.
+pub(super) fn put_ip(
+    ip: &mut [u8],
+    (is_ipv6, [src, dst]): (bool, [[u8; 16]; 2]),
+    (protocol, tos): (u8, u8),
+    len: usize,
+) -> Result<(), DropReason> {
+    let in_field = |len| u16::try_from(len).map(U16::new).map_err(|_| DropReason::TooBig);
+    if is_ipv6 {
         let header = Ipv6 {
             version_class_flow: U32::new(6 << 28),
-            payload_len: U16::new(len),
-            next_header: ICMPV6,
+            payload_len: in_field(len)?,
+            next_header: protocol,
             hop_limit: HOPS,
             src,
             dst,
         };
         ip.copy_from_slice(header.as_bytes());
-        Some(Sum::default().plus(&src).plus(&dst))
     } else {
         let [src, dst] = [src, dst].map(|it| [it[12], it[13], it[14], it[15]]);
         let mut header = Ipv4 {
             version_ihl: 0x45,
-            tos: IPV4_TOS,
-            total_len: U16::new(total_len),
+            tos,
+            total_len: in_field(ipv4::HEADER_BYTES + len)?,
             id: U16::ZERO,
             fragment: U16::new(ipv4::DONT_FRAGMENT),
             ttl: HOPS,
-            protocol: ICMP,
+            protocol,
             checksum: Checksum::ZERO,
             src,
             dst,
         };
         header.checksum = Checksum::of(header.as_bytes());
         ip.copy_from_slice(header.as_bytes());
-        None
-    };
-    let checksum = icmp::checksum(message, addresses)?;
-    if let Some(place) = message.get_mut(icmp::CHECKSUM) {
-        place.copy_from_slice(checksum.as_bytes());
     }
     Ok(())
 }

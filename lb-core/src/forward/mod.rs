@@ -11,6 +11,7 @@ use crate::tables::{Ends, HopEntry};
 use crate::wire::ethernet::{HEADER_BYTES, IPV4, IPV6, TAG_BYTES, TAGS_MAX, VLAN};
 
 pub mod answer;
+pub mod challenge;
 mod client_address;
 pub mod fullnat;
 pub mod gre;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Backend, ClientAddress, Flows, Forward, FullNat, Invalid, Key, MSS_MIN, MssClamp, PortRange,
-    Protocol, ServiceSpec, Tunnel, TunnelKind, Vip, WEIGHT_MAX, is_unicast,
+    Protocol, SYN_RATE_MAX, ServiceSpec, SynBound, Tunnel, TunnelKind, Vip, WEIGHT_MAX, is_unicast,
 };
 use crate::pool;
 
@@ -50,6 +50,14 @@ pub(super) fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)
     }
     if spec.mss != MssClamp::Keep && spec.vip.protocol != Protocol::Tcp {
         find(Key::Mss, Invalid::MssOfTcp);
+    }
+    if let Some(SynBound { rate, .. }) = spec.syn {
+        if !matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Any) {
+            find(Key::Syn, Invalid::SynOfTcp);
+        }
+        if !(1..=SYN_RATE_MAX).contains(&rate) {
+            find(Key::SynRate, Invalid::SynRate(rate));
+        }
     }
     if let Some(idle) = spec.idle_timeout
         && !(4..=24 * 3600).contains(&idle.as_secs())

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     BACKENDS_MAX, CHECK_PAYLOAD_MAX, CHECK_RUN_MAX, CHECK_STATUSES_MAX, CHECK_TEXT_MAX, CheckKey,
-    MSS_MIN, PortRange, SERVICES_MAX, SLOTS_MAX, Vip, WEIGHT_MAX,
+    MSS_MIN, PortRange, SERVICES_MAX, SLOTS_MAX, SYN_RATE_MAX, Vip, WEIGHT_MAX,
 };
 use crate::pool;
 use crate::wire::ethernet::MacAddr;
@@ -28,6 +28,9 @@ pub enum Key {
     Grace,
     Flows,
     Mss,
+    Syn,
+    /// `rate`
+    SynRate,
     Slots,
     Check(CheckKey),
     Backends,
@@ -84,6 +87,14 @@ pub enum Invalid {
     /// Smaller than every host has to accept.
     #[error("a segment size of {0} is too small; use at least {MSS_MIN}")]
     MssTooSmall(u16),
+    /// A bound on what the protocol does not have.
+    #[error(
+        "only TCP's connections begin with a SYN; remove `syn`, or write protocol = \"tcp\" or \"any\""
+    )]
+    SynOfTcp,
+    /// None at all, or more than are counted.
+    #[error("{0} SYNs a second are not of use; use 1 to {SYN_RATE_MAX}")]
+    SynRate(u32),
     /// More services than there may be.
     #[error("{0} services are too many; at most {SERVICES_MAX}")]
     TooManyServices(usize),

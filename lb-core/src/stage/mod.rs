@@ -1,6 +1,7 @@
 //! The stages of the pipeline. They do not know each other: [`pipeline`](crate::pipeline) has their
 //! order.
 
+pub mod admit;
 pub mod classify;
 pub mod connect;
 pub mod forward;

@@ -13,6 +13,7 @@ use super::{
     BackendEntry, Ends, HopEntry, Path, Pooled, Return, ServiceId, ServiceTable, SlotTable,
     Station, Tables, VipIndex,
 };
+use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::{Growth, Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
 use crate::drop_reason::DropReason;
@@ -91,6 +92,7 @@ pub fn compile(
     let (stations, returns) = returns(&services);
     Tables {
         tracker,
+        admission: admission(desired, previous),
         in_transition: services.iter().any(|service| service.transitions.is_some()),
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
         stations: VipIndex::new(stations.into_iter()),
@@ -104,6 +106,23 @@ pub fn compile(
         vips: VipIndex::new(vips),
         services,
     }
+}
+
+/// The one of the version before, if there was one with the same key.
+fn admission(desired: &DesiredState, previous: Option<&Tables>) -> Option<Arc<Admission>> {
+    if desired.services().iter().all(|service| service.spec().syn.is_none()) {
+        return None;
+    }
+    let site = desired.hash_key();
+    let known = previous.and_then(|tables| tables.admission.as_ref()).filter(|it| it.is_of(site));
+    Some(known.map_or_else(|| Arc::new(Admission::new(site)), Arc::clone))
+}
+
+/// The one that the service had before, if its bound is the same.
+fn gate(spec: &ServiceSpec, old: Option<&ServiceTable>) -> Option<Arc<Gate>> {
+    let bound = spec.syn?;
+    let known = old.and_then(|old| old.gate.as_ref()).filter(|gate| gate.bound() == bound);
+    Some(known.map_or_else(|| Arc::new(Gate::new(bound)), Arc::clone))
 }
 
 fn own_addresses(ports: &[Port]) -> Vec<[u8; 16]> {
@@ -251,6 +270,7 @@ fn service_table(
         affinity,
         mss: spec.mss,
         pooled: pooled(spec, pools),
+        gate: gate(spec, old),
         key_shape: key_shape(&spec.vip),
         // A client's packet may belong to any of its flows.
         has_openings: affinity == Affinity::Flow

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use ipnet::IpNet;
 
+use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::transition::Moved;
 use crate::continuity::{Growth, Roster, Tracker, Transitions};
@@ -63,6 +64,9 @@ pub struct Tables {
     pub pool_index: VipIndex,
     /// The flows that changes touch. It outlives versions, and has a memory.
     pub tracker: Arc<Tracker>,
+    /// Who may open connections to services with a bound; absent: no service has one. It outlives
+    /// versions, and has a memory.
+    pub admission: Option<Arc<Admission>>,
     /// Is a slot of any service in transition?
     pub in_transition: bool,
 }
@@ -114,6 +118,8 @@ pub struct ServiceTable {
     pub without_slots: DropReason,
     /// What its clients stand behind.
     pub pooled: Option<Pooled>,
+    /// What bounds its new connections. It outlives versions, and has a memory.
+    pub gate: Option<Arc<Gate>>,
     /// By place; some are nobody's.
     pub backends: Arc<[BackendEntry]>,
     /// Who has which place.
@@ -145,6 +151,7 @@ impl ServiceTable {
             mss: MssClamp::Keep,
             without_slots: DropReason::NoBackend,
             pooled: None,
+            gate: None,
             backends: Arc::default(),
             roster: Arc::default(),
             growth: Growth::default(),
