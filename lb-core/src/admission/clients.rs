@@ -17,6 +17,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use siphasher::sip::SipHasher13;
+use zerocopy::FromZeros;
 
 use super::derive;
 use crate::model::HashKey;
@@ -49,8 +50,8 @@ pub struct Clients {
     blocks: [Box<[Block]>; 2],
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
+#[derive(Debug, FromZeros)]
+#[repr(C, align(64))]
 struct Block {
     /// The generation that wrote here last.
     number: AtomicU64,
@@ -94,7 +95,8 @@ impl Clients {
     /// Nobody yet, with a key that follows from the site's.
     #[must_use]
     pub fn new(site: HashKey) -> Self {
-        let blocks = || (0..BLOCKS).map(|_| Block::default()).collect();
+        // Memory is taken when it is used.
+        let blocks = || <[Block]>::new_box_zeroed_with_elems(BLOCKS).unwrap_or_default();
         Self {
             hasher: SipHasher13::new_with_key(&derive(site, b"weir: clients that have answered")),
             generation: AtomicU64::new(Generation { number: 1, began: 0 }.word()),
@@ -109,8 +111,9 @@ impl Clients {
         let number = self.number(now);
         let hash = self.hash(service, client);
         let is_of = |number: u64| {
-            let block = self.block(number, hash);
-            block.number.load(Ordering::Relaxed) == number && block.has(hash)
+            self.block(number, hash).is_some_and(|block| {
+                block.number.load(Ordering::Relaxed) == number && block.has(hash)
+            })
         };
         is_of(number) || is_of(number.wrapping_sub(1) & mask(NUMBER_BITS))
     }
@@ -122,7 +125,7 @@ impl Clients {
     pub fn add(&self, service: ServiceId, client: &[u8; 16], now: Tick) -> Result<bool, Full> {
         let number = self.number(now);
         let hash = self.hash(service, client);
-        let block = self.block(number, hash);
+        let block = self.block(number, hash).ok_or(Full)?;
         let last = block.number.load(Ordering::Relaxed);
         if last == number && block.has(hash) {
             return Ok(false);
@@ -172,8 +175,8 @@ impl Clients {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "places in small arrays")]
-    fn block(&self, number: u64, hash: u64) -> &Block {
-        &self.blocks[number as usize % 2][(hash >> 48) as usize % BLOCKS]
+    fn block(&self, number: u64, hash: u64) -> Option<&Block> {
+        self.blocks[number as usize % 2].get((hash >> 48) as usize % BLOCKS)
     }
 }
 

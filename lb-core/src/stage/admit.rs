@@ -48,7 +48,7 @@ fn admit_all<F: Frame>(
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let Some(gate) = &service.gate else { return Ok(()) };
         let door = Door { admission, gate, service: service.id, counters, now };
-        let flags = frame.bytes().get(usize::from(meta.l4_offset) + FLAGS).copied();
+        let flags = segment(frame.bytes(), meta).and_then(|it| it.get(FLAGS)).copied();
         match flags.unwrap_or(0) & (SYN | ACK | RST) {
             SYN => door.syn(frame, meta, (came_by, port)),
             flags if flags & (SYN | RST) == RST => door.rst(frame.bytes(), meta),
@@ -102,10 +102,8 @@ impl Door<'_> {
         if !gate.awaits_answers(epoch) || meta.is_fragment {
             return Ok(());
         }
-        let sequence = frame.get(meta.l4_offset.into()..).and_then(|segment| {
-            let bytes = segment.get(SEQUENCE)?;
-            Some(u32::from_be_bytes(bytes.try_into().ok()?))
-        });
+        let sequence = segment(frame, meta)
+            .and_then(|segment| Some(u32::from_be_bytes(segment.get(SEQUENCE)?.try_into().ok()?)));
         let is_answer = |number: &u32| admission.cookies.has_given(&meta.tuple, *number, epoch);
         if sequence.as_ref().is_none_or(|number| !is_answer(number)) {
             return Ok(());
@@ -117,6 +115,12 @@ impl Door<'_> {
         counters.admitted.add(is_new.into());
         Err(DropReason::ChallengeMet.into())
     }
+}
+
+/// The packet behind its IP headers.
+fn segment<'a>(frame: &'a [u8], meta: &Meta) -> Option<&'a [u8]> {
+    let end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
+    frame.get(meta.l4_offset.into()..end)
 }
 
 #[cfg(test)]

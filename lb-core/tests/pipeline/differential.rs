@@ -4,15 +4,18 @@
 //! millions.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use etherparse::{IpNumber, TcpHeader, TcpOptionElement};
 
 use crate::support::model::Known;
 use crate::support::packet::{Packet, SERVICE_VLAN, VLAN, repair_ipv4_checksum};
 use crate::support::run::{Arrival, Limits, run};
-use crate::support::world::World;
+use crate::support::world::{HASH_KEY, World};
 use crate::talk::{answer, talk};
+use lb_core::admission::{Cookies, Epoch};
 use lb_core::tables::next_hop::PortId;
+use lb_core::tuple::Tuple;
 
 /// A small generator (Knuth's MMIX constants): the same numbers for the same seed.
 pub(crate) struct Random(u64);
@@ -35,7 +38,7 @@ impl Random {
 }
 
 /// All VIPs of the fixed world, and some neighbours of theirs.
-const VIPS: [&str; 42] = [
+const VIPS: [&str; 49] = [
     "10.0.0.100:80",
     "[fd00::100]:80",
     "10.0.0.101:80",
@@ -78,7 +81,16 @@ const VIPS: [&str; 42] = [
     "[fd00::113]:53",
     "[fd00::113]:81",
     "[fd00::113]:82",
+    "10.0.0.114:80",
+    "[fd00::114]:80",
+    "10.0.0.114:81",
+    "[fd00::114]:81",
+    "10.0.0.114:82",
+    "10.0.0.114:83",
+    "10.9.1.5:8080",
 ];
+/// Of those: where the services are that take few SYNs.
+const BOUNDED: Range<usize> = 42..49;
 
 fn packet(random: &mut Random) -> Packet {
     let vip = *random.pick(&VIPS);
@@ -130,6 +142,43 @@ fn syn(random: &mut Random) -> Packet {
         bytes[place] = u8::try_from(random.below(256)).unwrap();
     }
     (packet.payload, packet.raw_segment) = (bytes, true);
+    packet
+}
+
+/// A SYN of one of a few clients to a service that takes few; or a reset, most of them what a client
+/// answers a challenge with.
+fn knock(random: &mut Random) -> Packet {
+    let vip = *random.pick(&VIPS[BOUNDED]);
+    let client = random.below(4) + 1;
+    let src = if vip.starts_with('[') {
+        format!("[2001:db8:0:{}::{client}]:40000", client / 2)
+    } else {
+        format!("198.51.100.{client}:40000")
+    };
+    let mut packet = Packet::tcp(&src, vip);
+    let (src, dst) = (packet.src, packet.dst);
+    let mut header = TcpHeader::new(src.port(), dst.port(), 7, 1024);
+    header.rst = random.once_in(3);
+    header.syn = !header.rst;
+    if header.rst && !random.once_in(6) {
+        let tuple = Tuple::new(src.ip(), dst.ip(), src.port(), dst.port(), 6);
+        // A run is shorter than an epoch.
+        header.sequence_number = Cookies::new(HASH_KEY).of(&tuple, Epoch(0));
+    }
+    (packet.payload, packet.raw_segment) = (header.to_bytes().to_vec(), true);
+    packet.has_true_checksum = true;
+    if random.once_in(4) {
+        packet.tags.clone_from(random.pick(&[vec![(VLAN, 3)], vec![(SERVICE_VLAN, 2), (VLAN, 4)]]));
+    }
+    if random.once_in(8) {
+        packet.options = vec![1; 8];
+        packet.extensions = vec![(IpNumber(60), vec![0; 14])];
+    }
+    if random.once_in(8) {
+        packet.fragment = Some((0, true));
+        packet.payload.extend([0; 4]);
+    }
+    packet.padding = usize::try_from(random.below(2)).unwrap() * 6;
     packet
 }
 
@@ -228,11 +277,12 @@ fn shuffle(random: &mut Random, turn: &mut [Arrival]) {
 fn turn_of_strangers(random: &mut Random) -> Vec<Arrival> {
     let mut turn = Vec::new();
     for _ in 0..10 {
-        let packets = match random.below(9) {
+        let packets = match random.below(11) {
             0 => fragments(random),
             1 => vec![error(random)],
             2 => vec![syn(random)],
             3 => vec![answer(random)],
+            4 | 5 => vec![knock(random)],
             _ => vec![packet(random)],
         };
         turn.extend(packets.iter().map(|packet| arrival(random, packet)));

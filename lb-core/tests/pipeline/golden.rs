@@ -1,16 +1,18 @@
 //! Named frames, and what has to become of them. The bytes of what is sent are compared with the
 //! model's by [`run`]; a few of them once more here, by hand.
 
-use etherparse::{Ipv4Header, Ipv6Header};
+use etherparse::{Ipv4Header, Ipv6Header, TcpHeader};
+use lb_core::admission::{Cookies, Epoch};
 use lb_core::drop_reason::DropReason;
 use lb_core::frame::Checked;
 use lb_core::tables::next_hop::PortId;
+use lb_core::tuple::Tuple;
 
 use crate::support::inputs::{self, FROM_KERNEL, Input, REPEATED};
 use crate::support::model::Verdict;
 use crate::support::packet::{BALANCER, Packet, SERVICE_VLAN, VLAN, other, repair_ipv4_checksum};
 use crate::support::run::{Arrival, Limits, run};
-use crate::support::world::World;
+use crate::support::world::{HASH_KEY, World};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8::7]:40000";
@@ -391,9 +393,76 @@ fn every_reason_to_drop() {
     reasons.extend([PuntLimit, TxFull, FragmentTimeout, FragmentFull, HandOverFull, NoBuffer]);
     reasons.extend([TtlExceeded, Untranslatable, NoConnection, PoolFull]);
     reasons.push(AnswerLimit); // see `forward::tunnel_error`
+    reasons.extend([SynLimit, ChallengeMet]); // see below
+    reasons.push(AdmitFull); // see `stage::admit`
     for reason in DropReason::ALL {
         assert!(reasons.contains(&reason), "{reason} has no case");
     }
+}
+
+/// A client of a service that takes one SYN a second.
+fn knocks(client: &str, vip: &str) -> [Arrival; 3] {
+    let [syn, rst, ack] = [0, 1, 2].map(|kind| {
+        Packet::tcp(client, vip).with(|p| {
+            let (src, dst) = (p.src, p.dst);
+            let mut header = TcpHeader::new(src.port(), dst.port(), 7, 1024);
+            (header.syn, header.rst, header.ack) = (kind == 0, kind == 1, kind == 2);
+            if kind == 1 {
+                let flow = Tuple::new(src.ip(), dst.ip(), src.port(), dst.port(), 6);
+                header.sequence_number = Cookies::new(HASH_KEY).of(&flow, Epoch(0));
+            }
+            (p.payload, p.raw_segment) = (header.to_bytes().to_vec(), true);
+        })
+    });
+    [syn, rst, ack].map(|packet| Arrival::new(packet.frame()))
+}
+
+/// In every mode: who answers is let in, by its address, and its reset is nobody else's to see.
+#[test]
+fn above_the_rate_syns_are_challenged() {
+    use DropReason::{ChallengeMet, NoConnection, SynLimit};
+    let [v4, other_port, other] =
+        ["198.51.100.1:40000", "198.51.100.1:40001", "198.51.100.2:40000"];
+    let [v6, same_64, other_64] =
+        ["[2001:db8::1]:40000", "[2001:db8::2]:40000", "[2001:db8:0:1::1]:40000"];
+    for (vip, clients, is_pooled) in [
+        ("10.0.0.114:80", [v4, other_port, other], false),
+        ("[fd00::114]:80", [v6, same_64, other_64], false),
+        ("10.0.0.114:81", [v4, other_port, other], true),
+        ("[fd00::114]:81", [v6, same_64, other_64], true),
+        ("10.0.0.114:83", [v4, other_port, other], false),
+        ("10.9.1.5:8080", [v4, other_port, other], false),
+    ] {
+        let [[syn, rst, ack], [same, ..], [stranger, others_rst, _]] =
+            clients.map(|client| knocks(client, vip));
+        let first = knocks(if vip.starts_with('[') { CLIENT6 } else { CLIENT }, vip)[0].clone();
+        let found = fates(vec![
+            rst.clone(),
+            first,
+            syn.clone(),
+            syn.clone(),
+            rst.clone(),
+            syn,
+            same,
+            ack,
+            stranger,
+            others_rst,
+            rst,
+        ]);
+        let passed = |fate: Fate| matches!(fate, Fate::Send(_));
+        let answered = Fate::Answer(0);
+        // Before anybody is challenged, a reset is what it seems to be.
+        assert!(passed(found[0]) || is_pooled && found[0] == Fate::Drop(NoConnection), "{vip}");
+        assert!(passed(found[1]), "{vip}: there is room for one");
+        assert_eq!(found[2..5], [answered, answered, Fate::Drop(ChallengeMet)], "{vip}");
+        assert!(found[5..8].iter().all(|fate| passed(*fate)), "{vip}: {found:?}");
+        let met = Fate::Drop(ChallengeMet);
+        assert_eq!(found[8..], [answered, met, met], "{vip}");
+    }
+    let [syn, rst, _] = knocks(v4, "10.0.0.114:82");
+    let found = fates(vec![syn.clone(), syn, rst]);
+    assert_eq!(found[1], Fate::Drop(SynLimit), "not to be challenged");
+    assert!(matches!(found[2], Fate::Send(_)));
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub(crate) struct Outcome {
 pub(crate) fn run(world: &World, turns: &[Vec<Arrival>], limits: Limits) -> Outcome {
     let mut io = SimIo::new(world.ports.len());
     (io.send_max, io.punt_max) = (limits.send_max, limits.punt_max);
-    let (_publisher, mut subscribers) = publication(&world.tables, 1);
+    let (_publisher, mut subscribers) = publication(&world.untouched(), 1);
     let counters = Arc::new(Counters::new(world.tables.services.len()));
     let settings =
         Settings { worker: WorkerId(0), workers: 1, punts_per_second: limits.punts_per_second };
@@ -318,7 +318,9 @@ fn fate(
         }
         (None, Verdict::Drop(reason)) => Verdict::Drop(*reason),
         (None, Verdict::Hold) => Verdict::Hold,
-        (None, Verdict::Answer(_, _, reason)) if limits.punts_per_second < u32::MAX => {
+        (None, Verdict::Answer(_, _, reason))
+            if limits.punts_per_second < u32::MAX && *reason != DropReason::SynLimit =>
+        {
             Verdict::Drop(*reason)
         }
         (None, Verdict::Send(port, _) | Verdict::Answer(port, ..)) => is_full(port),
@@ -361,6 +363,11 @@ fn check_totals(
     assert_eq!(counters.held.get(), expected.released.len() as u64);
     let held = counters.held.get() - counters.released.get();
     assert_eq!(held, expected.held.len() as u64);
+    let is_challenged =
+        |verdict: &&Verdict| matches!(verdict, Verdict::Answer(_, _, DropReason::SynLimit));
+    let challenged = expected.verdicts.values().filter(is_challenged).count();
+    assert_eq!(counters.challenged.get(), challenged as u64);
+    assert_eq!(counters.admitted.get(), expected.model.admitted());
     let (came, went) = counters.balance();
     assert_eq!(came, went);
     let forwarded =

@@ -6,9 +6,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use lb_core::admission::{Admission, Gate};
 use lb_core::model::{
-    Affinity, Backend, ClientAddress, DesiredState, Forward, FullNat, HashKey, MssClamp, PortRange,
-    Protocol, Service, ServiceSpec, StaticHop, Tunnel, TunnelKind, Vip,
+    AboveRate, Affinity, Backend, ClientAddress, DesiredState, Forward, FullNat, HashKey, MssClamp,
+    PortRange, Protocol, Service, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind, Vip,
 };
 use lb_core::pool::State;
 use lb_core::tables::Tables;
@@ -20,6 +21,8 @@ use lb_core::wire::ethernet::MacAddr;
 
 use super::model::Known;
 use super::packet::BALANCER;
+
+pub(crate) const HASH_KEY: HashKey = HashKey(*b"weir test vector");
 
 /// A balancer's configuration, what is known of its network, and the tables made of both.
 #[derive(Clone, Debug)]
@@ -36,7 +39,7 @@ impl World {
     pub(crate) fn new(ports: Vec<Port>, services: Vec<ServiceSpec>, next_hops: NextHops) -> Self {
         let ports = ports.into();
         let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
-        let desired = DesiredState::new(HashKey(*b"weir test vector"), services).unwrap();
+        let desired = DesiredState::new(HASH_KEY, services).unwrap();
         let mut tables = compile(&desired, &Circumstances::new(&ports, &next_hops), None);
         let routes = fixed_routes();
         let ways = routes.iter().map(|(net, ways)| (*net, RouteWays::Gateways(ways.clone())));
@@ -54,6 +57,16 @@ impl World {
                 pool.update(&found, State::default());
             }
         }
+    }
+
+    /// The tables, with bounds on SYNs that nobody has used yet.
+    pub(crate) fn untouched(&self) -> Arc<Tables> {
+        let mut tables = Tables::clone(&self.tables);
+        tables.admission = Some(Arc::new(Admission::new(self.desired.hash_key())));
+        for service in &mut tables.services {
+            service.gate = service.gate.as_ref().map(|gate| Arc::new(Gate::new(gate.bound())));
+        }
+        Arc::new(tables)
     }
 
     /// The same on every run: each way to forward, and each reason not to.
@@ -142,7 +155,37 @@ fn fixed_services() -> Vec<ServiceSpec> {
     ]
     .into_iter()
     .chain(fixed_translators())
+    .chain(fixed_bounded())
     .collect()
+}
+
+/// Services of all kinds that take few SYNs.
+fn fixed_bounded() -> Vec<ServiceSpec> {
+    let plain = |addresses: &[&str]| addresses.iter().map(|a| backend(a)).collect::<Vec<_>>();
+    let bounded = |name, vip, forward, rate, addresses: &[&str]| ServiceSpec {
+        syn: Some(SynBound { rate, above: AboveRate::Challenge }),
+        ..service(name, vip, forward, &plain(addresses))
+    };
+    let pool = "10.0.0.200/31".parse().unwrap();
+    let full_nat = Forward::FullNat(FullNat { pool, client_address: ClientAddress::Hidden });
+    let gre = Forward::Tunnel(Tunnel { kind: TunnelKind::Gre, source: None });
+    let dropped = bounded("syn-drop", "tcp 10.0.0.114:82", Forward::L2dsr, 10, &["10.0.0.11"]);
+    vec![
+        bounded("syn", "tcp 10.0.0.114:80", Forward::L2dsr, 1, &["10.0.0.11", "10.0.0.12"]),
+        bounded("syn6", "tcp [fd00::114]:80", gre, 10, &["fd02::1"]),
+        bounded("syn-44", "tcp 10.0.0.114:81", full_nat, 1, &["10.0.0.41"]),
+        bounded("syn-64", "tcp [fd00::114]:81", full_nat, 1, &["10.0.0.41"]),
+        ServiceSpec { syn: Some(SynBound { rate: 10, above: AboveRate::Drop }), ..dropped },
+        ServiceSpec {
+            affinity: Affinity::Client,
+            ..bounded("syn-nat", "tcp 10.0.0.114:83", Forward::Nat, 1, &["10.0.0.34"])
+        },
+        many(
+            bounded("syn-any", "tcp 10.9.1.0/24:1", Forward::IPIP, 1, &["10.2.0.2"]),
+            Some(Protocol::Any),
+            0..=65_535,
+        ),
+    ]
 }
 
 /// The services whose packets get other ends.
@@ -247,6 +290,7 @@ fn fixed_next_hops() -> NextHops {
         ("10.0.0.32", on_link(0, 32)),
         ("10.1.0.32", on_link(1, 32)),
         ("10.0.0.33", resolved(&[tagged], None)),
+        ("10.0.0.34", on_link(0, 34)),
         ("10.0.0.41", on_link(0, 41)),
         ("10.1.0.41", on_link(1, 41)),
         ("fd00::41", on_link(0, 46)),

@@ -23,6 +23,7 @@ use super::datagrams::{Datagrams, Name};
 use super::run::Arrival;
 use super::world::World;
 
+mod admission;
 mod between;
 mod connections;
 mod headers;
@@ -31,6 +32,7 @@ mod nat;
 mod services;
 mod stream;
 
+use admission::Admission;
 use connections::Connection;
 use headers::{Flow, Ip, L2, header_len, read_ports};
 use leaving::{Tunnelled, l2dsr, pieces};
@@ -107,13 +109,20 @@ pub(crate) struct Model<'w> {
     world: &'w World,
     pub(crate) datagrams: Datagrams,
     connections: Vec<Connection<'w>>,
+    admission: Admission,
     /// The last identification that was given to an outer packet in pieces.
     last_id: u32,
 }
 
 impl<'w> Model<'w> {
     pub(crate) fn new(world: &'w World) -> Self {
-        Self { world, datagrams: Datagrams::default(), connections: Vec::new(), last_id: 0 }
+        Self {
+            world,
+            datagrams: Datagrams::default(),
+            connections: Vec::new(),
+            admission: Admission::new(world),
+            last_id: 0,
+        }
     }
 
     /// All connections, as far as the balancer has told.
@@ -126,6 +135,11 @@ impl<'w> Model<'w> {
             protocol: it.flow.protocol,
         };
         self.connections.iter().map(known).collect()
+    }
+
+    /// Clients that have answered a challenge.
+    pub(crate) fn admitted(&self) -> u64 {
+        self.admission.let_in.len() as u64
     }
 
     /// Where a frame goes that came in by a port; `now` in milliseconds, and whether the frame has been
@@ -176,6 +190,13 @@ impl<'w> Model<'w> {
         let (flow, part) = self.flow(&mut ip, now)?;
         let (service, to) = match owner(world, &flow) {
             Owner::Service(place, service) => {
+                self.admission.admit(
+                    world,
+                    arrival,
+                    (&l2, &ip),
+                    (&flow, part),
+                    (service, now.0),
+                )?;
                 (service, To::Backend(choose(world, place, service, &flow)?))
             }
             Owner::Station(service, vip, vip_port) => (service, To::Client(vip, vip_port)),
