@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lb_config::{Config, Hugepages, Workers, load};
-use lb_core::model::{Affinity, Forward, Protocol};
+use lb_core::model::{AboveRate, Affinity, Forward, Protocol, SynBound};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
@@ -48,6 +48,8 @@ fn gateway() {
     let dns = specs.iter().find(|spec| spec.vip.protocol == Protocol::Udp).unwrap();
     assert_eq!(dns.affinity, Affinity::Client);
     assert!(dns.backends.iter().all(|backend| backend.static_hop.is_some()));
+    let bound = SynBound { rate: 50_000, above: AboveRate::Challenge };
+    assert_eq!(specs[0].syn, Some(bound));
     assert!(specs[0].backends.iter().any(|backend| backend.drain));
     assert!(specs[0].backends.iter().any(|backend| backend.weight == 2));
 }

@@ -2,6 +2,7 @@
 what comes in. All of it from the documentation, with scapy; nothing is taken from Weir's output.
 """
 
+import ipaddress
 import itertools
 import struct
 

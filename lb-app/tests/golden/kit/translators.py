@@ -1,7 +1,7 @@
 """The services of nat and fullnat."""
 
 from .config import Config, port, service
-from .ways import BACKEND_MAC, CONFIGS, FAMILIES
+from .ways import BACKEND_MAC, CONFIGS, FAMILIES, WAYS, services
 
 NAT = Config("nat", "nat, in both families.", [port()])
 FULLNAT = Config("fullnat", "fullnat, within families and between them.", [port()])
@@ -87,3 +87,25 @@ for fam in FAMILIES:
     )
 
 CONFIGS += [NAT, FULLNAT]
+
+# One SYN a second, in every mode.
+SYN = Config("syn", "Bounds on new connections, in every mode.", [port()])
+ONE = {"rate": 1}
+SYN.services += services(90, "syn", 80, "tcp", WAYS, syn={4: ONE, 6: ONE})
+SYN.services += services(
+    91, "client", "any", "any", WAYS[:2], affinity="client", syn={4: ONE, 6: ONE}
+)
+DROP = ONE | {"above": "drop"}
+SYN.services += services(92, "drop", 80, "tcp", WAYS[:1], syn={4: DROP, 6: DROP})
+for fam, back in PAIRS:
+    head = (server(back, 41), BACKEND_MAC[back])
+    if fam == back:
+        address = own_vip(93, fam, fam)
+        SYN.services.append(
+            service(f"nat-{fam}", address, 80, "tcp", "nat", *head, backend_port=8080, syn=ONE)
+        )
+    address, more = own_vip(94, fam, back), {"pool": POOL_OF_ONE[back], "syn": ONE}
+    SYN.services.append(
+        service(f"fullnat-{fam}{back}", address, 80, "tcp", "fullnat", *head, **more)
+    )
+CONFIGS.append(SYN)

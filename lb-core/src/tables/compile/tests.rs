@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
 use crate::model::tests::{backend, spec};
-use crate::model::{HashKey, ServiceSpec, TunnelKind};
+use crate::model::{AboveRate, HashKey, ServiceSpec, SynBound, TunnelKind};
 use crate::wire::ethernet::MacAddr;
 
 /// Two ports; the second one's link has backends, too.
@@ -398,4 +398,31 @@ fn a_backend_that_begins_gets_its_share_slowly() {
     }
     assert_eq!(tables.services[0].slots.weights(), [1, 1]);
     assert_eq!(tables.services[0].growth, Growth::default());
+}
+
+#[test]
+fn who_was_let_in_outlives_versions() {
+    let bounded = |rate| ServiceSpec {
+        syn: Some(SynBound { rate, above: AboveRate::Challenge }),
+        ..small("web", "10.0.0.100", &["10.0.0.11"])
+    };
+    let other = small("other", "10.0.0.101", &["10.0.0.12"]);
+    let first = compile_all(&[other.clone(), bounded(10)], None);
+    let gate = |tables: &Tables, place: usize| tables.services[place].gate.clone().unwrap();
+    let admission = |tables: &Tables| tables.admission.clone().unwrap();
+    assert!(first.services[0].gate.is_none());
+    // The place in the list, and the others, do not matter; the rate is the gate's.
+    let second = compile_all(&[bounded(10)], Some(&first));
+    assert!(Arc::ptr_eq(&gate(&first, 1), &gate(&second, 0)));
+    assert!(Arc::ptr_eq(&admission(&first), &admission(&second)));
+    let third = compile_all(&[bounded(11)], Some(&second));
+    assert!(!Arc::ptr_eq(&gate(&second, 0), &gate(&third, 0)));
+    assert_eq!(gate(&third, 0).bound().rate, 11);
+    assert!(Arc::ptr_eq(&admission(&second), &admission(&third)));
+    // Another key makes other numbers.
+    let services = vec![Service::new(bounded(11)).unwrap()];
+    let desired = DesiredState::new(HashKey([8; 16]), services).unwrap();
+    let fourth = compile(&desired, &Circumstances::new(&ports(), &next_hops()), Some(&third));
+    assert!(!Arc::ptr_eq(&admission(&third), &admission(&fourth)));
+    assert!(compile_all(&[other], Some(&fourth)).admission.is_none());
 }
