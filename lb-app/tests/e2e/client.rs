@@ -47,6 +47,13 @@ impl Http {
         Self::over(socket, to).await
     }
 
+    /// Connects from this address.
+    pub(crate) async fn connect_as(from: IpAddr, to: SocketAddr) -> Outcome<Self> {
+        let socket = tcp(to)?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        Self::over(socket, to).await
+    }
+
     async fn over(socket: TcpSocket, to: SocketAddr) -> Outcome<Self> {
         let stream = timeout(SHORT, socket.connect(to)).await??;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;

@@ -27,6 +27,7 @@ mod refusals;
 mod routed;
 mod scenarios;
 mod stage;
+mod syn;
 mod topology;
 mod traces;
 mod tunnels;
@@ -98,6 +99,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
         let name = format!("{setup}: fullnat, without a way back");
         let fullnat = trial(name, move || fullnat::without_a_way_back(setup));
         trials.push(fullnat.with_ignored_flag(too_few_cpus));
+        let name = format!("{setup}: above the rate, in nat and fullnat");
+        let challenges = trial(name, move || syn::before_translation(setup));
+        trials.push(challenges.with_ignored_flag(too_few_cpus));
         let name = format!("{setup}: health checks, through the port");
         let health = trial(name, move || health::through_the_port(setup));
         trials.push(health.with_ignored_flag(too_few_cpus));

@@ -13,6 +13,7 @@ use crate::decap::{Family, Kind};
 use crate::fragments;
 use crate::pattern::{CHUNK_BYTES, Checksum};
 use crate::stage::{Stage, WEIGHTS};
+use crate::syn;
 use crate::topology::{CLIENT, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
 use crate::vlan;
 
@@ -34,6 +35,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("a drained backend gets no new connection", backend_drains),
     ("an invalid reload changes nothing and says why", invalid_reload),
     ("a bulk upload arrives whole", bulk_upload),
+    ("above the rate, clients show that they are there", syn::above_the_rate),
     ("a VLAN is kept", vlan_tagged),
     ("SIGTERM: a clean leave", clean_leave),
     ("SIGKILL: nothing is left behind", kill),
