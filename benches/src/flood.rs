@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
+use lb_core::admission::{Admission, Gate};
 use lb_core::burst::WorkerId;
 use lb_core::counters::Counters;
 use lb_core::fragments::WAITING_MAX;
 use lb_core::frame::{BURST_MAX, Frames, Io};
-use lb_core::model::Forward;
+use lb_core::model::{AboveRate, Forward, SynBound};
 use lb_core::publish::publication;
 use lb_core::rate::Tick;
 use lb_core::tables::next_hop::PortId;
@@ -22,7 +23,7 @@ use zerocopy::IntoBytes;
 
 use crate::cases::full_nat;
 use crate::traffic::{BenchFrame, Flow, Flows, headers, repair, to_vip};
-use crate::world::{MAC, SETTINGS, Served, establish, tables};
+use crate::world::{HASH_KEY, MAC, SETTINGS, Served, establish, tables};
 use crate::{ALLOCATOR, Args, Failure, Random, median};
 
 /// Frames of a burst, of either kind.
@@ -48,14 +49,31 @@ enum Flood {
     Errors,
     /// From as many clients as there are frames, to the `fullnat` service.
     Syns,
+    /// More of the same, to services with a bound on SYNs.
+    Bounded,
+    /// From as many clients as there are frames, to the service that has the established flows, and a
+    /// bound.
+    Challenged,
 }
 
-const FLOODS: [(Flood, &str); 5] = [
+impl Flood {
+    /// Do the services have a bound?
+    fn is_bounded(self) -> bool {
+        matches!(self, Self::Bounded | Self::Challenged)
+    }
+}
+
+/// SYNs in a second: hardly any of a flood.
+const BOUND: SynBound = SynBound { rate: 1000, above: AboveRate::Challenge };
+
+const FLOODS: [(Flood, &str); 7] = [
     (Flood::None, "none"),
     (Flood::Firsts, "first fragments"),
     (Flood::Rests, "later fragments"),
     (Flood::Errors, "ICMP errors"),
     (Flood::Syns, "SYNs"),
+    (Flood::Bounded, "none, bounded"),
+    (Flood::Challenged, "SYNs, bounded"),
 ];
 
 /// A port in memory.
@@ -116,7 +134,8 @@ pub(crate) fn report(args: &Args, clock: &Clock) -> Result<(), Failure> {
     for (name, is_pooled) in [("l2dsr", false), ("fullnat", true)] {
         let mut scenes = Vec::new();
         for (flood, title) in FLOODS {
-            scenes.push((flood, title, Scene::new(args, is_pooled)?, Vec::new(), Vec::new()));
+            let scene = Scene::new(args, is_pooled, flood.is_bounded())?;
+            scenes.push((flood, title, scene, Vec::new(), Vec::new()));
         }
         for round in 0..=args.rounds {
             for (flood, _, scene, ours, theirs) in &mut scenes {
@@ -139,14 +158,14 @@ pub(crate) fn report(args: &Args, clock: &Clock) -> Result<(), Failure> {
 }
 
 impl Scene {
-    fn new(args: &Args, is_pooled: bool) -> Result<Self, Failure> {
+    fn new(args: &Args, is_pooled: bool, is_bounded: bool) -> Result<Self, Failure> {
         let [vip, pooled_vip] = VIPS.map(str::parse);
         let (vip, pooled_vip) = (vip?, pooled_vip?);
         let served = [
             Served { forward: Forward::L2dsr, vip, ipv6_backends: false },
             Served { forward: full_nat(false)?, vip: pooled_vip, ipv6_backends: false },
         ];
-        let tables = tables(&served)?;
+        let mut tables = tables(&served)?;
         let mut flows = args.flows.unwrap_or(FLOWS);
         let established = if is_pooled {
             let opened = establish(&tables, pooled_vip, flows).from_clients;
@@ -155,6 +174,12 @@ impl Scene {
         } else {
             Flows::ToVip(address_bytes(vip))
         };
+        if is_bounded {
+            tables.admission = Some(Arc::new(Admission::new(HASH_KEY)));
+            for service in &mut tables.services {
+                service.gate = Some(Arc::new(Gate::new(BOUND)));
+            }
+        }
         let counters = Arc::new(Counters::new(16));
         let (_, subscribers) = publication(&Arc::new(tables), 1);
         let subscriber = subscribers.into_iter().next().ok_or("no worker")?;
@@ -216,7 +241,7 @@ impl Scene {
         self.flooded = (self.flooded + 1) % FLOODERS;
         let number = self.flooded;
         match flood {
-            Flood::None => {
+            Flood::None | Flood::Bounded => {
                 let flow = self.established.get(self.random.below(self.flows));
                 frame.reset(MAC, &flow, tcp::ACK);
             }
@@ -229,6 +254,9 @@ impl Scene {
                 // Clients that have no connection.
                 let flow = to_vip(self.pooled_vip, number | 1 << 31);
                 frame.reset(MAC, &flow, tcp::SYN);
+            }
+            Flood::Challenged => {
+                frame.reset(MAC, &to_vip(self.vip, number | 1 << 31), tcp::SYN);
             }
         }
     }

@@ -33,6 +33,9 @@ pub(crate) const BACKEND_PORT: u16 = 8080;
 pub(crate) const SETTINGS: Settings =
     Settings { worker: WorkerId(0), workers: 1, punts_per_second: 1000 };
 
+/// Of the flow hash.
+pub(crate) const HASH_KEY: HashKey = HashKey(*b"key of the bench");
+
 /// A service with [`BACKENDS`] backends of a family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Served {
@@ -53,8 +56,8 @@ pub(crate) fn backend(n: u8, is_ipv6: bool) -> IpAddr {
 /// Tables for these services, with a gateway to all clients.
 pub(crate) fn tables(services: &[Served]) -> Result<Tables, Failure> {
     let services: Result<Vec<Service>, Failure> = (0..).zip(services).map(service).collect();
-    let desired = DesiredState::new(HashKey(*b"key of the bench"), services?)
-        .map_err(|findings| format!("{findings:?}"))?;
+    let desired =
+        DesiredState::new(HASH_KEY, services?).map_err(|findings| format!("{findings:?}"))?;
     let ports: Arc<[Port]> = Arc::new([Port {
         name: "lan0".into(),
         mac: MAC,
