@@ -4,8 +4,12 @@
 //! A SYN above the rate is answered with an ACK of a number that the client cannot have sent. A client
 //! that waits for an answer to its SYN resets what that ACK seems to be of, with the very number, and
 //! goes on waiting (RFC 9293 §3.10.7.3): so the reset proves that the answer has arrived, and the
-//! client's next SYN is let through. Nobody else sees the number, which is [keyed](Cookies), so
+//! client's next SYN is let in. Nobody else sees the number, which is [keyed](Cookies), so
 //! nothing is remembered of SYNs; of clients that have answered, a few [bits](Clients) are.
+//!
+//! That shows that a host has the address, not that it has sent the SYN: it would reset as well what it
+//! knows nothing of. So what is kept out are addresses that nobody has, or whose owners do not answer
+//! what they have not asked for; which are most of those that are made up.
 //!
 //! One [`Admission`] is all services' and all workers'; each service with a bound has a [`Gate`].
 //! Both outlive versions of the tables, and have a memory.

@@ -3,7 +3,9 @@
 //! * **A generation** ends after a minute, or when it is full, but not before those that it has let in
 //!   can have sent another SYN or two; it counts as long again, until the next one ends. So a client is
 //!   let in for one to two minutes; when very many come, for at least four seconds.
-//! * **Bounded**: half a MiB, and [`CLIENTS_MAX`] clients a generation. Of addresses that never
+//! * **Bounded**: 8 MiB, and [`CLIENTS_MAX`] clients a generation: a million, because also a host that
+//!   has sent no SYN resets what it is sent in answer to one in its name (RFC 9293 §3.10.7.1), and of
+//!   random addresses some have such a host. Of addresses that never
 //!   answered, at most 1 in 5,000 is taken for one that did: where a generation is full, a client's
 //!   block (a cache line: Putze, Sanders, Singler, *Cache-, Hash- and Space-Efficient Bloom Filters*,
 //!   2009) has 16 others on average, and of each of its seven words 22 % of the bits are set.
@@ -26,7 +28,7 @@ use crate::tables::ServiceId;
 use crate::tuple::is_ipv6;
 
 /// Clients that one generation lets in, at most.
-pub const CLIENTS_MAX: u32 = 65_536;
+pub const CLIENTS_MAX: u32 = 1 << 20;
 /// How long a generation grows, at most.
 pub const GENERATION_MS: u64 = 60_000;
 /// The same of one that is full: a client's second SYN follows after one second, its third after
@@ -34,7 +36,8 @@ pub const GENERATION_MS: u64 = 60_000;
 pub const GENERATION_MS_MIN: u64 = 4_000;
 
 /// Blocks of a generation.
-const BLOCKS: usize = 4096;
+const BLOCKS: usize = 65_536;
+const _: () = assert!(CLIENTS_MAX as usize == 16 * BLOCKS);
 /// Words of a block that hold a client's bits, one each.
 const WORDS: usize = 7;
 const NUMBER_BITS: u32 = 24;
@@ -294,7 +297,7 @@ mod tests {
     #[test]
     fn few_strangers_are_let_in_when_all_is_full() {
         let clients = clients();
-        for (first, now) in [(0, 0), (1 << 20, GENERATION_MS_MIN)] {
+        for (first, now) in [(0, 0), (1 << 22, GENERATION_MS_MIN)] {
             let mut number = first;
             while clients.add(WEB, &client(number), Tick(now)).is_ok() {
                 number += 1;

@@ -393,8 +393,7 @@ fn every_reason_to_drop() {
     reasons.extend([PuntLimit, TxFull, FragmentTimeout, FragmentFull, HandOverFull, NoBuffer]);
     reasons.extend([TtlExceeded, Untranslatable, NoConnection, PoolFull]);
     reasons.push(AnswerLimit); // see `forward::tunnel_error`
-    reasons.extend([SynLimit, ChallengeMet]); // see below
-    reasons.push(AdmitFull); // see `stage::admit`
+    reasons.extend([SynLimit, ChallengeMet, AdmitFull]); // see below, and `stage::admit`
     for reason in DropReason::ALL {
         assert!(reasons.contains(&reason), "{reason} has no case");
     }
