@@ -2,7 +2,6 @@
 //! kernel answers challenges.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Instant;
 use std::{fs, iter};
 
 use tokio::task::JoinSet;
@@ -30,7 +29,6 @@ fn challenges(counters: &Counters) -> [u64; 3] {
 /// many resets the client's kernel has sent meanwhile.
 fn connect_all(client: &Netns, from: &[IpAddr], to: SocketAddr) -> u64 {
     let before = resets(client);
-    let start = Instant::now();
     let outcomes: Vec<Outcome<String>> = client.block_on(|| async {
         let mut connecting = JoinSet::new();
         for from in from.iter().copied() {
@@ -40,7 +38,6 @@ fn connect_all(client: &Netns, from: &[IpAddr], to: SocketAddr) -> u64 {
     });
     let failed: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
     assert!(failed.is_empty(), "{} of {} to {to}: {failed:?}", failed.len(), from.len());
-    println!("{} connections to {to} in {:?}", from.len(), start.elapsed());
     resets(client) - before
 }
 
@@ -80,7 +77,6 @@ pub(crate) fn above_the_rate(stage: &mut Stage) {
         let resets = connect_all(&stage.lan.client, from, vip);
         let after = challenges(&stage.weir().counters());
         let [challenged, met, admitted] = [0, 1, 2].map(|i| after[i] - before[i]);
-        println!("{vip}: {challenged} challenged, {resets} reset, {admitted} admitted");
         // Of one client, all are let in as soon as one has answered.
         let clients = if vip.is_ipv4() { CONNECTIONS as u64 - UNASKED_MAX } else { 1 };
         assert!(challenged >= clients, "{vip}: {challenged}");
@@ -138,7 +134,6 @@ pub(crate) fn before_translation(setup: Setup) {
         let resets = connect_all(far, &[from; CONNECTIONS], to);
         let after = challenges(&weir.counters());
         let [challenged, met, admitted] = [0, 1, 2].map(|i| after[i] - before[i]);
-        println!("{vip}: {challenged} challenged, {resets} reset, {admitted} admitted");
         assert!(resets >= met && (1..=challenged).contains(&met), "{vip}: {met} of {challenged}");
         assert_eq!(admitted, 1, "{vip}: all connections are of one client");
     }
