@@ -175,7 +175,7 @@ impl Memory {
                 match pools::open_pool(&self.directory, *net, &self.identity) {
                     Ok(pool) => self.pools.push(Arc::new(pool)),
                     Err(error) => {
-                        warn!("pool {net}: {error}; a restart will break its connections")
+                        warn!("pool {net}: {error}; a restart will break its connections");
                     }
                 }
             }

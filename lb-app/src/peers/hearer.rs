@@ -135,7 +135,7 @@ impl Hearer {
         saying: &mut Saying,
         mut tables: watch::Receiver<Option<Arc<Tables>>>,
     ) -> Result<std::convert::Infallible, PeerError> {
-        let mut names = self.names(&mut tables)?;
+        let mut names = newest(&mut tables)?;
         let mut pace = Pace::new(HEARD_PER_SECOND);
         saying.say(&Request::Flows { all: self.is_new }).await?;
         let mut is_missing_some = false;
@@ -143,7 +143,7 @@ impl Hearer {
             tokio::select! {
                 changed = tables.changed() => {
                     changed.map_err(|_| PeerError::HungUp)?; // we are leaving
-                    names = self.names(&mut tables)?;
+                    names = newest(&mut tables)?;
                     if std::mem::take(&mut is_missing_some) {
                         saying.say(&Request::Flows { all: self.is_new }).await?;
                     }
@@ -163,11 +163,6 @@ impl Hearer {
                 },
             }
         }
-    }
-
-    fn names(&self, tables: &mut watch::Receiver<Option<Arc<Tables>>>) -> Result<Names, PeerError> {
-        let tables = tables.borrow_and_update().clone();
-        tables.map(Names::new).ok_or(PeerError::HungUp)
     }
 
     fn take(&self, flows: &Flows, names: &mut Names) -> Result<Heard, PeerError> {
@@ -199,6 +194,11 @@ impl Hearer {
         // `send_modify` always calls.
         result.unwrap_or_else(|| unreachable!())
     }
+}
+
+fn newest(tables: &mut watch::Receiver<Option<Arc<Tables>>>) -> Result<Names, PeerError> {
+    let tables = tables.borrow_and_update().clone();
+    tables.map(Names::new).ok_or(PeerError::HungUp)
 }
 
 async fn hear(hearing: &mut Hearing) -> Result<Reply, PeerError> {

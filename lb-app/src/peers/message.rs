@@ -107,15 +107,14 @@ impl Packing {
             count: 0,
             backends: BTreeMap::new(),
         });
-        let backend = match open.backends.get(&report.seen.backend) {
-            Some(backend) => *backend,
-            None => {
-                let Some(member) = service.roster.get(report.seen.backend) else { return };
-                let Ok(backend) = u16::try_from(open.flows.backends.len()) else { return };
-                open.flows.backends.push(roster::name(spec, &member.backend));
-                open.backends.insert(report.seen.backend, backend);
-                backend
-            }
+        let backend = if let Some(backend) = open.backends.get(&report.seen.backend) {
+            *backend
+        } else {
+            let Some(member) = service.roster.get(report.seen.backend) else { return };
+            let Ok(backend) = u16::try_from(open.flows.backends.len()) else { return };
+            open.flows.backends.push(roster::name(spec, &member.backend));
+            open.backends.insert(report.seen.backend, backend);
+            backend
         };
         let entries = &mut open.flows.entries;
         entries.extend(backend.to_le_bytes());

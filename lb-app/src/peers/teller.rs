@@ -138,9 +138,8 @@ impl Session {
                 },
                 message = self.news.recv() => match message {
                     Ok(message) if listens => saying.say_encoded(&message).await?,
-                    Ok(_) => {}
                     Err(_) if listens => return Err(PeerError::Slow),
-                    Err(_) => {}
+                    Ok(_) | Err(_) => {}
                 },
                 () = sleep_until(again), if listens => {
                     // Who has been silent since then has been told of.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
+use super::channel::PeerError::{HashKey as OtherHash, HungUp};
 use super::*;
 use crate::memory;
 
@@ -45,8 +46,9 @@ fn desired(backends: &str) -> DesiredState {
          backends = [{}]",
         backends
             .split_whitespace()
-            .map(|host| format!("{{ address = '10.0.0.{host}', mac = '02:00:00:00:00:{host}' }},"))
-            .collect::<String>()
+            .map(|host| format!("{{ address = '10.0.0.{host}', mac = '02:00:00:00:00:{host}' }}"))
+            .collect::<Vec<_>>()
+            .join(", ")
     );
     lb_config::parse("peers.toml", &text).unwrap().desired
 }
@@ -182,7 +184,7 @@ async fn who_is_new_goes_on_from_where_its_peer_is() {
     assert_eq!(b.backend(7), Some(13));
     let moved =
         |it: &Balancer| it.tables.services[0].transitions.as_ref().unwrap().parts().0.to_vec();
-    assert!(moved(&a).iter().any(|from| *from == 2), "13 had some");
+    assert!(moved(&a).contains(&2), "13 had some");
     assert_eq!(moved(&a), moved(&b));
 }
 
@@ -230,7 +232,6 @@ async fn strangers_are_not_talked_to() {
     let mut theirs = Tables::clone(&ours);
     theirs.hasher = lb_core::flow_hash::FlowHasher::new(HashKey([9; 16]));
     a.talk(KEY, address, &["127.0.0.1:9".parse().unwrap()]);
-    use channel::PeerError::{HashKey as OtherHash, HungUp};
     assert_eq!(stranger(&ours, KEY).await, Ok(()));
     assert_eq!(stranger(&ours, PeerKey([4; 32])).await, Err(HungUp));
     assert_eq!(stranger(&theirs, KEY).await, Err(OtherHash));
@@ -250,24 +251,24 @@ async fn between(to: SocketAddr, change_at: usize) -> (SocketAddr, Arc<std::sync
     let said = Arc::new(std::sync::Mutex::new(Vec::new()));
     let record = Arc::clone(&said);
     tokio::spawn(async move {
-        let (caller, _) = listener.accept().await.unwrap();
-        let called = TcpStream::connect(to).await.unwrap();
-        let ((mut from_caller, mut to_caller), (mut from_called, mut to_called)) =
-            (caller.into_split(), called.into_split());
+        let (near, _) = listener.accept().await.unwrap();
+        let far = TcpStream::connect(to).await.unwrap();
+        let ((mut question, mut back), (mut answer, mut on)) =
+            (near.into_split(), far.into_split());
         tokio::spawn(async move {
-            let _ = tokio::io::copy(&mut from_called, &mut to_caller).await;
+            let _ = tokio::io::copy(&mut answer, &mut back).await;
         });
         let mut bytes = [0; 1000];
         let mut passed = 0;
         loop {
-            let Ok(n @ 1..) = from_caller.read(&mut bytes).await else { return };
+            let Ok(n @ 1..) = question.read(&mut bytes).await else { return };
             if let Some(byte) = change_at.checked_sub(passed).and_then(|at| bytes[..n].get_mut(at))
             {
                 *byte ^= 1;
             }
             passed += n;
             record.lock().unwrap().extend(&bytes[..n]);
-            if to_called.write_all(&bytes[..n]).await.is_err() {
+            if on.write_all(&bytes[..n]).await.is_err() {
                 return;
             }
         }

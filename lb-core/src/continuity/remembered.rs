@@ -77,7 +77,7 @@ impl Remembered {
             }
             since.iter_mut().for_each(shifted);
         }
-        for (_, until) in self.transitions.iter_mut() {
+        if let Some((_, until)) = &mut self.transitions {
             until.iter_mut().for_each(shifted);
         }
         self

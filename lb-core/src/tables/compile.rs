@@ -351,7 +351,9 @@ fn reduce(weights: &mut [u32]) {
     };
     let common = weights.iter().fold(0, gcd);
     if common > 1 {
-        weights.iter_mut().for_each(|weight| *weight /= common);
+        for weight in weights {
+            *weight /= common;
+        }
     }
 }
 
