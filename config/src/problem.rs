@@ -74,6 +74,12 @@ pub enum Problem {
     #[diagnostic(help("add to [site] `{key} = {example}`"))]
     PeersNeed { key: &'static str, example: &'static str },
 
+    #[error("no port has an IPv{version} address that backends could answer to")]
+    #[diagnostic(help(
+        "add one to the `addresses` of a [[port]] with a kernel side, or write `via = \"backend\"`"
+    ))]
+    NoCheckSource { version: u8 },
+
     #[error("there is no [[peer]]")]
     #[diagnostic(help("add a [[peer]] for each of the other balancers, or remove this key"))]
     NoPeer,

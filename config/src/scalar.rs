@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    AboveRate, Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol,
+    AboveRate, Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol, Via,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -478,6 +478,12 @@ impl Word for Flows {
     const WORDS: &'static [(&'static str, Self)] =
         &[("sticky", Self::Sticky), ("datagram", Self::Datagram)];
     const EXAMPLE: &'static str = "\"sticky\"";
+}
+
+impl Word for Via {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("backend", Self::Backend), ("service", Self::Service)];
+    const EXAMPLE: &'static str = "\"service\"";
 }
 
 impl Word for AboveRate {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lb_core::model::{
     AboveRate, Affinity, CHECK_RUN_MAX, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX,
-    SYN_RATE_MAX, WEIGHT_MAX,
+    SYN_RATE_MAX, Via, WEIGHT_MAX,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -202,12 +202,15 @@ table! {
         /// "http" and "https" only: what is fetched.
         path: Optional<UrlPath> = "/",
         /// "http", "https" and "grpc" only: the site's name, with its port if it is not the usual one.
-        /// Absent: the backend's address and port.
+        /// Absent: the address and port that are asked.
         host: Optional<String>,
         /// "grpc" only: the name of the service that is asked about. Absent: the whole server.
         service: Optional<String>,
         /// Where to ask. Absent: the backend's port.
         port: Optional<Within<u16, 1, 65_535>>,
+        /// How a check gets there: "backend", to the backend's own address; "service", to the service's
+        /// address by the service's own mode, which is for "l2dsr" and tunnels.
+        via: Optional<Via> = "backend",
         /// "udp" only: the datagram that is sent: a text, or bytes as in "0x00ff".
         send: Optional<Payload>,
         /// "http" and "https": the good status codes, as in [200, "300-399"]; absent: 200 to 399.

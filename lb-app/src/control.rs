@@ -143,7 +143,10 @@ impl Control {
         };
         let workers = Workers::start(eal, &cpus, queues, subscribers, settings)?;
         let exchanges = exchanges(taps, kernel_queues);
-        let pump = Pump::start(exchanges, pool, settings.punts_per_second)?;
+        let checkers = Checkers::start()?;
+        checkers.prepare(&config.desired, &ports)?;
+        let checks = Arc::clone(checkers.through());
+        let pump = Pump::start(exchanges, pool, settings.punts_per_second, checks)?;
         let names = ports.iter().map(|port| port.name.clone());
         let mut control = Self {
             workers,
@@ -157,7 +160,7 @@ impl Control {
             ports,
             config,
             next_hops,
-            checkers: Checkers::start()?,
+            checkers,
             peers,
             health: Health::default(),
             unresolved: BTreeMap::new(),
@@ -187,9 +190,10 @@ impl Control {
         for state in states {
             let own = self.tables.remember();
             let joined = continuity::join(own, state, &self.tables.tracker, memory::now());
-            match self.tables.resume(joined) {
-                Some(tables) => (self.tables, is_change) = (Arc::new(tables), true),
-                None => warn!("what a peer says of services contradicts itself"),
+            if let Some(tables) = self.tables.resume(joined) {
+                (self.tables, is_change) = (Arc::new(tables), true);
+            } else {
+                warn!("what a peer says of services contradicts itself");
             }
         }
         is_change
@@ -216,6 +220,7 @@ impl Control {
         let desired = &self.config.desired;
         self.kernel.want_fib(needs_fib(desired));
         self.next_hops = self.kernel.resolve(&asked(desired, &self.tables)).await?;
+        self.checkers.follow_ways(desired, &self.ports, &self.next_hops);
         Ok(())
     }
 
@@ -229,6 +234,7 @@ impl Control {
         }
         // New VIPs first, since they may be refused; old ones last, since they are in use.
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
+        self.checkers.prepare(&config.desired, &self.ports)?;
         let new = vips(&config.desired);
         let both = new.union(&vips(&self.config.desired)).copied().collect();
         self.kernel.set_vips(&both).await?;
@@ -491,7 +497,7 @@ fn exchanges(
     taps.into_iter()
         .filter_map(|(id, tap)| {
             let KernelQueues { to_kernel, from_kernel } = queues.get_mut(id.index())?.take()?;
-            Some(Exchange { tap, to_kernel, from_kernel })
+            Some(Exchange { port: id, tap, to_kernel, from_kernel })
         })
         .collect()
 }

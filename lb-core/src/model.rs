@@ -24,7 +24,7 @@ pub use finding::{Finding, Invalid, Key};
 pub use health::Health;
 pub use health_check::{
     CHECK_INTERVAL_MAX, CHECK_INTERVAL_MIN, CHECK_PAYLOAD_MAX, CHECK_RUN_MAX, CHECK_STATUSES_MAX,
-    CHECK_TEXT_MAX, CHECK_TIMEOUT_MIN, CheckKey, HealthCheck, HttpProbe, Probe,
+    CHECK_TEXT_MAX, CHECK_TIMEOUT_MIN, CheckKey, HealthCheck, HttpProbe, Probe, Via,
 };
 pub use vip::{PortRange, Protocol, Vip};
 
@@ -404,6 +404,13 @@ impl DesiredState {
     #[must_use]
     pub fn empty(hash_key: HashKey) -> Self {
         Self { hash_key, services: Vec::new() }
+    }
+
+    /// With those of the services that `keep` says.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&Service) -> bool) -> Self {
+        let services = self.services.iter().filter(|service| keep(service)).map(Arc::clone);
+        Self { hash_key: self.hash_key, services: services.collect() }
     }
 
     /// The key of the flow hash.

@@ -13,6 +13,7 @@ use crate::stage::parse::parse;
 use crate::stage::select::select;
 use crate::state::State;
 use crate::tables::Tables;
+use crate::tuple::Tuple;
 
 /// Takes a burst from bytes to decisions. Afterwards each frame is live and rewritten, to be sent;
 /// or the kernel's, another worker's, or waiting; or dropped, with a reason. `state` has further
@@ -37,5 +38,25 @@ pub fn process<F: Frame>(
     admit(burst, tables, port, counters, state.now);
     select(burst, tables, counters, state.now);
     connect(burst, tables, state.now);
+    forward(burst, tables, port, counters, state);
+}
+
+/// As [`process`], for packets of our own that are meant for one backend each: they go the way of the
+/// service's flows there, and leave no trace. `choose` says by which service (its place in the tables)
+/// and to which backend (its place there), if there is one.
+pub fn deliver<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    choose: impl Fn(&Tuple) -> Option<(u32, u16)>,
+    counters: &Counters,
+    state: &mut State<F>,
+) {
+    let Some(port) = tables.ports.get(burst.port().index()) else { return };
+    parse(burst, port);
+    burst.for_each_live(|_, meta| {
+        (meta.service, meta.backend) = choose(&meta.tuple).ok_or(DropReason::NoBackend)?;
+        meta.hash = tables.hasher.hash(&meta.tuple, true);
+        Ok(())
+    });
     forward(burst, tables, port, counters, state);
 }

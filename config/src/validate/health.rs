@@ -1,8 +1,10 @@
 //! Health checks: which keys belong to which check, and what comes of them.
 
-use lb_core::model::{CheckKey, HealthCheck, HttpProbe, Probe};
+use lb_core::model::{CheckKey, HealthCheck, HttpProbe, Probe, Via};
 
+use super::ports::Ports;
 use super::value_or;
+use crate::PortConfig;
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
 use crate::read::At;
@@ -53,6 +55,20 @@ pub(super) fn check_keys(written: &At<spec::Health>, report: &mut Report) {
     check_expect(health, kind, report);
 }
 
+/// Notes checks through a service that no port could send: the answers go to an address of ours.
+pub(super) fn check_ports(service: &spec::Service, ports: &Ports, report: &mut Report) {
+    let health = service.health.as_ref().map(|health| &health.value);
+    let Some(via) = health.and_then(|health| health.via) else { return };
+    let Some(address) = &service.address.0 else { return };
+    let is_ipv6 = address.value.0.addr().is_ipv6();
+    let is_answerable = |port: &PortConfig| {
+        port.kernel && port.addresses.iter().any(|net| net.addr().is_ipv6() == is_ipv6)
+    };
+    if via.value == Via::Service && !ports.configs.iter().any(is_answerable) {
+        report.add(via.span, Problem::NoCheckSource { version: if is_ipv6 { 6 } else { 4 } });
+    }
+}
+
 fn check_expect(health: &spec::Health, kind: CheckKind, report: &mut Report) {
     let Some(expect) = &health.expect else { return };
     if let (CheckKind::Udp, [_, more, ..]) = (kind, &expect.value.0[..]) {
@@ -79,6 +95,7 @@ pub(super) fn check(health: &spec::Health) -> Option<HealthCheck> {
     let interval = value_or(health.interval, default.interval);
     Some(HealthCheck {
         port: health.port.map(|port| port.value.0),
+        via: value_or(health.via, default.via),
         interval,
         timeout: value_or(health.timeout, default.timeout.min(interval)),
         rise: health.rise.map_or(default.rise, |rise| rise.value.0),
@@ -127,6 +144,7 @@ pub(super) fn span(health: &At<spec::Health>, key: CheckKey) -> Span {
         CheckKey::Host => spec.host.as_ref().map(|at| at.span),
         CheckKey::Service => spec.service.as_ref().map(|at| at.span),
         CheckKey::Port => spec.port.as_ref().map(|at| at.span),
+        CheckKey::Via => spec.via.as_ref().map(|at| at.span),
         CheckKey::Send => spec.send.as_ref().map(|at| at.span),
         CheckKey::Expect => spec.expect.as_ref().map(|at| at.span),
         CheckKey::Interval => spec.interval.as_ref().map(|at| at.span),
@@ -146,7 +164,8 @@ mod tests {
 
     fn health(keys: &str) -> Option<HealthCheck> {
         let text = format!(
-            "[[port]]\nname = 'lan0'\ndevice = 'net_tap0'\n[[service]]\nname = 'web'\n\
+            "[[port]]\nname = 'lan0'\ndevice = 'net_tap0'\naddresses = ['10.0.0.2/24']\n\
+             [[service]]\nname = 'web'\n\
              address = '10.0.0.100'\nport = 80\nprotocol = 'tcp'\nforward = 'l2dsr'\n{keys}\n"
         );
         let config = crate::parse("", &text).unwrap_or_else(|error| panic!("{error}"));
@@ -176,12 +195,13 @@ mod tests {
             expect: vec![(204, 204), (300, 308), (401, 401)],
         };
         let times = "interval = '10s'\ntimeout = '2500ms'\nrise = 1\nfall = 5\nport = 8443\n\
-                     panic_below = '50%'";
+                     panic_below = '50%'\nvia = 'service'";
         let keys = "check = 'https'\npath = '/healthz?a=1'\nhost = 'www.example.org'\n\
                     expect = [204, '300-308', '401']";
         let expected = HealthCheck {
             probe: Probe::Http(https),
             port: Some(8443),
+            via: Via::Service,
             interval: Duration::from_secs(10),
             timeout: Duration::from_millis(2500),
             rise: 1,

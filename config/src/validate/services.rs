@@ -46,6 +46,7 @@ pub(super) fn services(
         check_pool(&service.value, ports, report);
         if ports.sound {
             check_against_ports(&service.value, &backends, ports, report);
+            health::check_ports(&service.value, ports, report);
         }
         drafts.extend(draft(service, backends));
     }

@@ -10,6 +10,7 @@ use h2::{Reason, RecvStream};
 use prost::Message;
 
 use super::failure::Failure;
+use super::probe::Route;
 use super::{http, tcp};
 
 /// Bytes of an answer, at most. It has a number in it.
@@ -40,12 +41,12 @@ enum ServingStatus {
 }
 
 pub(super) async fn check(
-    address: SocketAddr,
+    route: &Route<'_>,
     service: &str,
     host: Option<&str>,
 ) -> Result<(), Failure> {
-    let request = request(address, host).map_err(|error| Failure::Grpc(error.to_string()))?;
-    let stream = tcp::connect(address).await?;
+    let request = request(route.to, host).map_err(|error| Failure::Grpc(error.to_string()))?;
+    let stream = tcp::connect(route).await?;
     let (client, connection) = h2::client::handshake(stream).await?;
     tokio::select! {
         biased;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use super::failure::Failure;
+use super::probe::Route;
 use super::{tcp, tls};
 
 /// Bytes of a response's head, at most.
@@ -19,15 +20,15 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 pub(super) const AGENT: HeaderValue = HeaderValue::from_static("weir-health-check");
 
 pub(super) async fn check(
-    address: SocketAddr,
+    route: &Route<'_>,
     probe: &HttpProbe,
     connector: &TlsConnector,
 ) -> Result<(), Failure> {
-    let request = request(address, probe).map_err(|error| Failure::Http(error.to_string()))?;
-    let stream = tcp::connect(address).await?;
+    let request = request(route.to, probe).map_err(|error| Failure::Http(error.to_string()))?;
+    let stream = tcp::connect(route).await?;
     let status = if probe.tls {
         let host = probe.host.as_deref();
-        fetch(tls::wrap(connector, stream, address.ip(), host).await?, request).await?
+        fetch(tls::wrap(connector, stream, route.to.ip(), host).await?, request).await?
     } else {
         fetch(stream, request).await?
     };

@@ -4,6 +4,7 @@
 //! * `target` says who is asked what: one target for each backend of a service with checks.
 //! * `probe` asks, by the kernel's sockets; `tcp`, `http`, `grpc`, `udp` and `icmp` have one kind
 //!   each. `failure` is why an answer is no good.
+//! * `through` has the packets of checks that go to a service's own address.
 //! * `judge` says what follows from answers: rise, fall, and panic.
 //! * `schedule` asks everybody in turn, on a thread of its own: neither the data path nor control
 //!   waits for a backend.
@@ -20,20 +21,27 @@ mod probe;
 mod schedule;
 mod target;
 mod tcp;
+mod through;
 mod tls;
 mod udp;
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lb_core::model::{DesiredState, Health};
+use lb_core::tables::next_hop::{NextHops, Port};
 use tokio::sync::watch;
 use tracing::error;
 
 use probe::Prober;
 use schedule::Schedule;
 use target::Target;
+use through::Through;
+pub(crate) use through::{Carrier, ThroughCell};
+
+use crate::kernel::KernelError;
 
 /// What is to be checked. Whole, and numbered, so that an answer can say what it is an answer to.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +65,7 @@ struct Findings {
 pub(crate) struct Checkers {
     orders: Option<watch::Sender<Orders>>,
     findings: watch::Receiver<Findings>,
+    through: ThroughCell,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -67,12 +76,46 @@ impl Checkers {
         let (orders, ordered) = watch::channel(Orders::default());
         let (found, findings) = watch::channel(Findings::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let prober = Prober::new().map_err(io::Error::other)?;
+        let through = ThroughCell::default();
+        let prober = Prober::new(Arc::clone(&through)).map_err(io::Error::other)?;
         let thread = thread::Builder::new().name("health".into()).spawn(move || {
             let schedule = Schedule::new(prober, under_way_max, found);
             runtime.block_on(schedule.run(ordered));
         })?;
-        Ok(Self { orders: Some(orders), findings, thread: Some(thread) })
+        Ok(Self { orders: Some(orders), findings, through, thread: Some(thread) })
+    }
+
+    /// Makes what checks of these backends need besides sockets.
+    ///
+    /// # Errors
+    /// There are checks through services, and no network for them.
+    pub(crate) fn prepare(
+        &self,
+        desired: &DesiredState,
+        ports: &Arc<[Port]>,
+    ) -> Result<(), KernelError> {
+        if through::is_wanted(desired) && self.through.get().is_none() {
+            // Nobody else sets it.
+            let _ = self.through.set(Arc::new(Through::open(desired, ports)?));
+        }
+        Ok(())
+    }
+
+    /// Where the packets of checks through services are, when there are some.
+    pub(crate) fn through(&self) -> &ThroughCell {
+        &self.through
+    }
+
+    /// These are the ways to backends now.
+    pub(crate) fn follow_ways(
+        &self,
+        desired: &DesiredState,
+        ports: &Arc<[Port]>,
+        next_hops: &NextHops,
+    ) {
+        if let Some(through) = self.through.get() {
+            through.follow(desired, ports, next_hops);
+        }
     }
 
     /// Checks these backends from now on. What is known of those that were checked before stays.

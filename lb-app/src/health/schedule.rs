@@ -185,7 +185,10 @@ impl Schedule {
             entry.was_asked = true;
             let (prober, target) = (Arc::clone(&self.prober), entry.target.clone());
             let check = async move { (place, prober.check(&target).await) };
-            entry.under_way = Some(self.under_way.spawn(check));
+            entry.under_way = Some(match self.prober.network(&entry.target) {
+                None => self.under_way.spawn(check),
+                Some(through) => self.under_way.spawn_on(check, through.runtime()),
+            });
         }
     }
 

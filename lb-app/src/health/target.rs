@@ -4,14 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use lb_core::model::{DesiredState, HealthCheck, Probe};
+use lb_core::model::{DesiredState, HealthCheck, Probe, Via};
 
 /// A backend of a service, and how it is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) id: Id,
     /// Where to ask; of a ping, any port.
-    pub(super) port: u16,
+    pub(super) at: SocketAddr,
     pub(super) check: Arc<HealthCheck>,
     /// Does it take flows, if healthy? Only such count for panic.
     pub(super) is_active: bool,
@@ -29,12 +29,8 @@ pub(super) struct Id {
 impl Target {
     /// Would `other` be asked the same, as often?
     pub(super) fn is_asked_like(&self, other: &Self) -> bool {
-        let of = |target: &Self| (target.port, target.check.interval, target.check.timeout);
+        let of = |it: &Self| (it.at, it.check.via, it.check.interval, it.check.timeout);
         of(self) == of(other) && self.check.probe == other.check.probe
-    }
-
-    pub(super) fn socket(&self) -> SocketAddr {
-        (self.id.address, self.port).into()
     }
 }
 
@@ -42,7 +38,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.check.probe {
             Probe::Icmp => write!(f, "backend {}", self.id.address)?,
-            _ => write!(f, "backend {}", self.socket())?,
+            _ if self.check.via == Via::Backend => write!(f, "backend {}", self.at)?,
+            _ => write!(f, "backend {} at {}", self.id.address, self.at)?,
         }
         write!(f, " of service {}", self.id.service)
     }
@@ -57,8 +54,14 @@ pub(super) fn targets(desired: &DesiredState) -> Vec<Target> {
         let (name, check) = (Arc::from(spec.name.as_str()), Arc::new(check.clone()));
         targets.extend(spec.backends.iter().map(|backend| Target {
             id: Id { service: Arc::clone(&name), address: backend.address, port: backend.port },
-            // There is a port, unless none is needed: the model sees to that.
-            port: check.port.or(spec.port_of(backend)).unwrap_or_default(),
+            at: {
+                let address = match check.via {
+                    Via::Backend => backend.address,
+                    Via::Service => spec.vip.address.addr(),
+                };
+                // There is a port, unless none is needed: the model sees to that.
+                (address, check.port.or(spec.port_of(backend)).unwrap_or_default()).into()
+            },
             check: Arc::clone(&check),
             is_active: backend.effective_weight() > 0,
         }));
@@ -85,6 +88,9 @@ mod tests {
              [[service]]\nname = 'ping'\naddress = '10.0.0.102'\nport = 'any'\n\
              protocol = 'any'\nforward = 'l2dsr'\nhealth = { check = 'icmp' }\n\
              backends = [{ address = '10.0.0.11' }]\n\
+             [[service]]\nname = 'through'\naddress = '10.0.0.104'\nport = 80\nprotocol = 'tcp'\n\
+             forward = 'l2dsr'\nhealth = { check = 'tcp', via = 'service' }\n\
+             backends = [{ address = '10.0.0.11' }]\n\
              [[service]]\nname = 'unchecked'\naddress = '10.0.0.103'\nport = 80\n\
              protocol = 'tcp'\nforward = 'l2dsr'\nbackends = [{ address = '10.0.0.11' }]\n",
         )
@@ -97,11 +103,12 @@ mod tests {
             "backend 10.1.0.13:80 of service web",
             "backend 10.0.0.11:8081 of service own-port",
             "backend 10.0.0.11 of service ping",
+            "backend 10.0.0.11 at 10.0.0.104:80 of service through",
         ];
         assert_eq!(shown, expected);
         assert_eq!(targets[1].id.port, Some(8080));
         assert_eq!(targets[3].id.port, None);
         let active: Vec<_> = targets.iter().map(|target| target.is_active).collect();
-        assert_eq!(active, [true, true, false, true, true]);
+        assert_eq!(active, [true, true, false, true, true, true]);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lb_core::model::{Backend, Health, HealthCheck, HttpProbe, Probe};
 use tokio::time::{Instant, sleep};
 
+use super::ThroughCell;
 use super::probe::Prober;
 use super::target::{Id, Target};
 use super::{Checkers, failure::Failure};
@@ -32,7 +33,7 @@ fn http(path: &str) -> HttpProbe {
 fn target(at: SocketAddr, check: &HealthCheck) -> Target {
     Target {
         id: Id { service: "web".into(), address: at.ip(), port: Some(at.port()) },
-        port: at.port(),
+        at,
         check: Arc::new(check.clone()),
         is_active: true,
     }
@@ -40,7 +41,7 @@ fn target(at: SocketAddr, check: &HealthCheck) -> Target {
 
 /// Asks once; what is wrong, as the log has it.
 async fn ask(at: SocketAddr, probe: Probe) -> Result<(), String> {
-    let prober = Prober::new().unwrap();
+    let prober = Prober::new(ThroughCell::default()).unwrap();
     prober.check(&target(at, &check(probe))).await.map_err(|failure: Failure| failure.to_string())
 }
 

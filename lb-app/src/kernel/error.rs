@@ -52,6 +52,13 @@ pub(crate) enum KernelError {
         /// Why it is not.
         source: io::Error,
     },
+    /// No network of their own for checks through services.
+    #[error(
+        "cannot make a network namespace for checks `via = \"service\"`: {}; run as root, or with \
+         CAP_SYS_ADMIN",
+        .0.desc()
+    )]
+    Namespace(Errno),
     /// Netlink itself does not work.
     #[error("cannot talk to the kernel over netlink: {0}")]
     Netlink(#[from] io::Error),

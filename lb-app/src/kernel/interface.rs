@@ -129,8 +129,8 @@ pub(super) async fn configure(
     Ok(())
 }
 
-/// Asks the kernel to take a port's own address.
-fn add_own(index: u32, net: IpNet) -> Request {
+/// Asks the kernel to take an own address.
+pub(super) fn add_own(index: u32, net: IpNet) -> Request {
     add(index, net, AddressFlags::Nodad)
 }
 

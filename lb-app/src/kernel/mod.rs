@@ -32,6 +32,7 @@
 //!   are not filled in, and segments not cut. Off, on the *sender's* side:
 //!   `ethtool -K PEER tx off` (in the peer's namespace or container).
 
+mod check_net;
 mod clients;
 mod error;
 mod guard;
@@ -46,6 +47,7 @@ mod reach;
 mod routes;
 mod tap;
 
+pub(crate) use check_net::CheckNet;
 pub(crate) use error::KernelError;
 pub(crate) use guard::{Guard, GuardError};
 pub(crate) use mirror::{InterfaceState, Kernel};

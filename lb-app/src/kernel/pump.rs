@@ -8,13 +8,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use dpdk::MbufPool;
+use lb_core::frame::Frame as _;
 use lb_core::rate::{RateLimit, Tick};
+use lb_core::tables::next_hop::PortId;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tracing::{error, warn};
 
 use super::Tap;
 use crate::adapter::KernelQueue;
+use crate::health::{Carrier, ThroughCell};
 
 /// Frames of one TAP and direction that are moved before the next has its turn.
 const BATCH: usize = 64;
@@ -26,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// One port's way to the kernel and back.
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    pub(crate) port: PortId,
     pub(crate) tap: Tap,
     pub(crate) to_kernel: KernelQueue,
     pub(crate) from_kernel: KernelQueue,
@@ -49,11 +53,13 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    /// Starts the thread. `frames_per_second` bounds what is taken from each TAP.
+    /// Starts the thread. `frames_per_second` bounds what is taken from each TAP; what checks through
+    /// services send is bounded by their number.
     pub(crate) fn start(
         exchanges: Vec<Exchange>,
         pool: MbufPool,
         frames_per_second: u32,
+        checks: ThroughCell,
     ) -> std::io::Result<Self> {
         let stop = Arc::<AtomicBool>::default();
         let counters = Arc::<PumpCounters>::default();
@@ -62,7 +68,7 @@ impl Pump {
             let limit = RateLimit::new(frames_per_second);
             let side = |exchange| Side { exchange, limit, failed: false };
             let sides = exchanges.into_iter().map(side).collect();
-            run(sides, &pool, &told, &counted);
+            run(sides, &pool, &checks, &told, &counted);
         })?;
         Ok(Self { stop, thread: Some(thread), counters })
     }
@@ -90,15 +96,28 @@ struct Side {
     failed: bool,
 }
 
-fn run(mut sides: Vec<Side>, pool: &MbufPool, stop: &AtomicBool, counters: &PumpCounters) {
+fn run(
+    mut sides: Vec<Side>,
+    pool: &MbufPool,
+    checks: &ThroughCell,
+    stop: &AtomicBool,
+    counters: &PumpCounters,
+) {
+    let mut carrier = None;
     let start = Instant::now();
     let mut buffer = vec![0; FRAME_BYTES_MAX];
     while !stop.load(Ordering::Relaxed) {
         let now = Tick::from(start.elapsed());
         let mut moved = 0;
         let mut limited = false;
+        if carrier.is_none() {
+            carrier = checks.get().map(|through| Carrier::new(Arc::clone(through)));
+        }
+        if let Some(carrier) = &mut carrier {
+            moved += from_checks(carrier, &sides, pool, &mut buffer, counters);
+        }
         for side in &mut sides {
-            moved += to_kernel(&side.exchange, counters);
+            moved += to_kernel(&side.exchange, carrier.as_ref(), counters);
             let came = from_kernel(side, now, pool, &mut buffer, counters);
             moved += came.moved;
             limited |= came.limited;
@@ -106,31 +125,56 @@ fn run(mut sides: Vec<Side>, pool: &MbufPool, stop: &AtomicBool, counters: &Pump
         if limited && moved == 0 {
             thread::sleep(PAUSE); // above the rate: a TAP is readable, but not to be read
         } else if moved == 0 {
-            wait(&sides);
+            wait(&sides, carrier.as_ref());
         }
     }
 }
 
 /// Until the kernel sends something; briefly, since workers wake nobody.
-fn wait(sides: &[Side]) {
-    let mut fds: Vec<PollFd> = sides
-        .iter()
-        .filter(|side| !side.failed)
-        .map(|side| PollFd::new(side.exchange.tap.as_fd(), PollFlags::POLLIN))
-        .collect();
+fn wait(sides: &[Side], carrier: Option<&Carrier>) {
+    let taps = sides.iter().filter(|side| !side.failed).map(|side| &side.exchange.tap);
+    let taps = taps.chain(carrier.map(Carrier::tun));
+    let mut fds: Vec<PollFd> =
+        taps.map(|tap| PollFd::new(tap.as_fd(), PollFlags::POLLIN)).collect();
     if ppoll(&mut fds, Some(TimeSpec::from_duration(PAUSE)), None).is_err() {
         thread::sleep(PAUSE);
     }
 }
 
-fn to_kernel(exchange: &Exchange, counters: &PumpCounters) -> usize {
+fn to_kernel(exchange: &Exchange, carrier: Option<&Carrier>, counters: &PumpCounters) -> usize {
     let mut moved = 0;
     while moved < BATCH
         && let Some(frame) = exchange.to_kernel.pop()
     {
         moved += 1;
+        if carrier.is_some_and(|carrier| carrier.takes(frame.bytes())) {
+            continue;
+        }
         if exchange.tap.write(frame.bytes()).is_err() {
             counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    moved
+}
+
+/// What checks through services send.
+fn from_checks(
+    carrier: &mut Carrier,
+    sides: &[Side],
+    pool: &MbufPool,
+    buffer: &mut [u8],
+    counters: &PumpCounters,
+) -> usize {
+    let mut moved = 0;
+    // It cannot fail: nobody else is in that network.
+    while moved < BATCH
+        && let Ok(Some(len)) = carrier.tun().try_read(buffer)
+    {
+        moved += 1;
+        let Some((out, frame)) = carrier.forward(&buffer[..len]) else { continue };
+        let exchange = sides.iter().map(|side| &side.exchange).find(|it| it.port == out);
+        if exchange.and_then(|it| inject(frame.bytes(), pool, it)).is_none() {
+            counters.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
     moved

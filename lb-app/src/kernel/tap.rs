@@ -59,6 +59,15 @@ impl Tap {
     /// # Errors
     /// [`TapError`]; nothing is left behind then.
     pub(crate) fn open(name: &str) -> Result<Self, TapError> {
+        Self::make(name, Layer::L2)
+    }
+
+    /// As [`Tap::open`], but frames are IP packets, without Ethernet.
+    pub(crate) fn open_tun(name: &str) -> Result<Self, TapError> {
+        Self::make(name, Layer::L3)
+    }
+
+    fn make(name: &str, layer: Layer) -> Result<Self, TapError> {
         check_name(name)?;
         // The driver would attach to a persistent TAP of that name instead of failing.
         match if_nametoindex(name) {
@@ -70,7 +79,7 @@ impl Tap {
         }
         let device = DeviceBuilder::new()
             .name(name)
-            .layer(Layer::L2)
+            .layer(layer)
             .inherit_enable_state()
             .build_sync()
             .map_err(|error| explain(name, error))?;
@@ -82,6 +91,11 @@ impl Tap {
     #[must_use]
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The kernel's number of the interface.
+    pub(crate) fn index(&self) -> Result<u32, TapError> {
+        self.device.if_index().map_err(|error| explain(&self.name, error))
     }
 
     /// Takes a frame that the kernel sends; gives its length in bytes, or `None` where there is

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::client;
 use crate::config::{Config, Service, Spec};
 use crate::lan::Lan;
+use crate::stage::{Stage, WEIGHTS};
 use crate::topology::{Setup, VIP_IPIP, VIP_L2DSR, WEIR, at, v4, v6};
 use crate::weir::Weir;
 
@@ -82,4 +83,62 @@ pub(crate) fn through_the_port(setup: Setup) {
         assert!(!weir.has_logged(begin, &backend), "{backend}");
     }
     weir.leave();
+}
+
+/// Checks that go the way of clients' packets find out what others cannot: the backend is there, but has
+/// not the service's address any more.
+pub(crate) fn through_the_services(stage: &mut Stage) {
+    let mut config = stage.base.clone();
+    for service in &mut config.services {
+        let is_udp = service.protocol == "udp";
+        let check = if is_udp { "check = \"udp\", send = \"?\"" } else { "check = \"http\"" };
+        service.more = through(check);
+    }
+    for (name, protocol, check) in [
+        ("tcp-refused", "tcp", "check = \"tcp\""),
+        ("udp-refused", "udp", "check = \"udp\", send = \"?\""),
+    ] {
+        let (name, more) = (name.to_owned(), through(check));
+        config.services.push(Service {
+            name,
+            protocol,
+            port: 9,
+            more,
+            ..config.services[0].clone()
+        });
+    }
+    let begin = stage.weir().logged();
+    stage.reload(&config);
+    let (lan, weir, base) = stage.parts();
+    for Backend { v4: own, .. } in &lan.backends[..WEIGHTS.len()] {
+        let backend = format!("backend {own} at {}", at(v4(0, VIP_L2DSR), 9));
+        for (service, why) in
+            [("tcp-refused", "connection refused"), ("udp-refused", "port unreachable")]
+        {
+            weir.wait_for_line(begin, &format!("{backend} of service {service} has failed: {why}"));
+        }
+    }
+    let shown = |place: usize| {
+        base.services.iter().map(move |Service { name, address, port, backends, .. }| {
+            let (own, at) = (backends[place].address, at(*address, *port));
+            format!("backend {own} at {at} of service {name}")
+        })
+    };
+    let loses = &lan.backends[0].netns;
+    let vips = [VIP_L2DSR, VIP_IPIP].map(|host| [IpAddr::from(v4(0, host)), v6(0, host).into()]);
+    for (verb, says) in [("del", "has failed: no answer"), ("add", "is healthy again")] {
+        let before = weir.logged();
+        let lines = vips.iter().flatten().map(|vip| format!("addr {verb} {vip} dev lo\n"));
+        loses.ip(&lines.collect::<String>());
+        for backend in shown(0) {
+            weir.wait_for_line(before, &format!("{backend} {says}"));
+        }
+    }
+    for backend in shown(1).chain(shown(2)) {
+        assert!(!weir.has_logged(begin, &backend), "{backend}");
+    }
+}
+
+fn through(check: &str) -> String {
+    format!("health = {{ {check}, via = \"service\", {TIMES} }}\n")
 }

@@ -11,6 +11,7 @@ use crate::client::{self, Http, Outcome, assert_fair, ping};
 use crate::config::{Service, Spec};
 use crate::decap::{Family, Kind};
 use crate::fragments;
+use crate::health;
 use crate::pattern::{CHUNK_BYTES, Checksum};
 use crate::stage::{Stage, WEIGHTS};
 use crate::syn;
@@ -36,6 +37,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("an invalid reload changes nothing and says why", invalid_reload),
     ("a bulk upload arrives whole", bulk_upload),
     ("above the rate, clients show that they are there", syn::above_the_rate),
+    ("health checks, through the services", health::through_the_services),
     ("a VLAN is kept", vlan_tagged),
     ("SIGTERM: a clean leave", clean_leave),
     ("SIGKILL: nothing is left behind", kill),

@@ -218,6 +218,18 @@ pub enum Invalid {
     /// A health check that would not know where to ask.
     #[error("the service's ports are {0}: add `port`, the one that is checked")]
     CheckPort(PortRange),
+    /// A way to check that would be no other.
+    #[error(
+        "backends of \"nat\" and \"fullnat\" get packets at their own address: write `via = \"backend\"`, \
+         or leave it out"
+    )]
+    CheckTranslated,
+    /// A ping is nobody's of the service.
+    #[error("a ping is no packet of the service: write `via = \"backend\"`, or leave it out")]
+    CheckPing,
+    /// A check that would not know whom to ask for.
+    #[error("{0} is not one address; checks through a service need one: write `via = \"backend\"`")]
+    CheckPrefix(IpNet),
     /// No time between checks, or too much.
     #[error("an interval is 100ms to 1h")]
     CheckInterval,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Invalid, Key, ServiceSpec};
+use super::{Forward, Invalid, Key, ServiceSpec};
 
 /// Time between two checks of a backend.
 pub const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -26,6 +26,8 @@ pub struct HealthCheck {
     pub probe: Probe,
     /// Where, if not at the backend's port; has no meaning for [`Probe::Icmp`].
     pub port: Option<u16>,
+    /// How it gets there.
+    pub via: Via,
     /// From the begin of one check to that of the next.
     pub interval: Duration,
     /// How long an answer may take, all in all.
@@ -36,6 +38,17 @@ pub struct HealthCheck {
     pub fall: u32,
     /// If less than this share of the backends is healthy, in percent, all serve.
     pub panic_below: u8,
+}
+
+/// How a check gets to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Via {
+    /// To its own address.
+    #[default]
+    Backend,
+    /// To the service's address, as packets of clients get there: so it is asked about the address that
+    /// clients know, and about the tunnel.
+    Service,
 }
 
 /// What a backend is asked.
@@ -94,6 +107,7 @@ impl HealthCheck {
         Self {
             probe,
             port: None,
+            via: Via::default(),
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             rise: 2,
@@ -111,6 +125,7 @@ pub enum CheckKey {
     Host,
     Service,
     Port,
+    Via,
     Send,
     Expect,
     Interval,
@@ -130,6 +145,9 @@ pub(super) fn check_health(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invali
     } else if needs_port && spec.backends.iter().any(|backend| spec.port_of(backend).is_none()) {
         find(CheckKey::Port, Invalid::CheckPort(spec.vip.ports));
     }
+    if check.via == Via::Service {
+        check_via(spec, &check.probe, &mut find);
+    }
     if !(CHECK_INTERVAL_MIN..=CHECK_INTERVAL_MAX).contains(&check.interval) {
         find(CheckKey::Interval, Invalid::CheckInterval);
     } else if check.timeout < CHECK_TIMEOUT_MIN || check.timeout > check.interval {
@@ -142,6 +160,16 @@ pub(super) fn check_health(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invali
     }
     if check.panic_below > 100 {
         find(CheckKey::PanicBelow, Invalid::CheckShare(check.panic_below));
+    }
+}
+
+fn check_via(spec: &ServiceSpec, probe: &Probe, find: &mut impl FnMut(CheckKey, Invalid)) {
+    if matches!(spec.forward, Forward::Nat | Forward::FullNat(_)) {
+        find(CheckKey::Via, Invalid::CheckTranslated);
+    } else if *probe == Probe::Icmp {
+        find(CheckKey::Via, Invalid::CheckPing);
+    } else if !spec.vip.is_one_address() {
+        find(CheckKey::Via, Invalid::CheckPrefix(spec.vip.address));
     }
 }
 
@@ -229,6 +257,7 @@ mod tests {
         assert_eq!(findings(|_, check| check.probe = Probe::Tcp), []);
         assert_eq!(findings(|_, check| check.timeout = check.interval), []);
         assert_eq!(findings(|_, check| check.panic_below = 100), []);
+        assert_eq!(findings(|_, check| check.via = Via::Service), []);
         for host in ["www.example.org", "www.example.org:8443", "10.0.0.1", "[fd00::1]:80", "[::1]"]
         {
             let probe = HttpProbe { host: Some(host.into()), ..http("/") };
@@ -268,7 +297,7 @@ mod tests {
             assert_eq!(*at, Key::Check(key));
             assert!(message.contains(says), "{message}");
         }
-        let cases: [Case; 11] = [
+        let cases: [Case; 14] = [
             (|_, c| c.port = Some(0), CheckKey::Port, "port 0"),
             (|s, _| s.vip.ports = PortRange::ANY, CheckKey::Port, "add `port`"),
             (|_, c| c.interval = Duration::from_millis(99), CheckKey::Interval, "100ms to 1h"),
@@ -278,6 +307,20 @@ mod tests {
             (|_, c| c.rise = 0, CheckKey::Rise, "1 to 100"),
             (|_, c| c.fall = 101, CheckKey::Fall, "1 to 100"),
             (|_, c| c.panic_below = 101, CheckKey::PanicBelow, "0% to 100%"),
+            (
+                |s, c| (s.forward, c.via) = (Forward::Nat, Via::Service),
+                CheckKey::Via,
+                "at their own address",
+            ),
+            (|_, c| (c.probe, c.via) = (Probe::Icmp, Via::Service), CheckKey::Via, "a ping"),
+            (
+                |s, c| {
+                    s.vip.address = "10.9.0.0/24".parse().unwrap();
+                    c.via = Via::Service;
+                },
+                CheckKey::Via,
+                "10.9.0.0/24 is not one address",
+            ),
             (
                 |_, c| c.probe = Probe::Udp { send: vec![0; 1201], expect: vec![] },
                 CheckKey::Send,
