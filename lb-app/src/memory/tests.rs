@@ -56,8 +56,9 @@ fn services() -> Vec<Remembered> {
     let mut services = tables.remember();
     assert_eq!(services[0].seats[0].as_ref().unwrap().weight, 1, "reduced: it alone takes traffic");
     let mut from = vec![lb_core::continuity::NOBODY; 251];
-    from[3] = 1;
-    services[0].transitions = Some((from, vec![Tick(77); 251]));
+    let mut until = vec![Tick(0); 251];
+    (from[3], until[3]) = (1, Tick(77));
+    services[0].transitions = Some((from, until));
     services[0].seats[1].as_mut().unwrap().member.standing =
         lb_core::continuity::Standing::Gone(Tick(9));
     services
