@@ -31,10 +31,23 @@ use crate::workers::{Settings, WorkerError, Workers};
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
 /// How long the first tables wait for the first answers to health checks, after that.
 const FIRST_ANSWERS_MAX: Duration = Duration::from_secs(1);
-/// How long the first tables wait for peers to answer, at the same time; and how long clients are not
-/// invited yet, for what they tell of flows.
-const FIRST_STATES_MAX: Duration = Duration::from_millis(200);
-const FIRST_FLOWS_MAX: Duration = Duration::from_secs(1);
+/// How long peers are waited for, who may know what was missed.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How long the first tables wait for them to answer, while next hops are asked for.
+    states: Duration,
+    /// How long clients are not invited yet, for what they tell of flows.
+    flows: Duration,
+}
+
+/// After a restart clients are waiting, and little was missed.
+const AFTER_RESTART: Patience =
+    Patience { states: Duration::from_millis(200), flows: Duration::from_secs(1) };
+/// Nobody has waited for us.
+const AFTER_AN_ABSENCE: Patience =
+    Patience { states: Duration::from_secs(2), flows: Duration::from_secs(10) };
+/// From here on it was an absence.
+const RESTART_MAX: Duration = Duration::from_secs(2);
 /// How long peers are still told of flows when nothing is forwarded any more.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Changes of the network come in swarms: how long one is given to be over.
@@ -169,7 +182,9 @@ impl Control {
         };
         control.checkers.check(&control.config.desired);
         control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
-        let states = control.peers.first_states(FIRST_STATES_MAX);
+        let is_restart = control.memory.away().is_some_and(|away| away < RESTART_MAX);
+        let patience = if is_restart { AFTER_RESTART } else { AFTER_AN_ABSENCE };
+        let states = control.peers.first_states(patience.states);
         let (resolved, states) = tokio::join!(control.resolve_all(), states);
         resolved?;
         if control.adopt(states) {
@@ -178,7 +193,7 @@ impl Control {
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
         control.health = control.checkers.health();
         control.put_in_force().await;
-        control.peers.first_flows(FIRST_FLOWS_MAX).await;
+        control.peers.first_flows(patience.flows).await;
         // Clients are invited only now.
         control.kernel.set_vips(&vips(&control.config.desired)).await?;
         Ok(control)
@@ -282,19 +297,18 @@ impl Control {
     }
 
     /// How long it is until [`Control::look_after_flows`] has something to do.
-    pub(crate) fn until_flows_need_care(&self) -> Option<Duration> {
+    pub(crate) fn until_flows_need_care(&self) -> Duration {
         let change =
             self.tables.next_change().map(|change| change.0.saturating_sub(memory::now().0));
-        let sweep = (!self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables))
-            .then_some(SWEEP_PAUSE);
-        let change = change.map(Duration::from_millis);
-        change.into_iter().chain(sweep).min()
+        change.map_or(SWEEP_PAUSE, |change| SWEEP_PAUSE.min(Duration::from_millis(change)))
     }
 
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
         let now = memory::now();
-        let has_news = self.sweeper.sweep(&self.tables, now);
+        self.memory.note_alive();
+        let is_to_sweep = !self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables);
+        let has_news = is_to_sweep && self.sweeper.sweep(&self.tables, now);
         if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
             self.publish_if_changed().await;

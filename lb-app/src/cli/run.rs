@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             control = Control::start(config) => control?,
             () = signals.leave() => return Ok(()),
         };
+        info!("ready: clients may come");
         loop {
             match signals.next(&mut control).await? {
                 Event::Leave => break,
@@ -111,7 +112,7 @@ impl Signals {
             _ = self.hangup.recv() => Event::Reload,
             _ = self.user1.recv() => Event::Counters,
             changed = control.changed() => Event::Follow(changed?),
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => Event::Flows,
+            () = tokio::time::sleep(pause) => Event::Flows,
         })
     }
 }

@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::continuity::{Remembered, Tracker};
@@ -72,6 +73,9 @@ pub(crate) struct Memory {
     tracker: Arc<Tracker>,
     /// The connections of `fullnat`.
     pools: Vec<Arc<Pool>>,
+    /// When we were here last.
+    alive: &'static AtomicU64,
+    away: Option<Duration>,
     /// As long as it is held, the directory is ours.
     _lock: Flock<File>,
 }
@@ -93,7 +97,9 @@ const NEWS: usize = 1 << 16;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"weirflow");
 /// Of both files. To be counted up when either changes, or what is in it.
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
+/// The word of the header that is changed again and again; what is in front of it is never.
+const ALIVE: usize = 7;
 /// Words of the header: a page.
 const HEADER_WORDS: usize = 512;
 
@@ -124,8 +130,8 @@ impl Memory {
             warn!("{}: {refused}; nothing is remembered of earlier flows", directory.display());
         });
         let before = before.ok().flatten();
-        let pair = if let Some((pair, _)) = &before {
-            *pair
+        let pair = if let Some(before) = &before {
+            before.pair
         } else {
             remove(&path).map_err(as_failed)?;
             now().0 ^ u64::from(std::process::id()) << 40
@@ -136,11 +142,15 @@ impl Memory {
         let memory = dpdk::map_words(&file, words).map_err(as_failed)?;
         let (header, flows) = memory.split_at(HEADER_WORDS);
         write_header(header, &identity);
+        let alive =
+            header.get(ALIVE).ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
+        let away =
+            before.as_ref().map(|it| Duration::from_millis(now().0.saturating_sub(it.alive.0)));
         let tracker = Tracker::over(flows, flows_max).map(|it| Arc::new(it.with_news(NEWS)));
         let tracker = tracker.ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
-        let tables = before.and_then(|(_, services)| {
+        let tables = before.and_then(|before| {
             let tables = Tables { tracker: Arc::clone(&tracker), ..empty.clone() };
-            tables.resume(services)
+            tables.resume(before.services)
         });
         if let Some(tables) = &tables {
             let moving = tables.services.iter().filter(|service| service.transitions.is_some());
@@ -153,7 +163,18 @@ impl Memory {
             );
         }
         let directory = directory.into();
-        Ok((Self { directory, identity, tracker, pools: Vec::new(), _lock: lock }, tables))
+        let pools = Vec::new();
+        Ok((Self { directory, identity, tracker, pools, alive, away, _lock: lock }, tables))
+    }
+
+    /// How long there was no process, if there was one before whose memory this is.
+    pub(crate) fn away(&self) -> Option<Duration> {
+        self.away
+    }
+
+    /// We are here: to be said now and then.
+    pub(crate) fn note_alive(&self) {
+        self.alive.store(now().0, Ordering::Relaxed);
     }
 
     /// The tracked flows.
@@ -198,8 +219,17 @@ impl Memory {
     }
 }
 
-/// What the process before has left, if there was one: the name of the pair, and the services.
-fn before(directory: &Path, ours: &Identity) -> Result<Option<(u64, Vec<Remembered>)>, Refused> {
+/// What the process before has left.
+struct Before {
+    /// The name of the pair.
+    pair: u64,
+    services: Vec<Remembered>,
+    /// When it said last that it was there.
+    alive: Tick,
+}
+
+/// `None`: there was none.
+fn before(directory: &Path, ours: &Identity) -> Result<Option<Before>, Refused> {
     let unreadable = |error: io::Error| Refused::Unreadable(error.kind());
     let flows = match File::options().read(true).write(true).open(directory.join("flows")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -223,7 +253,8 @@ fn before(directory: &Path, ours: &Identity) -> Result<Option<(u64, Vec<Remember
     if identity != theirs {
         return Err(Refused::Pair);
     }
-    Ok(Some((identity.pair, services)))
+    let alive = header.get(ALIVE).map_or(0, |word| word.load(Ordering::Relaxed));
+    Ok(Some(Before { pair: identity.pair, services, alive: Tick(alive) }))
 }
 
 impl Identity {

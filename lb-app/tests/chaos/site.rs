@@ -210,8 +210,11 @@ impl Site {
         }
     }
 
-    /// Leads clients through these balancers, as a routing protocol would.
+    /// Leads clients through these balancers, as a routing protocol would: when they are ready.
     pub(crate) fn lead_through(&self, balancers: &[usize]) {
+        for weir in balancers.iter().filter_map(|it| self.balancers[*it].weir.as_ref()) {
+            weir.wait_for_line(0, "ready: clients may come");
+        }
         let mut route = format!("route replace {}/32", v4(LAN, VIP_L2DSR));
         for balancer in balancers {
             write!(route, " nexthop via {}", address(*balancer)).expect("memory suffices");
