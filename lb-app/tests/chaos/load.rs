@@ -7,11 +7,12 @@ use clap::{CommandFactory, Parser as _};
 
 use crate::journal::Report;
 use crate::netns::Netns;
-use crate::{client, server};
+use crate::{client, flood, server};
 
 /// The first argument of such a process.
 const CLIENT: &str = "as-client";
 const SERVER: &str = "as-server";
+const FLOOD: &str = "as-flood";
 
 /// What this binary may be besides the judge.
 #[derive(Debug, clap::Parser)]
@@ -20,6 +21,8 @@ enum Role {
     Client(client::Args),
     #[command(name = SERVER)]
     Server(server::Args),
+    #[command(name = FLOOD)]
+    Flood(flood::Args),
 }
 
 /// Does what one of these processes is to do, if this is one.
@@ -31,6 +34,7 @@ pub(crate) fn run_role() -> Option<std::process::ExitCode> {
     Some(match Role::parse() {
         Role::Client(args) => client::run(args),
         Role::Server(args) => server::run(&args),
+        Role::Flood(args) => flood::run(args),
     })
 }
 
@@ -121,5 +125,28 @@ impl Client {
         self.stdin.write_all(b"report\n").expect("the client reads");
         let line = self.process.read_line();
         serde_json::from_str(&line).expect("is a report")
+    }
+}
+
+/// A running flood.
+#[derive(Debug)]
+pub(crate) struct Flood {
+    process: Process,
+    stdin: ChildStdin,
+}
+
+impl Flood {
+    pub(crate) fn start(netns: &Netns, args: &flood::Args) -> Self {
+        let flood::Args { vip, seed } = args;
+        let arguments = [FLOOD.to_owned(), format!("--vip={vip}"), format!("--seed={seed}")];
+        let mut process = Process::start(netns, &arguments);
+        let stdin = process.child.stdin.take().expect("is piped");
+        Self { process, stdin }
+    }
+
+    /// Packets that were sent so far.
+    pub(crate) fn packets(&mut self) -> u64 {
+        self.stdin.write_all(b"?\n").expect("it reads");
+        self.process.read_line().trim().parse().expect("is a number")
     }
 }

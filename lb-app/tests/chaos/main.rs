@@ -11,6 +11,7 @@
 )]
 
 mod client;
+mod flood;
 mod interrupt;
 mod journal;
 mod load;

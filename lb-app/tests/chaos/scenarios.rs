@@ -24,6 +24,9 @@ pub(crate) struct Scenario {
     pub(crate) changes_balancer: bool,
 }
 
+/// Half of a flood.
+const FLOOD_MS: u64 = 60_000;
+
 type Done = Result<(), Interrupted>;
 
 const fn scenario(name: &'static str, run: fn(&mut Stage) -> Done) -> Scenario {
@@ -49,6 +52,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("restart with other workers", other_workers),
     of_two("one of two balancers killed", balancer_killed),
     of_two("one of two balancers killed in mid-drain", balancer_killed_in_mid_drain),
+    scenario("floods in mid-drain", flooded),
     scenario("all of it at random", at_random),
 ];
 
@@ -149,6 +153,24 @@ fn start_draining(stage: &mut Stage) -> Done {
         }
     }
     pause(IN_TRANSITION_MS)
+}
+
+/// As much as can be sent, and a bound on new connections: those that are open are to stay, and the
+/// process is not to grow.
+fn flooded(stage: &mut Stage) -> Done {
+    stage.site.syn_rate = 500;
+    stage.reload("at most 500 new connections a second, unasked");
+    let before = stage.site.memory_mib();
+    let mut flood = stage.begin_flood();
+    start_draining(stage)?;
+    pause(FLOOD_MS)?;
+    start_draining(stage)?;
+    pause(FLOOD_MS)?;
+    let after = stage.site.memory_mib();
+    stage.end_flood(&mut flood, (before, after));
+    drop(flood);
+    stage.site.syn_rate = 0;
+    stage.restore()
 }
 
 fn other_workers(stage: &mut Stage) -> Done {

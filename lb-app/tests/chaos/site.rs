@@ -8,11 +8,13 @@
 //! balancer that is to get traffic, and chooses among them by flow.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::config::{Port, Service, Spec};
+use crate::flood;
 use crate::journal::Moment;
-use crate::load::Server;
+use crate::load::{Flood, Server};
 use crate::netns::Netns;
 use crate::options::{Mode, Options};
 use crate::server;
@@ -75,6 +77,8 @@ pub(crate) struct Site {
     pub(crate) backends: Vec<Backend>,
     balancers: [Balancer; 2],
     pub(crate) client: Netns,
+    /// New connections a second that are taken from anybody; 0: all.
+    pub(crate) syn_rate: u32,
     router: Netns,
 }
 
@@ -123,7 +127,7 @@ impl Site {
         });
         let backends = backends.collect();
         let Options { mode, idle_timeout: idle_timeout_s, .. } = *options;
-        Self { mode, idle_timeout_s, backends, balancers, client, router }
+        Self { mode, idle_timeout_s, backends, balancers, client, syn_rate: 0, router }
     }
 
     /// What clients connect to.
@@ -222,6 +226,23 @@ impl Site {
         self.router.ip(&route);
     }
 
+    /// Floods the service from the router, which nobody answers to.
+    pub(crate) fn flood(&self, seed: u64) -> Flood {
+        self.router.ip(&format!("route replace blackhole {}", flood::SOURCES));
+        let vip = SocketAddrV4::new(v4(LAN, VIP_L2DSR), PORT);
+        Flood::start(&self.router, &flood::Args { vip, seed })
+    }
+
+    /// Memory of the first balancer's process, in MiB.
+    pub(crate) fn memory_mib(&self) -> u64 {
+        let pid = self.balancers[0].weir.as_ref().expect("runs").pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux has it");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("is a number");
+        kib >> 10
+    }
+
     /// What a balancer is to do, as the text that it reads.
     fn config(&self, balancer: usize) -> String {
         let Balancer { segment, workers, .. } = &self.balancers[balancer];
@@ -246,6 +267,9 @@ impl Site {
         }
         if self.idle_timeout_s > 0 {
             writeln!(more, "idle_timeout = \"{}s\"", self.idle_timeout_s).expect("memory suffices");
+        }
+        if self.syn_rate > 0 {
+            writeln!(more, "syn = {{ rate = {} }}", self.syn_rate).expect("memory suffices");
         }
         let listed = self.backends.iter().filter(|backend| backend.listed);
         let spec = |backend: &Backend| Spec {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::client;
 use crate::interrupt::{self, Interrupted, pause};
 use crate::journal::{INTERVAL_MS, Moment, Report};
-use crate::load::Client;
+use crate::load::{Client, Flood};
 use crate::options::Options;
 use crate::random::Random;
 use crate::scenarios::Scenario;
@@ -21,6 +21,16 @@ const AFTERMATH_MS: u64 = 2000;
 
 /// How long opening all connections may take.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Memory of a process may grow by so much: clients that have answered challenges are remembered.
+const GROWTH_MAX_MIB: u64 = 32;
+
+/// A flood under way.
+#[derive(Debug)]
+pub(crate) struct Flooding {
+    from: Moment,
+    flood: Flood,
+}
 
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -207,6 +217,28 @@ impl Stage {
         self.draft.restarts.push(Restart { signalled, in_force });
         let until = in_force.plus_ms(AFTERMATH_MS);
         self.draft.excuses.push(Excuse::Opening { from: signalled, until });
+    }
+
+    /// New connections may not get through until it ends.
+    pub(crate) fn begin_flood(&mut self) -> Flooding {
+        let seed = self.random.between(0, u64::MAX);
+        Flooding { from: Moment::now(), flood: self.site.flood(seed) }
+    }
+
+    /// Says how much it was, and looks whether the first balancer has grown, from and to so many MiB.
+    pub(crate) fn end_flood(&mut self, flooding: &mut Flooding, (before, after): (u64, u64)) {
+        let packets = flooding.flood.packets();
+        let seconds = Moment::now().ms_since(flooding.from) / 1000.0;
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let rate = packets as f64 / seconds / 1000.0;
+        self.say(&format!(
+            "  {packets} packets, {rate:.0} thousand a second; memory was {before} MiB and is {after}"
+        ));
+        if after > before + GROWTH_MAX_MIB {
+            self.draft.problems.push(format!("memory grew from {before} to {after} MiB"));
+        }
+        let until = Moment::now().plus_ms(AFTERMATH_MS + self.options.silence * 1000);
+        self.draft.excuses.push(Excuse::Opening { from: flooding.from, until });
     }
 
     /// Starts what balancers do not run, and leads clients through both.

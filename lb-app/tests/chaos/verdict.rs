@@ -60,6 +60,8 @@ pub(crate) struct Row {
     /// Connections that failed to open and should not have, and how.
     pub(crate) failed: u64,
     pub(crate) failed_how: BTreeMap<How, u64>,
+    /// When some of them failed, in seconds since the scenario began.
+    pub(crate) failed_at: Vec<f64>,
     /// Connections that failed to open while none could be expected to.
     pub(crate) failed_in_gap: u64,
     /// The longest that a connection waited for an answer that came.
@@ -127,6 +129,7 @@ impl Draft {
             opened: self.report.opened.values().sum(),
             failed: count(&failed),
             failed_how: tally(failed.iter().map(|failed| failed.how)),
+            failed_at: failed.iter().take(EXAMPLES_MAX).map(|one| self.since(one.to)).collect(),
             failed_in_gap: count(&in_gap),
             worst_pause_ms: self.report.worst_pause_ms,
             worst_silence_ms: self.longest_gap(|_, _| true).0,
@@ -135,12 +138,20 @@ impl Draft {
         }
     }
 
+    /// Seconds since the scenario began.
+    fn since(&self, moment: Moment) -> f64 {
+        (moment.ms_since(self.started) - self.started.ms_since(moment)) / 1000.0
+    }
+
     fn example(&self, broken: &Broken) -> Example {
-        let since = |moment: Moment| {
-            (moment.ms_since(self.started) - self.started.ms_since(moment)) / 1000.0
-        };
         let Broken { ref backend, port, opened, at, how } = *broken;
-        Example { backend: backend.clone(), port, opened: since(opened), broke: since(at), how }
+        Example {
+            backend: backend.clone(),
+            port,
+            opened: self.since(opened),
+            broke: self.since(at),
+            how,
+        }
     }
 
     /// Nothing breaks where nothing moves: half of the messages is the least.
@@ -226,7 +237,9 @@ impl Row {
             format!("    from port {port} to {backend}: opened {opened:.1} s, {how:?} {broke:.1} s")
         }));
         if self.failed > 0 {
-            notes.push(format!("failed to open: {}", how(&self.failed_how)));
+            let at = self.failed_at.iter().take(EXAMPLES_SHOWN_MAX).map(|at| format!("{at:.1} s"));
+            let at: Vec<_> = at.collect();
+            notes.push(format!("failed to open: {} (at {})", how(&self.failed_how), at.join(", ")));
         }
         notes.extend(self.restarts.iter().map(|restart| {
             let RestartRow { in_force, first_answer, gap } = restart;
