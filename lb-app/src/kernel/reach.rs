@@ -26,6 +26,8 @@ use super::routes::{Way, is_dead, ways};
 
 /// How often a table is made, at most: neighbours come and go all the time.
 const FIB_INTERVAL: Duration = Duration::from_millis(250);
+/// After a silence some may follow each other at once: a route comes, and then its gateway's MAC.
+const FIB_AHEAD: Duration = FIB_INTERVAL.saturating_mul(4);
 /// Making it leaves most of the time for others, however many routes there are: so many times as
 /// long as it took.
 const FIB_REST: u32 = 10;
@@ -54,6 +56,8 @@ pub(super) struct Reach {
     pub(super) fib_is_stale: bool,
     /// When changes are looked at again, at the earliest; absent until the first table is made.
     due: Option<Instant>,
+    /// When as many tables as were made would have been due, one every [`FIB_INTERVAL`].
+    paced: Option<Instant>,
 }
 
 impl Reach {
@@ -147,7 +151,10 @@ impl Reach {
                 self.fib = Arc::new(fib);
             }
             self.fib_is_stale = false;
-            self.due = Some(Instant::now() + FIB_INTERVAL.max(start.elapsed() * FIB_REST));
+            let now = Instant::now();
+            let paced = self.paced.map_or(now, |paced| paced.max(now)) + FIB_INTERVAL;
+            self.paced = Some(paced);
+            self.due = Some((paced - FIB_AHEAD).max(now + start.elapsed() * FIB_REST));
         }
         Arc::clone(&self.fib)
     }

@@ -145,13 +145,15 @@ fn changes_of_backends_do_not_wait_for_those_of_clients() {
             ip(&format!("neigh replace {address} lladdr 02:00:00:01:{high:x}:{low:x} dev lan0"));
         });
         let start = Instant::now();
-        let mut looks = 0;
-        while start.elapsed() < Duration::from_secs(1) {
+        let mut looks = [0; 2];
+        while start.elapsed() < Duration::from_secs(2) {
             lan.kernel.changed().await.unwrap();
             follow(&mut lan.kernel).await;
-            looks += 1;
+            looks[usize::from(start.elapsed() > Duration::from_secs(1))] += 1;
         }
-        assert!((2..=5).contains(&looks), "clients alone: {looks} times a second");
+        // The first ones at once.
+        let [first, then] = looks;
+        assert!(first <= 10 && (2..=5).contains(&then), "clients alone: {looks:?} a second");
         for last in 0x20..0x28 {
             let mac = format!("02:00:00:00:00:{last:x}");
             ip(&format!("neigh replace 10.0.0.12 lladdr {mac} dev lan0"));
