@@ -10,13 +10,18 @@
 //! * **Shared**: all workers search and change the same table, so a flow is found on whatever worker
 //!   it arrives, and by the next process with any number of workers. An entry is a word of state,
 //!   changed by compare-and-swap, and words of key, which are written only while the state says so,
-//!   and believed only if it is the same after reading: see [`crate::pool`].
+//!   and believed only if it is the same after reading: see [`crate::pool`]. Loom checks that, with
+//!   buckets that are small.
 //!
 //! The memory may be a file's, and outlives the process: see [`Tracker::over`].
 
 use std::ops::Range;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(not(loom))]
 use zerocopy::FromZeros;
 
 use super::TOLD_TIMES;
@@ -57,7 +62,7 @@ use mark::Mark;
 pub use mark::{Phase, Sign};
 
 /// Entries of a bucket.
-const WAYS: usize = 4;
+const WAYS: usize = if cfg!(loom) { 2 } else { 4 };
 /// Entries of a bucket that may be half-open, at most.
 const OPENING_MAX: usize = WAYS / 2;
 /// Entries of a bucket that peers may have told of, at most.
@@ -68,7 +73,7 @@ pub const FLOWS_MAX: u32 = 1 << 28;
 /// four entries hardly ever refuse one.
 const LOAD_PERCENT: u64 = 80;
 /// Ids of services that flows are counted for: as many as there are at once.
-const IDS: usize = 2 * SERVICES_MAX;
+const IDS: usize = if cfg!(loom) { 1 } else { 2 * SERVICES_MAX };
 
 /// What a flow's key has to say, besides who the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,9 +198,7 @@ impl Tracker {
     /// keys. Memory is taken when it is used.
     #[must_use]
     pub fn new(flows: u32) -> Self {
-        let own = |words: usize| {
-            Words::Own(<[AtomicU64]>::new_box_zeroed_with_elems(words).unwrap_or_default())
-        };
+        let own = |words| Words::Own(zeroed(words));
         let [short, long, longest] = sizes(flows);
         Self::of(Table::new(own(short)), Table::new(own(long)), Table::new(own(longest)))
     }
@@ -217,9 +220,7 @@ impl Tracker {
     }
 
     fn of(short: Table<1>, long: Table<3>, longest: Table<5>) -> Self {
-        // All zero; memory is taken when it is used.
-        let by_service = <[AtomicU32]>::new_box_zeroed_with_elems(IDS).unwrap_or_default();
-        let counts = Counts { by_service, all: AtomicU32::new(0) };
+        let counts = Counts { by_service: zeroed(IDS), all: AtomicU32::new(0) };
         Self { short, long, longest, counts, news: None }
     }
 
@@ -356,6 +357,17 @@ impl Counts {
             self.all.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// All zero; memory is taken when it is used.
+#[cfg(not(loom))]
+fn zeroed<T: FromZeros>(len: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(len).unwrap_or_default()
+}
+
+#[cfg(loom)]
+fn zeroed<T: Default>(len: usize) -> Box<[T]> {
+    (0..len).map(|_| T::default()).collect()
 }
 
 /// Words of each table.
@@ -562,5 +574,7 @@ impl<const KEY: usize> Table<KEY> {
     }
 }
 
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod tests;

@@ -4,11 +4,9 @@
 //! circles, and a flow that no balancer sees any more is forgotten by all. Only who is new, and may
 //! have forgotten what it said itself, hears of all.
 
-use std::sync::atomic::{Ordering, fence};
-
 use crossbeam_queue::ArrayQueue;
 
-use super::{Flow, Mark, Phase, Seen, Shape, Table, Tracked, Tracker};
+use super::{Flow, Mark, Ordering, Phase, Seen, Shape, Table, Tracked, Tracker, fence};
 use crate::flow_hash::FlowHasher;
 use crate::pool::units;
 use crate::rate::Tick;

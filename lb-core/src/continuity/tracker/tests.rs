@@ -1,3 +1,5 @@
+#![cfg(not(loom))]
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
