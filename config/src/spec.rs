@@ -88,7 +88,7 @@ table! {
         /// MiB of memory for packets.
         memory_mb: Optional<Within<u32, 64, 1_048_576>> = MEMORY_MB_DEFAULT,
         /// Flows that are remembered while backends change, at most, of IPv4 and as many of IPv6; 16
-        /// and 32 bytes each, and a quarter more. The table takes its memory at the start.
+        /// and 32 bytes each, and half as much again. The table takes its memory at the start.
         flows_max: Optional<Within<u32, 1024, 268_435_456>> = FLOWS_MAX_DEFAULT,
         /// Directory where what is remembered outlives the process, in files that no other process
         /// may use. Absent: /run/weir and the site's name.

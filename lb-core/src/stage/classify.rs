@@ -21,6 +21,7 @@ use crate::wire::icmp;
 /// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
 #[inline(always)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
+    let may_track = tables.may_track();
     burst.for_each_live(|frame, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
             return answer(frame.bytes(), meta, tables);
@@ -33,6 +34,9 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         meta.slot = reduce(meta.hash, service.slots.len());
         if let Some(slot) = service.slots.slots().get(meta.slot as usize) {
             prefetch(slot);
+        }
+        if may_track && service.may_track(&tables.tracker) {
+            tables.tracker.prefetch(service.key_shape, meta.hash);
         }
         Ok(())
     });

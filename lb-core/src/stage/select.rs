@@ -1,12 +1,12 @@
 //! Slot → backend; and of flows whose slot is changing, the backend that they are on.
 
 use crate::burst::{Burst, Meta, Rule};
-use crate::continuity::tracker::{Phase, Sign};
+use crate::continuity::tracker::{Glance, Phase, Sign, Tracked};
 use crate::continuity::transition::Moved;
 use crate::continuity::{Flow, NOBODY, Tracker};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
-use crate::frame::Frame;
+use crate::frame::{BURST_MAX, Frame};
 use crate::prefetch::prefetch;
 use crate::rate::Tick;
 use crate::tables::{ServiceTable, Tables};
@@ -20,7 +20,7 @@ use crate::wire::{SCTP, TCP, sctp, tcp};
 /// Drops: the service's [`without_slots`](ServiceTable::without_slots).
 #[inline(always)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
-    if tables.in_transition || !tables.tracker.is_empty() {
+    if tables.may_track() {
         return select_in_change(burst, tables, counters, now);
     }
     burst.for_each_live(|_, meta| {
@@ -62,21 +62,22 @@ fn select_in_change<F: Frame>(
     now: Tick,
 ) {
     let tracker = &*tables.tracker;
-    burst.for_each_live(|_, meta| {
+    let mut glances = [Glance::NONE; BURST_MAX];
+    burst.for_each_numbered(|i, _, meta| {
         if let Some(service) = tables.services.get(meta.service as usize)
-            && may_track(service, tracker)
+            && service.may_track(tracker)
         {
-            tracker.prefetch(service.key_shape, meta.hash);
+            glances[i] = tracker.glance(meta, service);
         }
         Ok(())
     });
-    burst.for_each_live(|frame, meta| {
+    burst.for_each_numbered(|i, frame, meta| {
         if meta.rule.is_return() {
             return Ok(());
         }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
-        meta.backend = if may_track(service, tracker) {
-            by_flow(frame.bytes(), meta, service, (tracker, counters), now)?
+        meta.backend = if service.may_track(tracker) {
+            by_flow((frame.bytes(), meta), service, (tracker, counters), glances[i], now)?
         } else {
             by_slot(meta, service)?
         };
@@ -85,43 +86,72 @@ fn select_in_change<F: Frame>(
     });
 }
 
-/// May a flow of the service be tracked, or become so?
-#[inline]
-fn may_track(service: &ServiceTable, tracker: &Tracker) -> bool {
-    service.transitions.is_some() || tracker.tracks(service.id)
+/// Of a flow that is tracked and goes on, which most are, nothing has to be written down.
+#[inline(always)]
+fn by_flow(
+    (frame, meta): (&[u8], &Meta),
+    service: &ServiceTable,
+    (tracker, counters): (&Tracker, &Counters),
+    glance: Glance,
+    now: Tick,
+) -> Result<u16, DropReason> {
+    let sign = if service.has_openings { sign(frame, meta) } else { Sign::GoesOn };
+    let found = tracker.find_after(glance, meta, service);
+    if let Some(found) = &found
+        && found.knows(sign, now)
+        && service.may_serve(found.backend())
+        && !is_by_slot(meta, service, found.backend())
+    {
+        return Ok(found.backend());
+    }
+    by_news(meta, service, (tracker, counters), found, (sign, now))
 }
 
-fn by_flow(
-    frame: &[u8],
+/// Would the slot say the same, if the flow were not tracked?
+#[inline]
+fn is_by_slot(meta: &Meta, service: &ServiceTable, backend: u16) -> bool {
+    service.slots.slots().get(meta.slot as usize) == Some(&backend)
+        && moved(meta, service) == Moved::No
+}
+
+#[inline]
+fn moved(meta: &Meta, service: &ServiceTable) -> Moved {
+    service.transitions.as_ref().map_or(Moved::No, |it| it.of(meta.hash))
+}
+
+/// Of a flow that there is something new of; `found`, if it was tracked when the burst came.
+#[inline(never)]
+fn by_news(
     meta: &Meta,
     service: &ServiceTable,
     (tracker, counters): (&Tracker, &Counters),
-    now: Tick,
+    found: Option<Tracked>,
+    (sign, now): (Sign, Tick),
 ) -> Result<u16, DropReason> {
-    let flow = Flow::new(meta, service);
-    let sign = if service.has_openings { sign(frame, meta) } else { Sign::GoesOn };
+    let flow = &Flow::new(meta, service);
+    // A packet before it in the burst may be the flow's first.
+    let found = found.or_else(|| tracker.find(flow));
     let opens = sign == Sign::Opens;
     // An error is about a flow, not a sign that it goes on.
     let is_flows_own = meta.rule != Rule::IcmpError;
-    let current = by_slot(meta, service);
-    let moved = service.transitions.as_ref().map_or(Moved::No, |it| it.of(meta.hash));
     let mut is_let_down = false;
-    if let Some(found) = tracker.find(&flow) {
+    if let Some(found) = &found {
         let backend = found.backend();
         // A client's port may be used again as soon as a connection is closed.
         let is_another = opens && found.phase() == Phase::Closing;
         if service.may_serve(backend) && found.age(now) <= service.idle_max && !is_another {
-            if moved == Moved::No && current == Ok(backend) {
-                tracker.forget(&flow, &found); // its slot says the same
+            if is_by_slot(meta, service, backend) {
+                tracker.forget(flow, found);
             } else if is_flows_own {
-                tracker.refresh(&flow, &found, sign, now);
+                tracker.refresh(flow, found, sign, now);
             }
             return Ok(backend);
         }
-        tracker.forget(&flow, &found);
+        tracker.forget(flow, found);
         is_let_down = !service.may_serve(backend);
     }
-    let from = match moved {
+    let current = by_slot(meta, service);
+    let from = match moved(meta, service) {
         // Who knew of its backend is to hear of the new one.
         Moved::No if is_let_down => None,
         Moved::No => return current,
@@ -130,7 +160,7 @@ fn by_flow(
     };
     let backend = from.map_or(current, Ok)?;
     if is_flows_own {
-        let has_room = tracker.track(&flow, backend, sign, now);
+        let has_room = tracker.track(flow, backend, sign, now);
         (if has_room { &counters.tracked } else { &counters.untracked }).add(1);
     }
     Ok(backend)
@@ -138,8 +168,10 @@ fn by_flow(
 
 /// What a packet says about its flow, by its own word.
 fn sign(frame: &[u8], meta: &Meta) -> Sign {
-    let segment = frame.get(meta.l4_offset.into()..).filter(|_| meta.rule.has_segment());
-    let byte = |place: usize| segment.and_then(|segment| segment.get(place)).copied();
+    if !meta.rule.has_segment() {
+        return Sign::GoesOn;
+    }
+    let byte = |place: usize| frame.get(usize::from(meta.l4_offset) + place).copied();
     match meta.tuple.protocol {
         TCP => match byte(tcp::FLAGS) {
             Some(flags) if flags & (tcp::FIN | tcp::RST) != 0 => Sign::Ends,

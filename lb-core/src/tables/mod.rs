@@ -91,6 +91,13 @@ impl Tables {
 }
 
 impl Tables {
+    /// May a flow of any service be tracked, or become so?
+    #[inline]
+    #[must_use]
+    pub fn may_track(&self) -> bool {
+        self.in_transition || !self.tracker.is_empty()
+    }
+
     /// When the tables change by themselves, if nothing else changes before.
     #[must_use]
     pub fn next_change(&self) -> Option<Tick> {
@@ -177,6 +184,13 @@ impl ServiceTable {
         let moved = self.transitions.as_ref().map_or(Moved::No, |it| it.of(hash));
         let slot = reduce(hash, self.slots.len()) as usize;
         self.slots.slots().get(slot).copied().filter(|_| moved == Moved::No)
+    }
+
+    /// May a flow of the service be tracked, or become so?
+    #[inline]
+    #[must_use]
+    pub fn may_track(&self, tracker: &Tracker) -> bool {
+        self.transitions.is_some() || tracker.tracks(self.id)
     }
 
     /// May the backend at `place` serve?

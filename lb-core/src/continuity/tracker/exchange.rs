@@ -73,7 +73,7 @@ impl Flow {
         };
         let tuple = Tuple { src, dst, ports, protocol, is_ipv6 };
         let hash = hasher.hash(&tuple, !service.keeps_clients());
-        Self::of(service, hash, key)
+        Self::of((shape, service), hash, key)
     }
 }
 

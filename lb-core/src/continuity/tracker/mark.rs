@@ -63,19 +63,12 @@ impl Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark(pub(super) u64);
 
-const PHASES: [Phase; 7] = [
-    Phase::Free,
-    Phase::Busy,
-    Phase::Opening,
-    Phase::Seen,
-    Phase::Established,
-    Phase::Closing,
-    Phase::Told,
-];
 const BACKEND: u32 = 16;
 const SERVICE: u32 = 32;
 const SERVICE_MASK: u64 = (1 << 17) - 1;
 const PHASE: u32 = 49;
+const PHASE_MASK: u64 = 7;
+const SEEN_MASK: u64 = 0xffff;
 const WRITING: u32 = 52;
 
 #[expect(clippy::cast_possible_truncation, reason = "the parts of a word")]
@@ -88,11 +81,19 @@ impl Mark {
 
     #[inline]
     pub(super) fn phase(self) -> Phase {
-        PHASES.get((self.0 >> PHASE & 7) as usize).copied().unwrap_or(Phase::Busy)
+        match self.0 >> PHASE & PHASE_MASK {
+            0 => Phase::Free,
+            2 => Phase::Opening,
+            3 => Phase::Seen,
+            4 => Phase::Established,
+            5 => Phase::Closing,
+            6 => Phase::Told,
+            _ => Phase::Busy,
+        }
     }
 
     fn with_phase(self, phase: Phase) -> Self {
-        Self(self.0 & !(7 << PHASE) | (phase as u64) << PHASE)
+        Self(self.0 & !(PHASE_MASK << PHASE) | (phase as u64) << PHASE)
     }
 
     #[inline]
@@ -120,6 +121,13 @@ impl Mark {
     pub(super) fn age(self, now: u16) -> u16 {
         let age = now.wrapping_sub(self.seen());
         if age > u16::MAX - 8 { 0 } else { age }
+    }
+
+    /// Is there nothing new in another packet of the flow? So it is with most.
+    #[inline]
+    pub(super) fn knows(self, sign: Sign, now: u16) -> bool {
+        let established = Self(now.into()).with_phase(Phase::Established);
+        sign == Sign::GoesOn && self.0 & (PHASE_MASK << PHASE | SEEN_MASK) == established.0
     }
 
     /// After another packet of the flow. What was seen now is not seen again for a while, so that a
@@ -159,7 +167,7 @@ impl Mark {
     }
 
     fn seen_last(self, seen: u16) -> Self {
-        Self(self.0 & !0xffff | u64::from(seen))
+        Self(self.0 & !SEEN_MASK | u64::from(seen))
     }
 
     /// The same flow as somebody else has it.
@@ -190,9 +198,9 @@ impl Mark {
         Self(self.0 & !(u64::MAX << WRITING) | busy.0 & u64::MAX << WRITING)
     }
 
-    /// Has nobody written between the two?
+    /// Has nobody written, or begun to, since it was `earlier`, which was not busy?
     #[inline]
-    pub(super) fn is_same_writing(self, other: Self) -> bool {
-        self.0 >> WRITING == other.0 >> WRITING && self.phase() != Phase::Busy
+    pub(super) fn is_same_writing(self, earlier: Self) -> bool {
+        self.0 >> WRITING == earlier.0 >> WRITING
     }
 }
