@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_core::model::{ClientAddress, Forward, FullNat, GUE_PORT, Tunnel, TunnelKind};
+use lb_core::rate::Tick;
 use lb_core::tables::Tables;
 use lb_core::tuple::address_bytes;
 
+use crate::tracked::tracked;
 use crate::traffic::{Flow, Flows, to_vip};
 use crate::world::{BACKEND_PORT, BACKENDS, Served, backend, establish, tables};
 use crate::{Args, Failure};
@@ -24,8 +26,33 @@ pub(crate) struct Case {
     pub(crate) packets: Flows,
     pub(crate) burst: usize,
     pub(crate) flows: u32,
+    pub(crate) pace: Pace,
     /// Cycles a frame, one for each round.
     pub(crate) cycles: Vec<f64>,
+}
+
+/// How a case with tracked flows goes on after the name of the one without.
+pub(crate) const TRACKED: &str = " tracked";
+
+/// How the time goes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// It stands still: of a flow that was seen, nothing is new.
+    Busy,
+    /// Most packets are the first of their flow for seconds, which is written down.
+    Idle,
+}
+
+impl Pace {
+    /// The time of a burst.
+    pub(crate) fn now(self, burst: u64) -> Tick {
+        /// By how much the clocks of workers may differ, in units of 4096 ms: so it may begin again.
+        const UNITS: u64 = 8;
+        match self {
+            Self::Busy => Tick(0),
+            Self::Idle => Tick((burst % UNITS) << 12),
+        }
+    }
 }
 
 /// All cases that were asked for.
@@ -34,6 +61,8 @@ pub(crate) fn cases(args: &Args) -> Result<Vec<Case>, Failure> {
     let tunnel = |kind| Forward::Tunnel(Tunnel { kind, source: None });
     cases.one_way("l2dsr IPv4", Forward::L2dsr, [false; 2])?;
     cases.one_way("l2dsr IPv6", Forward::L2dsr, [true; 2])?;
+    cases.tracked("l2dsr IPv4", false)?;
+    cases.tracked("l2dsr IPv6", true)?;
     for (forward, mode) in [
         (Forward::IPIP, "ipip"),
         (tunnel(TunnelKind::Gue { port: GUE_PORT }), "gue"),
@@ -68,21 +97,59 @@ impl Cases<'_> {
     }
 
     fn add(&mut self, name: &str, tables: &Tables, packets: &Flows, flows_max: u32) {
+        for flows in self.flows() {
+            self.add_bursts(name, tables, packets, (flows.min(flows_max), Pace::Busy));
+        }
+    }
+
+    /// The numbers of flows that were asked for.
+    fn flows(&self) -> impl Iterator<Item = u32> + use<> {
+        let wanted = self.args.flows;
+        FLOWS.into_iter().filter(move |flows| wanted.is_none_or(|n| n == *flows))
+    }
+
+    fn add_bursts(
+        &mut self,
+        name: &str,
+        tables: &Tables,
+        packets: &Flows,
+        (flows, pace): (u32, Pace),
+    ) {
         if !self.wants(name) {
             return;
         }
-        for flows in FLOWS.into_iter().filter(|flows| self.args.flows.is_none_or(|n| n == *flows)) {
-            for burst in BURSTS.into_iter().filter(|n| self.args.burst.is_none_or(|it| it == *n)) {
-                self.cases.push(Case {
-                    name: name.into(),
-                    tables: tables.clone(),
-                    packets: packets.clone(),
-                    burst,
-                    flows: flows.min(flows_max),
-                    cycles: Vec::new(),
-                });
+        for burst in BURSTS.into_iter().filter(|n| self.args.burst.is_none_or(|it| it == *n)) {
+            self.cases.push(Case {
+                name: name.into(),
+                tables: tables.clone(),
+                packets: packets.clone(),
+                burst,
+                flows,
+                pace,
+                cycles: Vec::new(),
+            });
+        }
+    }
+
+    /// What clients send while all slots of the service are in transition, and all flows are tracked.
+    fn tracked(&mut self, name: &str, is_ipv6: bool) -> Result<(), Failure> {
+        let name = &format!("{name}{TRACKED}");
+        let idle = &format!("{name}, idle");
+        if !self.wants(name) && !self.wants(idle) {
+            return Ok(());
+        }
+        let vip = VIP[usize::from(is_ipv6)].parse()?;
+        let served = Served { forward: Forward::L2dsr, vip, ipv6_backends: is_ipv6 };
+        let packets = Flows::ToVip(address_bytes(vip));
+        for flows in self.flows() {
+            for (name, pace) in [(name, Pace::Busy), (idle, Pace::Idle)] {
+                if self.wants(name) {
+                    let tables = tracked(&served, flows, !self.args.small_pages)?;
+                    self.add_bursts(name, &tables, &packets, (flows, pace));
+                }
             }
         }
+        Ok(())
     }
 
     /// What clients send.

@@ -11,6 +11,7 @@
 mod cases;
 mod flood;
 mod maglev;
+mod tracked;
 mod traffic;
 mod world;
 
@@ -18,7 +19,7 @@ use std::alloc::System;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cases::{Case, cases};
+use cases::{Case, TRACKED, cases};
 use clap::Parser;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
@@ -61,6 +62,9 @@ struct Args {
     /// Where the figures are written.
     #[arg(long, default_value = "target/bench/engine.json")]
     json: PathBuf,
+    /// Tracked flows in pages of 4 KiB, not in huge ones.
+    #[arg(long)]
+    small_pages: bool,
     /// The CPU to run on; the last one, if not given.
     #[arg(long)]
     cpu: Option<usize>,
@@ -90,7 +94,7 @@ fn main() -> Result<(), Failure> {
     let mut cases = cases(&args)?;
     for round in 0..=args.rounds {
         for case in &mut cases {
-            let cycles = run(case, args.frames, &clock);
+            let cycles = run(case, round, args.frames, &clock);
             if round > 0 {
                 case.cycles.push(cycles); // the first warms up
             }
@@ -113,7 +117,7 @@ fn main() -> Result<(), Failure> {
 }
 
 /// Cycles a frame.
-fn run(case: &Case, frames_wanted: u64, clock: &Clock) -> f64 {
+fn run(case: &Case, round: usize, frames_wanted: u64, clock: &Clock) -> f64 {
     let counters = Counters::new(16);
     let mut state = State::new(SETTINGS);
     let mut burst = Burst::default();
@@ -124,7 +128,8 @@ fn run(case: &Case, frames_wanted: u64, clock: &Clock) -> f64 {
     let mut empty = cycles.clone();
     empty.reserve_exact(cycles.capacity());
     let region = Region::new(ALLOCATOR);
-    for _ in 0..bursts {
+    for number in 0..bursts {
+        state.now = case.pace.now(number + round as u64); // the flows are the same in every round
         for frame in &mut frames {
             frame.reset(MAC, &case.packets.get(random.below(case.flows)), tcp::ACK);
         }
@@ -199,15 +204,22 @@ fn figures(case: Case, nanoseconds_per_cycle: f64) -> Figures {
 }
 
 fn print(figures: &[Figures]) {
-    println!("cycles a frame: median of the rounds (min to max); nanoseconds");
     println!(
-        "{:<24} {:>6} {:>11}  {:>7} {:>17} {:>7}",
-        "case", "burst", "flows", "cycles", "min to max", "ns"
+        "cycles a frame: median of the rounds (min to max); nanoseconds; of tracked flows, how many"
+    );
+    println!("cycles more it is than without");
+    println!(
+        "{:<24} {:>6} {:>11}  {:>7} {:>17} {:>7} {:>6}",
+        "case", "burst", "flows", "cycles", "min to max", "ns", "more"
     );
     for f in figures {
         let spread = format!("{:.1} to {:.1}", f.cycles_min, f.cycles_max);
+        let untracked = f.name.split_once(TRACKED).and_then(|(name, _)| {
+            figures.iter().find(|it| (&*it.name, it.burst, it.flows) == (name, f.burst, f.flows))
+        });
+        let more = untracked.map_or(String::new(), |it| format!("{:.1}", f.cycles - it.cycles));
         println!(
-            "{:<24} {:>6} {:>11}  {:>7.1} {:>17} {:>7.1}",
+            "{:<24} {:>6} {:>11}  {:>7.1} {:>17} {:>7.1} {more:>6}",
             f.name, f.burst, f.flows, f.cycles, spread, f.nanoseconds
         );
     }

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use lb_core::burst::{Burst, Meta, WorkerId};
+use lb_core::continuity::Tracker;
 use lb_core::counters::Counters;
 use lb_core::frame::{BURST_MAX, Frame as _, Frames};
 use lb_core::model::{
     Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec, Vip,
 };
 use lb_core::pipeline::process;
+use lb_core::rate::Tick;
 use lb_core::state::{Settings, State};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
@@ -21,7 +23,7 @@ use lb_core::wire::ethernet::MacAddr;
 use lb_core::wire::tcp;
 
 use crate::Failure;
-use crate::traffic::{BenchFrame, Flow, to_vip};
+use crate::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
 
 /// The balancer's MAC.
 pub(crate) const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -55,46 +57,98 @@ pub(crate) fn backend(n: u8, is_ipv6: bool) -> IpAddr {
 
 /// Tables for these services, with a gateway to all clients.
 pub(crate) fn tables(services: &[Served]) -> Result<Tables, Failure> {
-    let services: Result<Vec<Service>, Failure> = (0..).zip(services).map(service).collect();
-    let desired =
-        DesiredState::new(HASH_KEY, services?).map_err(|findings| format!("{findings:?}"))?;
-    let ports: Arc<[Port]> = Arc::new([Port {
-        name: "lan0".into(),
-        mac: MAC,
-        mtu: 9000,
-        addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
-        kernel: true,
-        udp_checksums: false,
-    }]);
-    let hop = |n| NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None };
-    let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });
-    let numbers = (1..=BACKENDS).flat_map(|n| [(n, false), (n, true)]);
-    let next_hops: NextHops =
-        numbers.map(|(n, is_ipv6)| (backend(n, is_ipv6), resolved(n))).collect();
-    let mut tables = compile(&desired, &Circumstances::new(&ports, &next_hops), None);
-    let routes = BTreeMap::from([
-        ("0.0.0.0/0".parse()?, RouteWays::Gateways(vec![hop(254)])),
-        ("::/0".parse()?, RouteWays::Gateways(vec![hop(254)])),
-    ]);
-    tables.fib = Arc::new(Fib::new(&routes, &BTreeMap::new(), &ports));
+    let services = (0..).zip(services).map(|(number, served)| service(number, served));
+    let network = Network::new()?;
+    let mut tables = network.compile(services.collect::<Result<_, Failure>>()?, None, Tick(0))?;
+    let gateway = || RouteWays::Gateways(vec![hop(254)]);
+    let routes = BTreeMap::from([("0.0.0.0/0".parse()?, gateway()), ("::/0".parse()?, gateway())]);
+    tables.fib = Arc::new(Fib::new(&routes, &BTreeMap::new(), &network.ports));
     Ok(tables)
 }
 
-fn service((number, served): (u32, &Served)) -> Result<Service, Failure> {
-    let Served { forward, vip, ipv6_backends } = *served;
-    let port = matches!(forward, Forward::Nat | Forward::FullNat(_)).then_some(BACKEND_PORT);
-    let backend = |n| Backend {
-        address: backend(n, ipv6_backends),
-        port,
-        weight: 1,
-        drain: false,
-        static_hop: None,
-    };
-    let vip = Vip { address: vip.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
-    let spec = ServiceSpec {
-        backends: (1..=BACKENDS).map(backend).collect(),
-        ..ServiceSpec::new(&format!("bench{number}"), vip, forward)
-    };
+/// Tables for services that have just moved from [`BACKENDS`] backends, which drain, to as many others:
+/// all of their slots are in transition, and the flows that they have are to be tracked.
+pub(crate) fn moving_tables(
+    served: &Served,
+    protocols: &[Protocol],
+    tracker: Tracker,
+) -> Result<Tables, Failure> {
+    let network = Network::new()?;
+    let mut before = network.compile(sharing(served, protocols, 1)?, None, Tick(0))?;
+    before.tracker = Arc::new(tracker);
+    network.compile(sharing(served, protocols, 1 + BACKENDS)?, Some(&before), Tick(0))
+}
+
+/// A service for each protocol, with backends of which only those from number `first` on take slots.
+fn sharing(served: &Served, protocols: &[Protocol], first: u8) -> Result<Vec<Service>, Failure> {
+    let backends = (1..=2 * BACKENDS).map(|n| Backend {
+        drain: !(first..first + BACKENDS).contains(&n),
+        ..member(backend(n, served.ipv6_backends), None)
+    });
+    let backends: Vec<Backend> = backends.collect();
+    let service =
+        |(number, protocol): (u32, &Protocol)| made(number, served, (*protocol, backends.clone()));
+    (0..).zip(protocols).map(service).collect()
+}
+
+/// What there is besides services.
+struct Network {
+    ports: Arc<[Port]>,
+    next_hops: NextHops,
+}
+
+impl Network {
+    fn new() -> Result<Self, Failure> {
+        let ports: Arc<[Port]> = Arc::new([Port {
+            name: "lan0".into(),
+            mac: MAC,
+            mtu: 9000,
+            addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
+            kernel: true,
+            udp_checksums: false,
+        }]);
+        let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });
+        let numbers = (1..=2 * BACKENDS).flat_map(|n| [(n, false), (n, true)]);
+        let next_hops = numbers.map(|(n, is_ipv6)| (backend(n, is_ipv6), resolved(n))).collect();
+        Ok(Self { ports, next_hops })
+    }
+
+    fn compile(
+        &self,
+        services: Vec<Service>,
+        previous: Option<&Tables>,
+        now: Tick,
+    ) -> Result<Tables, Failure> {
+        let desired =
+            DesiredState::new(HASH_KEY, services).map_err(|findings| format!("{findings:?}"))?;
+        let circumstances =
+            Circumstances { now, ..Circumstances::new(&self.ports, &self.next_hops) };
+        Ok(compile(&desired, &circumstances, previous))
+    }
+}
+
+fn hop(n: u8) -> NextHop {
+    NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None }
+}
+
+fn service(number: u32, served: &Served) -> Result<Service, Failure> {
+    let port = matches!(served.forward, Forward::Nat | Forward::FullNat(_)).then_some(BACKEND_PORT);
+    let backend = |n| member(backend(n, served.ipv6_backends), port);
+    made(number, served, (Protocol::Tcp, (1..=BACKENDS).map(backend).collect()))
+}
+
+fn member(address: IpAddr, port: Option<u16>) -> Backend {
+    Backend { address, port, weight: 1, drain: false, static_hop: None }
+}
+
+fn made(
+    number: u32,
+    served: &Served,
+    (protocol, backends): (Protocol, Vec<Backend>),
+) -> Result<Service, Failure> {
+    let vip = Vip { address: served.vip.into(), ports: PortRange::one(VIP_PORT), protocol };
+    let name = format!("bench{number}");
+    let spec = ServiceSpec { backends, ..ServiceSpec::new(&name, vip, served.forward) };
     Service::new(spec).map_err(|findings| format!("{findings:?}").into())
 }
 
