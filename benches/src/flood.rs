@@ -263,7 +263,7 @@ impl Scene {
 }
 
 /// 24 bytes of a datagram, with this number, flags and offset.
-fn fragment(frame: &mut BenchFrame, flow: &Flow, (number, place): (u32, u16)) {
+pub(crate) fn fragment(frame: &mut BenchFrame, flow: &Flow, (number, place): (u32, u16)) {
     let bytes = frame.restart(14 + 20 + 24);
     headers(bytes, MAC, flow, (TCP, 24));
     let [.., high, low] = number.to_be_bytes();

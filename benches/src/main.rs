@@ -11,6 +11,7 @@
 mod cases;
 mod flood;
 mod maglev;
+mod spoofed;
 mod tracked;
 mod traffic;
 mod world;
@@ -50,7 +51,8 @@ struct Args {
     /// Frames of a case in a round.
     #[arg(long, default_value_t = 1_000_000)]
     frames: u64,
-    /// Only cases whose name contains this; `flood`: only what floods do.
+    /// Only cases whose name contains this; `flood`: only what floods do; `spoofed`: only whether floods
+    /// push tracked flows out, which is not part of other runs.
     #[arg(long, default_value = "")]
     only: String,
     /// Only cases with bursts of this many frames.
@@ -91,6 +93,9 @@ fn main() -> Result<(), Failure> {
         core_affinity::set_for_current(cpu);
     }
     let clock = Clock::new();
+    if args.only == "spoofed" {
+        return spoofed::report(&args, &clock);
+    }
     let mut cases = cases(&args)?;
     for round in 0..=args.rounds {
         for case in &mut cases {

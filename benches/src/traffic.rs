@@ -132,6 +132,11 @@ impl BenchFrame {
     }
 }
 
+/// The number of the client that a datagram for [`to_vip`] is from; `frame` is IPv4 and has no tag.
+pub(crate) fn client_of(frame: &[u8]) -> u32 {
+    u32::from_be_bytes([frame[27], frame[28], frame[29], frame[35]])
+}
+
 /// Ethernet and IP header.
 pub(crate) fn headers(bytes: &mut [u8], mac: MacAddr, flow: &Flow, (protocol, len): (u8, u16)) {
     bytes[..6].copy_from_slice(mac.as_bytes());

@@ -79,6 +79,16 @@ pub(crate) fn moving_tables(
     network.compile(sharing(served, protocols, 1 + BACKENDS)?, Some(&before), Tick(0))
 }
 
+/// The tables after those of [`moving_tables`], by a time when no slot is in transition any more.
+pub(crate) fn moved_tables(
+    served: &Served,
+    protocols: &[Protocol],
+    (moving, now): (&Tables, Tick),
+) -> Result<Tables, Failure> {
+    let services = sharing(served, protocols, 1 + BACKENDS)?;
+    Network::new()?.compile(services, Some(moving), now)
+}
+
 /// A service for each protocol, with backends of which only those from number `first` on take slots.
 fn sharing(served: &Served, protocols: &[Protocol], first: u8) -> Result<Vec<Service>, Failure> {
     let backends = (1..=2 * BACKENDS).map(|n| Backend {
