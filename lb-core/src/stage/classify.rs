@@ -124,9 +124,17 @@ pub(crate) mod tests {
 
     /// Tables with the ports and next hops of the tests of `compile`.
     pub(crate) fn tables(services: impl IntoIterator<Item = ServiceSpec>) -> Tables {
+        tables_after(None, services)
+    }
+
+    /// The version of them after `previous`.
+    pub(crate) fn tables_after(
+        previous: Option<&Tables>,
+        services: impl IntoIterator<Item = ServiceSpec>,
+    ) -> Tables {
         let services = services.into_iter().map(|spec| Service::new(spec).unwrap()).collect();
         let desired = DesiredState::new(HashKey([7; 16]), services).unwrap();
-        compile(&desired, &Circumstances::new(&ports(), &next_hops()), None)
+        compile(&desired, &Circumstances::new(&ports(), &next_hops()), previous)
     }
 
     /// Frames that came by the first port, parsed and classified.

@@ -3,7 +3,8 @@ use crate::burst::tests::burst_of;
 use crate::model::Backend;
 use crate::model::tests::{backend, spec};
 use crate::sim::SimFrame;
-use crate::stage::classify::tests::tables;
+use crate::sim::packet::Packet;
+use crate::stage::classify::tests::{classified, tables, tables_after};
 
 #[test]
 fn the_slot_s_owner_is_the_backend() {
@@ -38,4 +39,30 @@ fn the_slot_s_owner_is_the_backend() {
             Err(reason) => assert_eq!(burst.drops()[reason as usize], 1, "{service} {slot}"),
         }
     }
+}
+
+/// What a flow's first packet decides is known to the second, also if both are in one burst.
+#[test]
+fn a_flow_may_begin_and_go_on_in_one_burst() {
+    let with = |backends: &[&str]| [spec("web", "10.0.0.100", backends)];
+    let before = tables(with(&["10.0.0.11", "10.0.0.12"]));
+    let tables = tables_after(Some(&before), with(&["10.0.0.12"]));
+    let packets = (0..32).flat_map(|client| {
+        let packet = Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80");
+        [packet.clone(), packet]
+    });
+    let mut burst = classified(&tables, packets);
+    burst.for_each_numbered(|i, frame, meta| {
+        let flags = usize::from(meta.l4_offset) + tcp::FLAGS;
+        frame.bytes_mut()[flags] = [tcp::SYN, tcp::ACK][i % 2];
+        Ok(())
+    });
+    let counters = Counters::new(1);
+    select(&mut burst, &tables, &counters, Tick(0));
+    for i in 0..64 {
+        let Meta { backend, .. } = burst.meta(i);
+        let address = &tables.services[0].roster.get(*backend).unwrap().backend.address;
+        assert_eq!(address.to_string(), "10.0.0.12", "{i}: it has begun with the change");
+    }
+    assert!((8..=24).contains(&counters.tracked.get()), "half of the slots have moved");
 }
