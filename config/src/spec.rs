@@ -61,10 +61,10 @@ table! {
         /// trying things out only.
         hash_key: Optional<HashKey>,
         /// Key that balancers of the site know each other by, 64 hexadecimal digits, the same on all of
-        /// them; needed with [[peer]]. Keep it secret: who knows it can lead flows astray.
+        /// them; needed with peers. Keep it secret: who knows it can lead flows astray.
         peer_key: Optional<PeerKey>,
         /// Address of this balancer where its peers reach it, and it comes from; with a port, if that is
-        /// not 9302. Needed with [[peer]].
+        /// not 9302. Needed with peers.
         peer_listen: Optional<PeerAddress>,
     }
 }
