@@ -80,6 +80,10 @@ pub enum Problem {
     ))]
     NoCheckSource { version: u8 },
 
+    #[error("{0} is a port's own address, and what comes from it is not known to be an answer")]
+    #[diagnostic(help("use another address for the service, or write `via = \"backend\"`"))]
+    CheckOfOwn(IpAddr),
+
     #[error("there is no [[peer]]")]
     #[diagnostic(help("add a [[peer]] for each of the other balancers, or remove this key"))]
     NoPeer,
@@ -87,6 +91,10 @@ pub enum Problem {
     #[error("{0} is not an address where a peer can be reached")]
     #[diagnostic(help("write the unicast address that it has as `peer_listen`"))]
     PeerNotUnicast(IpAddr),
+
+    #[error("{0} is not an address where peers can call")]
+    #[diagnostic(help("write one of this balancer's own, as it is in the others' [[peer]]"))]
+    ListenNotUnicast(IpAddr),
 
     #[error("{} is not an IP address", cut(given))]
     #[diagnostic(help(

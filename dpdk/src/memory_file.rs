@@ -5,6 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicU64;
 
+use nix::fcntl::posix_fallocate;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 /// Maps a file's first `words * 8` bytes for good; the file is made that long, and what is new of it
@@ -14,14 +15,13 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 /// ends the process. That is why such a file belongs into a directory that is ours alone.
 ///
 /// # Errors
-/// What the kernel says.
+/// What the kernel says: there may be no room for it, above all.
 pub fn map_words(file: &File, words: usize) -> io::Result<&'static [AtomicU64]> {
     let bytes = words.checked_mul(size_of::<AtomicU64>()).and_then(NonZeroUsize::new);
     let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
-    let length = u64::try_from(bytes.get()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    if file.metadata()?.len() < length {
-        file.set_len(length)?;
-    }
+    let length = i64::try_from(bytes.get()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // Room for all of it now: where the file system has none later, a write ends the process.
+    posix_fallocate(file, 0, length)?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing that is ours.
     let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file, 0) }?;

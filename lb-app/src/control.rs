@@ -112,6 +112,7 @@ pub(crate) struct Control {
     tables: Arc<Tables>,
     memory: Memory,
     sweeper: Sweeper,
+    next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
     config: Config,
     next_hops: NextHops,
@@ -129,6 +130,7 @@ pub(crate) struct Control {
 impl Control {
     /// Starts everything. Services take traffic when this returns.
     pub(crate) async fn start(config: Config) -> Result<Self, StartError> {
+        let started = memory::now();
         let mut guards = Vec::new();
         for port in &config.ports {
             let guard = Guard::for_device(&port.device)
@@ -170,6 +172,7 @@ impl Control {
             tables,
             memory,
             sweeper: Sweeper::default(),
+            next_sweep: Instant::now(),
             ports,
             config,
             next_hops,
@@ -182,7 +185,7 @@ impl Control {
         };
         control.checkers.check(&control.config.desired);
         control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
-        let is_restart = control.memory.away().is_some_and(|away| away < RESTART_MAX);
+        let is_restart = control.memory.away(started).is_some_and(|away| away < RESTART_MAX);
         let patience = if is_restart { AFTER_RESTART } else { AFTER_AN_ABSENCE };
         let states = control.peers.first_states(patience.states);
         let (resolved, states) = tokio::join!(control.resolve_all(), states);
@@ -200,12 +203,19 @@ impl Control {
     }
 
     /// Goes on from where peers are. `false`: from where we were.
-    fn adopt(&mut self, states: Vec<Vec<Remembered>>) -> bool {
+    fn adopt(&mut self, mut states: Vec<Vec<Remembered>>) -> bool {
         let mut is_change = false;
-        for state in states {
+        // Who knows most, last.
+        states.sort_by_key(|state| state.iter().filter(|it| it.transitions.is_some()).count());
+        for mut state in states {
+            // What is asked for decides, where a peer has not had the file yet, or we had not.
+            state.retain(|it| {
+                self.config.desired.services().iter().any(|service| it.is_of(service))
+            });
             let own = self.tables.remember();
-            let joined = continuity::join(own, state, &self.tables.tracker, memory::now());
+            let joined = continuity::join(own, state, &self.tables.tracker);
             if let Some(tables) = self.tables.resume(joined) {
+                tables.tracker.defer(memory::now());
                 (self.tables, is_change) = (Arc::new(tables), true);
             } else {
                 warn!("what a peer says of services contradicts itself");
@@ -296,19 +306,25 @@ impl Control {
         Ok(())
     }
 
-    /// How long it is until [`Control::look_after_flows`] has something to do.
-    pub(crate) fn until_flows_need_care(&self) -> Duration {
+    /// When [`Control::look_after_flows`] has something to do. It does not move when other things happen.
+    pub(crate) fn flows_need_care(&self) -> Instant {
         let change =
             self.tables.next_change().map(|change| change.0.saturating_sub(memory::now().0));
-        change.map_or(SWEEP_PAUSE, |change| SWEEP_PAUSE.min(Duration::from_millis(change)))
+        let change = change.map(|change| Instant::now() + Duration::from_millis(change));
+        change.map_or(self.next_sweep, |change| change.min(self.next_sweep))
     }
 
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
         let now = memory::now();
-        self.memory.note_alive();
-        let is_to_sweep = !self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables);
-        let has_news = is_to_sweep && self.sweeper.sweep(&self.tables, now);
+        let mut has_news = false;
+        if self.next_sweep <= Instant::now() {
+            self.next_sweep = Instant::now() + SWEEP_PAUSE;
+            self.memory.note_alive();
+            if !self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables) {
+                has_news = self.sweeper.sweep(&self.tables, now);
+            }
+        }
         if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
             self.publish_if_changed().await;

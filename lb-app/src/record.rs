@@ -160,6 +160,12 @@ impl From<&Remembered> for ServiceRecord {
 }
 
 impl ServiceRecord {
+    /// For how many slots memory is taken when it is read: of its table, and of its transitions.
+    pub(crate) fn slots(&self) -> u64 {
+        let moved = self.transitions.as_ref().map_or(0, |transitions| transitions.slots);
+        u64::from(self.slots.max(moved))
+    }
+
     /// `None`, if that cannot be.
     pub(crate) fn remembered(self) -> Option<Remembered> {
         let seat = |seat: Seat| {

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Coarse monotonic time: milliseconds since the process began.
+/// Coarse monotonic time: milliseconds since some beginning; in the balancer, since the machine's
+/// start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(pub u64);
 

@@ -64,7 +64,12 @@ pub(super) fn check_ports(service: &spec::Service, ports: &Ports, report: &mut R
     let is_answerable = |port: &PortConfig| {
         port.kernel && port.addresses.iter().any(|net| net.addr().is_ipv6() == is_ipv6)
     };
-    if via.value == Via::Service && !ports.configs.iter().any(is_answerable) {
+    if via.value != Via::Service {
+        return;
+    }
+    if ports.addresses.contains_key(&address.value.0.addr()) {
+        report.add(via.span, Problem::CheckOfOwn(address.value.0.addr()));
+    } else if !ports.configs.iter().any(is_answerable) {
         report.add(via.span, Problem::NoCheckSource { version: if is_ipv6 { 6 } else { 4 } });
     }
 }

@@ -34,6 +34,9 @@ pub(super) fn peering(
             report.add(first.span, Problem::PeersNeed { key, example });
         }
     }
+    if let Some(listen) = listen.filter(|listen| !is_unicast(listen.value.0.ip())) {
+        report.add(listen.span, Problem::ListenNotUnicast(listen.value.0.ip()));
+    }
     let first_above = peers.items.get(PEERS_MAX).map(|peer| peer.span);
     bounded("peers", peers.items.len(), PEERS_MAX, first_above, report);
     let addresses = addresses(peers, report);

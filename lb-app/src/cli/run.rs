@@ -105,14 +105,14 @@ impl Signals {
     }
 
     async fn next(&mut self, control: &mut Control) -> Result<Event, Failure> {
-        let pause = control.until_flows_need_care();
+        let care = control.flows_need_care();
         Ok(tokio::select! {
             _ = self.terminate.recv() => Event::Leave,
             _ = self.interrupt.recv() => Event::Leave,
             _ = self.hangup.recv() => Event::Reload,
             _ = self.user1.recv() => Event::Counters,
             changed = control.changed() => Event::Follow(changed?),
-            () = tokio::time::sleep(pause) => Event::Flows,
+            () = tokio::time::sleep_until(care) => Event::Flows,
         })
     }
 }

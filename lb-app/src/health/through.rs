@@ -86,7 +86,12 @@ impl Through {
     pub(super) fn follow(&self, desired: &DesiredState, ports: &Arc<[Port]>, next_hops: &NextHops) {
         let before = Arc::clone(&self.ways.borrow());
         let checked = desired.filtered(is_checked_so);
-        let ways = Ways::new(&checked, ports, next_hops, Some(&before.tables));
+        // Of other services nothing is kept, nor is any backend that has left.
+        let known = &before.tables.services;
+        let mut pairs = known.iter().zip(checked.services());
+        let is_same = known.len() == checked.services().len()
+            && pairs.all(|(table, service)| Arc::ptr_eq(&table.source, service));
+        let ways = Ways::new(&checked, ports, next_hops, is_same.then_some(&before.tables));
         self.ways.send_replace(Arc::new(ways));
     }
 

@@ -80,7 +80,10 @@ impl CheckNet {
 impl Drop for CheckNet {
     fn drop(&mut self) {
         self.end = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.take() else { return };
+        // The last who has it may be a check, on that very thread.
+        let is_ours = thread.thread().id() != thread::current().id();
+        if is_ours && thread.join().is_err() {
             error!("the thread of the checks through services ended early");
         }
     }

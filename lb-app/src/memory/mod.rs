@@ -42,7 +42,10 @@ pub(crate) enum MemoryError {
         .0.display()
     )]
     InUse(PathBuf),
-    #[error("{}: {source}; write another `state_dir` in [dataplane]", path.display())]
+    #[error(
+        "{}: {source}; write another `state_dir` or a lower `flows_max` in [dataplane]",
+        path.display()
+    )]
     Io { path: PathBuf, source: io::Error },
 }
 
@@ -71,11 +74,13 @@ pub(crate) struct Memory {
     directory: PathBuf,
     identity: Identity,
     tracker: Arc<Tracker>,
-    /// The connections of `fullnat`.
+    /// The connections of `fullnat`: of those that are wanted, as far as there is memory for them.
     pools: Vec<Arc<Pool>>,
+    wanted: BTreeSet<IpNet>,
     /// When we were here last.
     alive: &'static AtomicU64,
-    away: Option<Duration>,
+    /// The same of the process before, if there was one whose memory this is.
+    last_alive: Option<Tick>,
     /// As long as it is held, the directory is ours.
     _lock: Flock<File>,
 }
@@ -144,8 +149,7 @@ impl Memory {
         write_header(header, &identity);
         let alive =
             header.get(ALIVE).ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
-        let away =
-            before.as_ref().map(|it| Duration::from_millis(now().0.saturating_sub(it.alive.0)));
+        let last_alive = before.as_ref().map(|it| it.alive);
         let tracker = Tracker::over(flows, flows_max).map(|it| Arc::new(it.with_news(NEWS)));
         let tracker = tracker.ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
         let tables = before.and_then(|before| {
@@ -163,13 +167,15 @@ impl Memory {
             );
         }
         let directory = directory.into();
-        let pools = Vec::new();
-        Ok((Self { directory, identity, tracker, pools, alive, away, _lock: lock }, tables))
+        let (pools, wanted) = (Vec::new(), BTreeSet::new());
+        let memory =
+            Self { directory, identity, tracker, pools, wanted, alive, last_alive, _lock: lock };
+        Ok((memory, tables))
     }
 
-    /// How long there was no process, if there was one before whose memory this is.
-    pub(crate) fn away(&self) -> Option<Duration> {
-        self.away
+    /// How long there was no process until `started`, if there was one before whose memory this is.
+    pub(crate) fn away(&self, started: Tick) -> Option<Duration> {
+        self.last_alive.map(|alive| Duration::from_millis(started.0.saturating_sub(alive.0)))
     }
 
     /// We are here: to be said now and then.
@@ -184,9 +190,10 @@ impl Memory {
 
     /// The pools of these prefixes, with the connections that they had.
     pub(crate) fn pools(&mut self, wanted: &BTreeSet<IpNet>) -> &[Arc<Pool>] {
-        if self.pools.iter().map(|pool| pool.net()).eq(wanted.iter().copied()) {
+        if self.wanted == *wanted {
             return &self.pools;
         }
+        self.wanted.clone_from(wanted);
         self.pools.retain(|pool| wanted.contains(&pool.net()));
         if let Err(error) = pools::remove_others(&self.directory, wanted) {
             warn!("{}: {error}", self.directory.display());
@@ -196,7 +203,8 @@ impl Memory {
                 match pools::open_pool(&self.directory, *net, &self.identity) {
                     Ok(pool) => self.pools.push(Arc::new(pool)),
                     Err(error) => {
-                        warn!("pool {net}: {error}; a restart will break its connections");
+                        let directory = self.directory.display();
+                        warn!("{directory}: {error}; a restart will break connections of {net}");
                     }
                 }
             }

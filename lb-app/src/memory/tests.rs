@@ -74,7 +74,7 @@ fn the_next_process_goes_on_from_there() {
     let path = directory.path().join("deep/edge-1");
     let (memory, before) = reopen(&path);
     assert!(before.is_none(), "there was none");
-    assert_eq!(memory.away(), None);
+    assert_eq!(memory.away(now()), None);
     memory.note_alive();
     let tables = empty(7).resume(services()).unwrap();
     memory.save(&tables);
@@ -85,7 +85,7 @@ fn the_next_process_goes_on_from_there() {
     let (memory, before) = reopen(&path);
     let before = before.expect("it was left in order");
     assert_eq!(before.remember(), services());
-    assert!(memory.away().is_some_and(|away| away < Duration::from_secs(10)), "{memory:?}");
+    assert!(memory.away(now()).is_some_and(|away| away < Duration::from_secs(10)), "{memory:?}");
     assert_eq!(before.services[0].slots, tables.services[0].slots);
     assert!(Arc::ptr_eq(&before.tracker, memory.tracker()));
     assert!(!Arc::ptr_eq(&tracker, memory.tracker()), "another mapping");

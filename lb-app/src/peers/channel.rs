@@ -34,7 +34,8 @@ pub(super) enum PeerError {
     #[error("it is not reached ({0})")]
     Io(io::ErrorKind),
     #[error(
-        "it hangs up; has it the same `peer_key`, and a [[peer]] with this one's `peer_listen`?"
+        "it hangs up; is it leaving, or has it another `peer_key`, or no [[peer]] with this one's \
+         `peer_listen`?"
     )]
     HungUp,
     #[error("it has another `peer_key`, or is no balancer")]

@@ -9,7 +9,7 @@ use lb_core::rate::Tick;
 use lb_core::tables::Tables;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::channel::{Hearing, Identity, PeerError, Saying, greet};
@@ -28,6 +28,11 @@ const CALL_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::
 const REPLY_BYTES_MAX: usize = 64 << 20;
 /// Services that a peer may have.
 const SERVICES_MAX: usize = lb_core::model::SERVICES_MAX;
+/// Slots of all its services that it may tell of, for which memory is taken: so many of our own tables
+/// would be larger than most machines.
+const SLOTS_MAX: u64 = 1 << 26;
+/// How often a peer is asked again for flows that could not be placed, at most.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Flows a second that a peer may tell of.
 const HEARD_PER_SECOND: u32 = 2_000_000;
 
@@ -96,9 +101,14 @@ impl Hearer {
     ) -> Result<Vec<Remembered>, PeerError> {
         saying.say(&Request::State).await?;
         let mut services = Vec::new();
+        let mut slots = 0;
         loop {
             match hear(hearing).await? {
                 Reply::Service { now, record } if services.len() < SERVICES_MAX => {
+                    slots += record.slots();
+                    if slots > SLOTS_MAX {
+                        return Err(PeerError::Garbled);
+                    }
                     let service = record.remembered().ok_or(PeerError::Garbled)?;
                     services.push(service.on_clock(Tick(now), memory::now()));
                 }
@@ -138,15 +148,21 @@ impl Hearer {
         let mut names = newest(&mut tables)?;
         let mut pace = Pace::new(HEARD_PER_SECOND);
         saying.say(&Request::Flows { all: self.is_new }).await?;
+        let (mut is_asked, mut again) = (true, Instant::now() + ASK_AGAIN);
         let mut is_missing_some = false;
+        // Are the tables others than those for which something was missing?
+        let mut is_worth_it = false;
         loop {
             tokio::select! {
                 changed = tables.changed() => {
                     changed.map_err(|_| PeerError::HungUp)?; // we are leaving
                     names = newest(&mut tables)?;
-                    if std::mem::take(&mut is_missing_some) {
-                        saying.say(&Request::Flows { all: self.is_new }).await?;
-                    }
+                    is_worth_it = is_missing_some;
+                }
+                () = sleep_until(again), if is_worth_it && !is_asked => {
+                    (is_asked, again) = (true, Instant::now() + ASK_AGAIN);
+                    (is_missing_some, is_worth_it) = (false, false);
+                    saying.say(&Request::Flows { all: self.is_new }).await?;
                 }
                 reply = hear(hearing) => match reply? {
                     Reply::Flows(flows) => {
@@ -155,6 +171,7 @@ impl Hearer {
                         pace.keep(u32::try_from(heard.flows).unwrap_or(u32::MAX)).await;
                     }
                     Reply::FlowsEnd => {
+                        is_asked = false;
                         self.is_new &= is_missing_some;
                         self.be_in_step();
                     }

@@ -93,6 +93,11 @@ impl Packing {
         Self { tables, services, open: BTreeMap::new(), full: Vec::new() }
     }
 
+    /// Are these the tables whose names it has?
+    pub(super) fn is_of(&self, tables: &Arc<Tables>) -> bool {
+        Arc::ptr_eq(&self.tables, tables)
+    }
+
     /// Adds a flow, if there is a name for its service and its backend.
     pub(super) fn add(&mut self, report: &Report) {
         let Some(&place) = self.services.get(&report.seen.service) else { return };

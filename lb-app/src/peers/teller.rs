@@ -11,6 +11,7 @@ use lb_core::pool::units;
 use lb_core::rate::Tick;
 use lb_core::tables::Tables;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
@@ -26,12 +27,16 @@ use crate::memory;
 const NEWS_INTERVAL: Duration = Duration::from_millis(5);
 /// News that are told at once, at most: so many flows each time.
 const NEWS_MAX: usize = 5000;
-/// Messages of news that a peer may be late by, before it has to ask for everything again.
-const LATE_MAX: usize = 1024;
+/// How many times news a peer may be late by, before it has to ask for everything again: more than a
+/// second.
+const LATE_MAX: usize = 256;
 /// Flows a second that one peer is told of, when it asks for all.
 const TOLD_PER_SECOND: u32 = 1_000_000;
-/// Parts of the flow table, of which one is looked through at a time.
-const PARTS: usize = 256;
+/// Parts of the flow table, of which one is looked through at a time: news do not wait for all.
+const PARTS: usize = 2048;
+
+/// Messages with what is new at a time.
+type News = Arc<[Vec<u8>]>;
 /// Callers that are greeted or told at once.
 const CALLERS_MAX: usize = 2 * lb_config::PEERS_MAX;
 /// How often the log says that a stranger has called.
@@ -82,12 +87,10 @@ pub(super) async fn tell(
 }
 
 /// Gives what workers have noted to all who listen.
-async fn spread_news(
-    to: broadcast::Sender<Arc<[u8]>>,
-    tables: watch::Receiver<Option<Arc<Tables>>>,
-) {
+async fn spread_news(to: broadcast::Sender<News>, tables: watch::Receiver<Option<Arc<Tables>>>) {
     let mut interval = interval(NEWS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut packing: Option<Packing> = None;
     loop {
         interval.tick().await;
         let Some(tables) = tables.borrow().clone() else { continue };
@@ -102,13 +105,14 @@ async fn spread_news(
         if news.peek().is_none() {
             continue;
         }
-        let mut packing = Packing::new(Arc::clone(&tables));
+        let packing = match &mut packing {
+            Some(packing) if packing.is_of(&tables) => packing,
+            other => other.insert(Packing::new(Arc::clone(&tables))),
+        };
         news.for_each(|report| packing.add(&report));
-        for flows in packing.finish() {
-            if let Ok(message) = channel::encode(&Reply::Flows(flows)) {
-                let _ = to.send(message.into()); // nobody listens any more
-            }
-        }
+        let flows = packing.finish().into_iter().map(Reply::Flows);
+        let messages: Vec<_> = flows.filter_map(|flows| channel::encode(&flows).ok()).collect();
+        let _ = to.send(messages.into()); // nobody listens any more
     }
 }
 
@@ -116,7 +120,7 @@ async fn spread_news(
 #[derive(Debug)]
 struct Session {
     tables: watch::Receiver<Option<Arc<Tables>>>,
-    news: broadcast::Receiver<Arc<[u8]>>,
+    news: broadcast::Receiver<News>,
 }
 
 impl Session {
@@ -124,20 +128,27 @@ impl Session {
         let (mut hearing, mut saying) = greet(stream, identity, false, REQUEST_BYTES_MAX).await?;
         let mut alive = interval(ALIVE_INTERVAL);
         let mut listens = false;
+        // What was asked for, and is not told yet.
+        let mut asked = None;
         let mut again = Instant::now();
+        let mut tables = self.tables.clone();
         loop {
             tokio::select! {
                 request = hearing.hear() => match request? {
                     Request::State => self.tell_state(&mut saying).await?,
-                    Request::Flows { all } => {
-                        self.tell_flows(&mut saying, |report| all || report.is_own()).await?;
-                        saying.say(&Reply::FlowsEnd).await?;
-                        listens = true;
-                        again = Instant::now() + self.period();
-                    }
+                    Request::Flows { all } => asked = Some(all),
                 },
-                message = self.news.recv() => match message {
-                    Ok(message) if listens => saying.say_encoded(&message).await?,
+                // Before, there is nothing that could be told, nor is it known that there is nothing.
+                there = are_there(&mut tables), if asked.is_some() => {
+                    there?;
+                    let all = asked.take().unwrap_or(false);
+                    listens = true;
+                    self.tell_flows(&mut saying, |report| all || report.is_own()).await?;
+                    saying.say(&Reply::FlowsEnd).await?;
+                    again = Instant::now() + self.period();
+                }
+                news = self.news.recv() => match news {
+                    Ok(news) if listens => say_all(&mut saying, &news).await?,
                     Err(_) if listens => return Err(PeerError::Slow),
                     Ok(_) | Err(_) => {}
                 },
@@ -174,8 +185,9 @@ impl Session {
         saying.say(&Reply::StateEnd).await
     }
 
+    /// Tells of all flows that are meant, and of what is new meanwhile.
     async fn tell_flows(
-        &self,
+        &mut self,
         saying: &mut Saying,
         is_meant: impl Fn(&Report) -> bool,
     ) -> Result<(), PeerError> {
@@ -198,8 +210,26 @@ impl Session {
                     saying.say(&Reply::Flows(flows)).await?;
                 }
             }
+            loop {
+                match self.news.try_recv() {
+                    Ok(news) => say_all(saying, &news).await?,
+                    Err(TryRecvError::Lagged(_)) => return Err(PeerError::Slow),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
+            }
             pace.keep(told).await;
         }
         Ok(())
     }
+}
+
+async fn are_there(tables: &mut watch::Receiver<Option<Arc<Tables>>>) -> Result<(), PeerError> {
+    tables.wait_for(Option::is_some).await.map(drop).map_err(|_| PeerError::HungUp) // we are leaving
+}
+
+async fn say_all(saying: &mut Saying, news: &[Vec<u8>]) -> Result<(), PeerError> {
+    for message in news {
+        saying.say_encoded(message).await?;
+    }
+    Ok(())
 }

@@ -7,26 +7,14 @@
 use std::collections::BTreeMap;
 
 use super::roster::{Name, name};
-use super::tracker::Phase;
 use super::{NOBODY, Remembered, Seat, Standing, Tracker};
 use crate::model::{Forward, ServiceSpec};
-use crate::rate::Tick;
 use crate::tables::ServiceId;
 
-/// How long ago a flow may have come here, in [`crate::pool::units`], to be known better here than by
-/// peers.
-const RECENT_MAX: u16 = 3;
-
-/// What is remembered here, brought to where a peer is; the clock is the same. Flows that peers know
-/// better are forgotten: what is true of them still is told again.
+/// What is remembered here, brought to where a peer is; the clock is the same. If that can be gone on from,
+/// what is known of flows is to be [deferred](Tracker::defer).
 #[must_use]
-pub fn join(
-    own: Vec<Remembered>,
-    theirs: Vec<Remembered>,
-    tracker: &Tracker,
-    now: Tick,
-) -> Vec<Remembered> {
-    tracker.sweep((0, 1), now, |seen| seen.phase == Phase::Told || seen.age > RECENT_MAX);
+pub fn join(own: Vec<Remembered>, theirs: Vec<Remembered>, tracker: &Tracker) -> Vec<Remembered> {
     let mut joined = own;
     let mut next_id = 0;
     for their in theirs {

@@ -66,6 +66,13 @@ impl Remembered {
         }
     }
 
+    /// Do packets mean the same flows to this service?
+    #[must_use]
+    pub fn is_of(&self, service: &Service) -> bool {
+        let spec = service.spec();
+        (&self.name, self.vip, self.affinity) == (&spec.name, spec.vip, spec.affinity)
+    }
+
     /// The same on the clock of another machine, which says `to` when this one's says `from`.
     #[must_use]
     pub fn on_clock(mut self, from: Tick, to: Tick) -> Self {

@@ -347,7 +347,7 @@ impl Tracker {
             Sign::GoesOn => Phase::Seen,
             Sign::Ends => Phase::Closing,
         };
-        let place = self.put(flow, Mark::new(flow.service, backend, phase, units(now)));
+        let place = self.put(flow, Mark::new(flow.service, backend, phase, units(now)), units(now));
         if let Some(place) = place {
             self.note(flow.shape, place, phase);
         }
@@ -355,8 +355,8 @@ impl Tracker {
     }
 
     /// Where it was put; `None`: there is no room.
-    fn put(&self, flow: &Flow, mark: Mark) -> Option<usize> {
-        let taken = table_of!(self, flow.shape, table => table.insert(flow, mark))?;
+    fn put(&self, flow: &Flow, mark: Mark, now: u16) -> Option<usize> {
+        let taken = table_of!(self, flow.shape, table => table.insert(flow, mark, now))?;
         self.counts.add(flow.service);
         self.counts.take_off(taken.mark);
         Some(taken.place)
@@ -383,14 +383,22 @@ impl Tracker {
         mut is_over: impl FnMut(Seen) -> bool,
     ) {
         let now = units(now);
-        let mut visit = |mark: Mark| {
+        self.visit((part, parts), |mark| {
             let over = mark.phase().is_flow() && is_over(mark.seen_at(now));
             over.then(|| mark.freed())
+        });
+    }
+
+    /// Gives entries of a part of the table the marks that `change` says, if nobody else was faster.
+    fn visit(&self, (part, parts): (usize, usize), mut change: impl FnMut(Mark) -> Option<Mark>) {
+        let changed = |from: Mark, to: Mark| {
+            if !to.phase().is_flow() {
+                self.counts.take_off(from);
+            }
         };
-        let off = |mark| self.counts.take_off(mark);
-        self.short.sweep((part, parts), &mut visit, &off);
-        self.long.sweep((part, parts), &mut visit, &off);
-        self.longest.sweep((part, parts), &mut visit, &off);
+        self.short.visit((part, parts), &mut change, &changed);
+        self.long.visit((part, parts), &mut change, &changed);
+        self.longest.visit((part, parts), &mut change, &changed);
     }
 }
 
@@ -564,10 +572,10 @@ impl<const KEY: usize> Table<KEY> {
     }
 
     /// Puts a flow somewhere; where, and what was there. `None`: there is no room.
-    fn insert(&self, flow: &Flow, mark: Mark) -> Option<Candidate> {
+    fn insert(&self, flow: &Flow, mark: Mark, now: u16) -> Option<Candidate> {
         // Another worker may be faster: then there is one candidate less.
         for _ in 0..2 * WAYS {
-            let Candidate { place, mark: before } = self.candidate(flow.hash, mark)?;
+            let Candidate { place, mark: before } = self.candidate(flow.hash, mark, now)?;
             let entry = self.words().get(place..place + Self::ENTRY)?;
             let [state, key @ ..] = entry else { return None };
             let busy = before.busy();
@@ -589,8 +597,7 @@ impl<const KEY: usize> Table<KEY> {
 
     /// A place for a flow: a free one in the emptier bucket, else that of one that was seen once
     /// only, the oldest first.
-    fn candidate(&self, hash: u64, new: Mark) -> Option<Candidate> {
-        let now = new.seen();
+    fn candidate(&self, hash: u64, new: Mark, now: u16) -> Option<Candidate> {
         let mut best: Option<(usize, Candidate)> = None;
         let mut worst: Option<(u16, Candidate)> = None;
         let mut keep = |mark: Mark, place: usize| {
@@ -608,7 +615,7 @@ impl<const KEY: usize> Table<KEY> {
                     phase => {
                         taken += 1;
                         alike += usize::from(phase == new.phase());
-                        if new.phase().may_push_out(phase) {
+                        if new.may_push_out(mark, now) {
                             keep(mark, place);
                         }
                     }
@@ -648,21 +655,22 @@ impl<const KEY: usize> Table<KEY> {
         place(part)..place(part + 1)
     }
 
-    fn sweep(
+    fn visit(
         &self,
         (part, parts): (usize, usize),
-        visit: &mut impl FnMut(Mark) -> Option<Mark>,
-        off: &impl Fn(Mark),
+        change: &mut impl FnMut(Mark) -> Option<Mark>,
+        changed: &impl Fn(Mark, Mark),
     ) {
         let words = self.words().get(self.part(part, parts)).unwrap_or_default();
         for entry in words.chunks_exact(Self::ENTRY) {
             let [state, ..] = entry else { continue };
             let mark = Mark(state.load(Ordering::Relaxed));
-            if let Some(to) = visit(mark) {
-                let (from, to) = (mark.0, to.0);
-                if state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                    off(mark);
-                }
+            if let Some(to) = change(mark)
+                && state
+                    .compare_exchange(mark.0, to.0, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
+            {
+                changed(mark, to);
             }
         }
     }

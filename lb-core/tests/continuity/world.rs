@@ -255,8 +255,10 @@ impl World {
             tables.tracker = Arc::clone(&self.balancers[balancer].tables.tracker);
             own = self.balancers[balancer].tables.remember();
         }
-        let joined = continuity::join(own, theirs, &tables.tracker, self.now);
-        self.balancers[balancer] = Balancer::new(tables.resume(joined).unwrap());
+        let joined = continuity::join(own, theirs, &tables.tracker);
+        let tables = tables.resume(joined).unwrap();
+        tables.tracker.defer(self.now);
+        self.balancers[balancer] = Balancer::new(tables);
         // Who has no flow is not known before these have come.
         self.compile_with(|_, _| BTreeSet::new());
         self.tell_whole(&self.balancers[1 - balancer], |_| true);

@@ -2,6 +2,7 @@ use super::*;
 use crate::continuity::Member;
 use crate::model::tests::{backend, spec};
 use crate::model::{Affinity, Vip};
+use crate::rate::Tick;
 
 const A: &str = "10.0.0.11";
 const B: &str = "10.0.0.12";
@@ -40,7 +41,7 @@ fn a_peers_state_is_taken_by_the_places_here() {
     let theirs =
         vec![Some(seat(B, leaving, 0)), None, Some(seat(C, wanted, 2)), Some(seat(A, wanted, 1))];
     let theirs = remembered(9, theirs, Some(vec![NOBODY, 0, 3]));
-    let [joined] = &join(vec![own], vec![theirs], &Tracker::new(10), Tick(0))[..] else { panic!() };
+    let [joined] = &join(vec![own], vec![theirs], &Tracker::new(10))[..] else { panic!() };
     // Ids and places are ours; who stands how, what counts and what has moved is theirs.
     assert_eq!(joined.id, ServiceId(5));
     assert_eq!(
@@ -54,7 +55,7 @@ fn a_peers_state_is_taken_by_the_places_here() {
 fn who_is_gone_there_keeps_his_flows_here() {
     let own = remembered(0, vec![Some(seat(A, Standing::Wanted, 4))], Some(vec![0, 0, 0]));
     let theirs = remembered(0, vec![Some(seat(A, Standing::Gone(Tick(7)), 0))], None);
-    let [joined] = &join(vec![own], vec![theirs], &Tracker::new(10), Tick(0))[..] else { panic!() };
+    let [joined] = &join(vec![own], vec![theirs], &Tracker::new(10))[..] else { panic!() };
     assert_eq!(
         (&joined.seats[..], &joined.transitions),
         (&[Some(seat(A, Standing::Wanted, 0))][..], &None)
@@ -66,7 +67,7 @@ fn a_service_that_is_new_here_gets_an_id_of_its_own() {
     let own = Remembered { name: "dns".into(), ..remembered(0, vec![], None) };
     let theirs = remembered(0, vec![Some(seat(A, Standing::Wanted, 1))], None);
     let tracker = Tracker::new(10);
-    let joined = join(vec![own.clone()], vec![theirs.clone()], &tracker, Tick(0));
+    let joined = join(vec![own.clone()], vec![theirs.clone()], &tracker);
     assert_eq!(joined, [own, Remembered { id: ServiceId(1), ..theirs }]);
 }
 

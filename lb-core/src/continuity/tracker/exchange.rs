@@ -13,6 +13,9 @@ use crate::rate::Tick;
 use crate::tables::ServiceTable;
 use crate::tuple::{Tuple, address_bytes, mapped};
 
+/// How long ago a flow may have come here, in [`units`], to be known better here than by peers.
+const RECENT_MAX: u16 = 3;
+
 /// Places of flows of which there is something new, for one reader.
 #[derive(Debug)]
 pub(super) struct News {
@@ -121,9 +124,11 @@ impl Tracker {
         let found = self.find(flow);
         let stands = |it: &Tracked| service.may_serve(it.backend()) && it.age(now) <= flow.idle_max;
         if seen.phase == Phase::Free {
+            // Its slot may have settled there, and not here yet: transitions do not end together.
             let is_needed = |it: &Tracked| {
                 let is_settled = service.settled(flow.hash) == Some(it.backend());
-                it.phase() == Phase::Established && stands(it) && !is_settled
+                let goes_on = !matches!(it.phase(), Phase::Opening | Phase::Closing);
+                goes_on && stands(it) && !is_settled
             };
             if let Some(found) = found.filter(|found| !is_needed(found)) {
                 self.free(flow, &found);
@@ -133,7 +138,7 @@ impl Tracker {
         let phase = if seen.phase == Phase::Opening { Phase::Opening } else { Phase::Told };
         let last = units(now).wrapping_sub(seen.age);
         let told = Mark::new(flow.service, seen.backend, phase, last);
-        let Some(found) = found else { return self.put(flow, told).is_some() };
+        let Some(found) = found else { return self.put(flow, told, units(now)).is_some() };
         let to = if !stands(&found) {
             found.mark.replaced(told)
         } else if seen.phase == Phase::Told || !service.may_serve(seen.backend) {
@@ -146,6 +151,17 @@ impl Tracker {
             table_of!(self, flow.shape, table => table.change(&found, to));
         }
         true
+    }
+
+    /// What is known of flows that have been silent for a while counts no more than a peer's word from now
+    /// on, and so gives way to what peers know. For who was away.
+    pub fn defer(&self, now: Tick) {
+        let of_recent = |mark: Mark| mark.age(units(now)) <= RECENT_MAX;
+        self.visit((0, 1), |mark| match mark.phase() {
+            Phase::Seen | Phase::Established if !of_recent(mark) => Some(mark.deferred()),
+            Phase::Opening if !of_recent(mark) => Some(mark.freed()),
+            _ => None,
+        });
     }
 
     pub(super) fn note(&self, shape: Shape, place: usize, phase: Phase) {

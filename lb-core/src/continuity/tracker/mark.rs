@@ -40,15 +40,6 @@ impl Phase {
     pub fn is_flow(self) -> bool {
         !matches!(self, Self::Free | Self::Busy)
     }
-
-    /// May an entry in this phase, which is new, take the place of one in another? SYNs push out
-    /// SYNs, peers' flows their like; others, whatever was seen once or is at its end.
-    pub(super) fn may_push_out(self, other: Self) -> bool {
-        match self {
-            Self::Opening | Self::Told => self == other,
-            _ => matches!(other, Self::Opening | Self::Seen | Self::Closing),
-        }
-    }
 }
 
 /// The state of an entry.
@@ -63,6 +54,10 @@ impl Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark(pub(super) u64);
 
+/// How much longer than another a told flow has to be silent to give way to it, in
+/// [`crate::pool::units`]: two minutes, which is twice as long as peers take to tell again of one that goes
+/// on.
+const TOLD_FOR: u16 = 30;
 const BACKEND: u32 = 16;
 const SERVICE: u32 = 32;
 const SERVICE_MASK: u64 = (1 << 17) - 1;
@@ -114,6 +109,17 @@ impl Mark {
 
     pub(super) fn seen(self) -> u16 {
         self.0 as u16
+    }
+
+    /// May it, which is new, take the place of another? SYNs push out SYNs; flows that peers tell of, those
+    /// that nobody has told of again for long; others, whatever was seen once or is at its end.
+    pub(super) fn may_push_out(self, other: Self, now: u16) -> bool {
+        match (self.phase(), other.phase()) {
+            (Phase::Opening, phase) => phase == Phase::Opening,
+            (Phase::Told, Phase::Told) => other.age(now) > self.age(now).saturating_add(TOLD_FOR),
+            (Phase::Told, _) => false,
+            (_, phase) => matches!(phase, Phase::Opening | Phase::Seen | Phase::Closing),
+        }
     }
 
     /// Units since it was seen. The clock of another worker may be a little ahead.
@@ -187,6 +193,11 @@ impl Mark {
 
     pub(super) fn freed(self) -> Self {
         self.with_phase(Phase::Free)
+    }
+
+    /// As if a peer had told of it.
+    pub(super) fn deferred(self) -> Self {
+        self.with_phase(Phase::Told)
     }
 
     pub(super) fn busy(self) -> Self {
