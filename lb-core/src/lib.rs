@@ -13,7 +13,8 @@
 //!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`].
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
-//! 5. [`continuity`]: what is remembered of flows that a change touches.
+//! 5. [`continuity`]: what is remembered of flows that a change touches; [`sign`]: what packets say of
+//!    their flows.
 //!    [`admission`]: who may open connections above a service's rate.
 //! 6. [`publish`]: how a new version of the tables reaches the workers.
 //! 7. [`sim`]: the world in memory.
@@ -35,6 +36,7 @@ mod prefetch;
 pub mod publish;
 mod quote;
 pub mod rate;
+pub mod sign;
 pub mod sim;
 pub mod stage;
 pub mod state;

@@ -28,7 +28,6 @@ use crate::flow_hash::two_choices;
 use crate::rate::Tick;
 use crate::tables::Station;
 use crate::tuple::{Tuple, address_bytes, is_ipv6};
-use crate::wire::{TCP, UDP};
 
 mod state;
 
@@ -95,13 +94,13 @@ pub struct Connection {
     pub vip_port: [u8; 2],
     /// The server's.
     pub backend_port: [u8; 2],
-    /// Is it TCP, not UDP?
-    pub is_tcp: bool,
+    /// IANA's number: of TCP, UDP or SCTP.
+    pub protocol: u8,
     /// How long it may be silent, see [`units`].
     pub idle_max: u16,
     /// Place of the backend in the service's list, when it was last looked for.
     pub place: u16,
-    /// The sequence number of the client's SYN.
+    /// TCP: the sequence number of the client's SYN.
     pub isn: u32,
 }
 
@@ -133,13 +132,7 @@ impl Connection {
         self.client == flow.src
             && self.vip == flow.dst
             && ([a, b], [c, d]) == (self.client_port, self.vip_port)
-            && self.protocol() == flow.protocol
-    }
-
-    /// IANA's number.
-    #[must_use]
-    pub fn protocol(&self) -> u8 {
-        if self.is_tcp { TCP } else { UDP }
+            && self.protocol == flow.protocol
     }
 
     /// Are client and service IPv6? The backend may be of the other family.
@@ -156,17 +149,18 @@ impl Connection {
             src: self.client,
             dst: self.vip,
             ports: [a, b, c, d],
-            protocol: self.protocol(),
+            protocol: self.protocol,
             is_ipv6: self.is_ipv6(),
         }
     }
 
     fn words(&self) -> [u64; 8] {
         let [client, vip, backend] = [&self.client, &self.vip, &self.backend].map(halves);
-        let kind = self.idle_max.min(IDLE_MAX) | u16::from(self.is_tcp) << 15;
-        let ports = [self.client_port, self.vip_port, self.backend_port, kind.to_be_bytes()];
+        let idle_max = self.idle_max.to_be_bytes();
+        let ports = [self.client_port, self.vip_port, self.backend_port, idle_max];
         let (ports, _) = ports.as_flattened().as_chunks();
-        let rest = u64::from(self.isn) << 32 | u64::from(self.place);
+        let protocol = u64::from(self.protocol);
+        let rest = u64::from(self.isn) << 32 | protocol << 16 | u64::from(self.place);
         let ports = u64::from_be_bytes(ports[0]);
         [client[0], client[1], vip[0], vip[1], backend[0], backend[1], ports, rest]
     }
@@ -175,7 +169,6 @@ impl Connection {
     fn from_words(words: [u64; 8]) -> Self {
         let [.., ports, rest] = words;
         let port = |from: u32| ((ports >> from) as u16).to_be_bytes();
-        let kind = ports as u16;
         Self {
             client: joined([words[0], words[1]]),
             vip: joined([words[2], words[3]]),
@@ -183,8 +176,8 @@ impl Connection {
             client_port: port(48),
             vip_port: port(32),
             backend_port: port(16),
-            is_tcp: kind >> 15 != 0,
-            idle_max: kind & 0x7fff,
+            protocol: (rest >> 16) as u8,
+            idle_max: ports as u16,
             place: rest as u16,
             isn: (rest >> 32) as u32,
         }

@@ -3,10 +3,10 @@ use std::time::Instant;
 
 use lb_config::PeerKey;
 use lb_core::burst::Meta;
-use lb_core::continuity::tracker::Sign;
 use lb_core::continuity::{Flow, Tracker};
 use lb_core::model::{DesiredState, HashKey};
 use lb_core::rate::Tick;
+use lb_core::sign::Sign;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{self, NextHops};
 use lb_core::tuple::Tuple;

@@ -31,6 +31,7 @@ use crate::model::SERVICES_MAX;
 use crate::pool::units;
 use crate::prefetch::prefetch;
 use crate::rate::Tick;
+use crate::sign::Sign;
 use crate::tables::{ServiceId, ServiceTable};
 
 /// Calls a method of the table that a shape belongs to.
@@ -59,7 +60,7 @@ mod mark;
 use exchange::News;
 pub use exchange::Report;
 use mark::Mark;
-pub use mark::{Phase, Sign};
+pub use mark::Phase;
 
 /// Entries of a bucket.
 const WAYS: usize = if cfg!(loom) { 2 } else { 4 };
@@ -345,7 +346,7 @@ impl Tracker {
         let phase = match sign {
             Sign::Opens => Phase::Opening,
             Sign::GoesOn => Phase::Seen,
-            Sign::Ends => Phase::Closing,
+            Sign::IsDone | Sign::Ends => Phase::Closing,
         };
         let place = self.put(flow, Mark::new(flow.service, backend, phase, units(now)), units(now));
         if let Some(place) = place {

@@ -6,7 +6,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::wire::tcp::{ACK, FIN, RST, SYN};
+use crate::sign::Sign;
+use crate::wire::SCTP;
 
 /// Most errors in lock-free code show with two (Musuvathi, Qadeer, PLDI '07).
 const PREEMPTIONS_MAX: usize = 3;
@@ -28,7 +29,7 @@ fn connection(client: u8) -> Connection {
         client_port: [client; 2],
         vip_port: [client; 2],
         backend_port: [client; 2],
-        is_tcp: true,
+        protocol: SCTP,
         idle_max: 100,
         place: client.into(),
         isn: client.into(),
@@ -102,7 +103,7 @@ fn news_of_a_connection_is_not_taken_for_another_s() {
         let last = {
             let pool = Arc::clone(&pool);
             let found = find(&pool, 1).unwrap();
-            thread::spawn(move || pool.update(&found, found.state.client_sent(Some(RST), 0)))
+            thread::spawn(move || pool.update(&found, found.state.client_sent(Sign::Ends, 0)))
         };
         let found = find(&pool, 1).unwrap();
         let taken = pool.rewrite(&found, &connection(2), found.state.reopened(units(LATER)));
@@ -125,11 +126,11 @@ fn both_sides_may_speak_at_once() {
             let pool = Arc::clone(&pool);
             let found = find(&pool, 1).unwrap();
             thread::spawn(move || {
-                pool.update(&found, found.state.backend_sent(Some(SYN | ACK), 0));
+                pool.update(&found, found.state.backend_sent(Sign::GoesOn, 0));
             })
         };
         let found = pool.get(place).unwrap();
-        let said = found.state.client_sent(Some(FIN | ACK), 1);
+        let said = found.state.client_sent(Sign::IsDone, 1);
         pool.update(&found, said);
         backend.join().unwrap();
         let state = pool.get(place).unwrap().state;

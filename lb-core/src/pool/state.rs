@@ -1,6 +1,6 @@
 //! How far a connection is: one word, changed as a whole.
 
-use crate::wire::tcp;
+use crate::sign::Sign;
 
 /// How far a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum Phase {
     Answered,
     /// The client has answered that.
     Established,
-    /// It was reset, or both sides have said that they are done.
+    /// One side has ended it at once, or both have said that they are done.
     Closed,
 }
 
@@ -123,30 +123,30 @@ impl State {
         self.0 & 0xff == other.0 & 0xff && other.phase().is_connection()
     }
 
-    /// After a packet of the client; its flags, if it is a TCP segment's.
+    /// After a packet of the client.
     #[must_use]
-    pub fn client_sent(self, flags: Option<u8>, now: u16) -> Self {
-        let next = if self.phase() == Phase::Answered && !has(flags, tcp::SYN) {
+    pub fn client_sent(self, sign: Sign, now: u16) -> Self {
+        let next = if self.phase() == Phase::Answered && sign != Sign::Opens {
             self.with_phase(Phase::Established)
         } else {
             self
         };
-        next.seen(now).after(flags, CLIENT_DONE)
+        next.seen(now).after(sign, CLIENT_DONE)
     }
 
     /// After a packet of the backend.
     #[must_use]
-    pub fn backend_sent(self, flags: Option<u8>, now: u16) -> Self {
+    pub fn backend_sent(self, sign: Sign, now: u16) -> Self {
         let next =
             if self.phase() == Phase::Opening { self.with_phase(Phase::Answered) } else { self };
-        next.seen(now).after(flags, BACKEND_DONE)
+        next.seen(now).after(sign, BACKEND_DONE)
     }
 
-    /// RFC 9293 §3.6: it is over when both sides have sent a FIN, or one a RST.
-    fn after(self, flags: Option<u8>, done: u64) -> Self {
-        let state = if has(flags, tcp::FIN) { Self(self.0 | done) } else { self };
+    /// RFC 9293 §3.6, RFC 9260 §9: it is over when both sides are done, or one ends it.
+    fn after(self, sign: Sign, done: u64) -> Self {
+        let state = if sign == Sign::IsDone { Self(self.0 | done) } else { self };
         let both = state.0 & CLIENT_DONE != 0 && state.0 & BACKEND_DONE != 0;
-        if both || has(flags, tcp::RST) { state.with_phase(Phase::Closed) } else { state }
+        if both || sign == Sign::Ends { state.with_phase(Phase::Closed) } else { state }
     }
 
     /// Of the same entry, for a new connection of the same client and port.
@@ -155,13 +155,10 @@ impl State {
         Self::opening(self, self.tag(), now)
     }
 
-    /// Is a SYN of the client a new connection, not a part of this one?
+    /// Is what opens a connection a new one, not a part of this one? Within one, the backend decides what
+    /// it means (RFC 5961 §4, RFC 9260 §5.2.2).
     #[must_use]
     pub fn may_reopen(self) -> bool {
         matches!(self.phase(), Phase::Closed | Phase::Opening)
     }
-}
-
-fn has(flags: Option<u8>, flag: u8) -> bool {
-    flags.is_some_and(|flags| flags & flag != 0)
 }

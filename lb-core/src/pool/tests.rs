@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::flow_hash::FlowHasher;
 use crate::model::HashKey;
-use crate::wire::tcp::{FIN, RST, SYN};
+use crate::sign::Sign::{self, Ends, GoesOn, IsDone, Opens};
+use crate::wire::{SCTP, TCP, UDP};
 
-const ACK: u8 = 0x10;
 /// Milliseconds in a unit.
 const UNIT: u64 = 4096;
 
@@ -24,7 +24,7 @@ fn connection(client: u32) -> Connection {
         client_port: [0x9c, a],
         vip_port: [0, 80],
         backend_port: [31, 144],
-        is_tcp: client.is_multiple_of(2),
+        protocol: [TCP, UDP, SCTP][client as usize % 3],
         idle_max: 200,
         place: 7,
         isn: client,
@@ -49,8 +49,8 @@ fn find(pool: &Pool, client: u32) -> Option<Found> {
 /// Both sides talk.
 fn establish(pool: &Pool, client: u32, now: u64) {
     let found = find(pool, client).unwrap();
-    let state = found.state.backend_sent(Some(SYN | ACK), units(Tick(now)));
-    pool.update(&found, state.client_sent(Some(ACK), units(Tick(now))));
+    let state = found.state.backend_sent(GoesOn, units(Tick(now)));
+    pool.update(&found, state.client_sent(GoesOn, units(Tick(now))));
     assert_eq!(find(pool, client).unwrap().state.phase(), Phase::Established);
 }
 
@@ -58,11 +58,12 @@ proptest! {
     #[test]
     fn contents_are_read_as_they_were_written(
         client: [u8; 16], vip: [u8; 16], backend: [u8; 16], ports: [[u8; 2]; 3],
-        is_tcp: bool, idle_max in 0..=IDLE_MAX, place: u16, isn: u32,
+        protocol: u8, idle_max: u16, place: u16, isn: u32,
     ) {
         let [client_port, vip_port, backend_port] = ports;
         let given = Connection {
-            client, vip, backend, client_port, vip_port, backend_port, is_tcp, idle_max, place, isn,
+            client, vip, backend, client_port, vip_port, backend_port, protocol, idle_max, place,
+            isn,
         };
         prop_assert_eq!(Connection::from_words(given.words()), given);
     }
@@ -147,8 +148,8 @@ fn a_flood_competes_with_itself() {
     assert!((500_000..500_100).all(|client| open(&pool, client, 1).is_some()));
 }
 
-/// Is it the client's, its flags, and the phase after it.
-type Step = (bool, Option<u8>, Phase);
+/// Is it the client's, what it says, and the phase after it.
+type Step = (bool, Sign, Phase);
 
 #[test]
 fn phases_follow_what_both_sides_say() {
@@ -156,34 +157,28 @@ fn phases_follow_what_both_sides_say() {
     let start = State::opening(State::default(), 5, 1);
     let cases: [(&str, &[Step]); 6] = [
         (
-            "TCP, to the end",
+            "to the end",
             &[
-                (true, Some(SYN), Opening),
-                (false, Some(SYN | ACK), Answered),
-                (true, Some(ACK), Established),
-                (true, Some(FIN | ACK), Established),
-                (false, Some(ACK), Established),
-                (false, Some(FIN | ACK), Closed),
-                (true, Some(ACK), Closed),
+                (true, Opens, Opening),
+                (false, GoesOn, Answered),
+                (true, GoesOn, Established),
+                (true, IsDone, Established),
+                (false, GoesOn, Established),
+                (false, IsDone, Closed),
+                (true, GoesOn, Closed),
             ],
         ),
-        (
-            "a second SYN is no answer",
-            &[(false, Some(SYN | ACK), Answered), (true, Some(SYN), Answered)],
-        ),
-        ("refused", &[(false, Some(RST | ACK), Closed)]),
-        ("given up", &[(false, Some(SYN | ACK), Answered), (true, Some(RST), Closed)]),
-        ("UDP", &[(true, None, Opening), (false, None, Answered), (true, None, Established)]),
-        ("half closed", &[(false, Some(FIN | ACK), Answered), (true, Some(ACK), Established)]),
+        ("another beginning is no answer", &[(false, GoesOn, Answered), (true, Opens, Answered)]),
+        ("refused", &[(false, Ends, Closed)]),
+        ("given up", &[(false, GoesOn, Answered), (true, Ends, Closed)]),
+        ("UDP", &[(true, GoesOn, Opening), (false, GoesOn, Answered), (true, GoesOn, Established)]),
+        ("half closed", &[(false, IsDone, Answered), (true, GoesOn, Established)]),
     ];
     for (name, steps) in cases {
         let mut state = start;
-        for (is_client, flags, expect) in steps {
-            state = if *is_client {
-                state.client_sent(*flags, 2)
-            } else {
-                state.backend_sent(*flags, 2)
-            };
+        for (is_client, sign, expect) in steps {
+            state =
+                if *is_client { state.client_sent(*sign, 2) } else { state.backend_sent(*sign, 2) };
             assert_eq!(state.phase(), *expect, "{name}");
         }
         assert_eq!((state.tag(), state.age(5)), (5, 3), "{name}");
@@ -199,8 +194,8 @@ fn ports_are_free_again_after_silence() {
             let now = super::units(Tick(start));
             let state = match phase {
                 "opening" => state,
-                "established" => state.backend_sent(None, now).client_sent(None, now),
-                _ => state.backend_sent(Some(RST), now),
+                "established" => state.backend_sent(GoesOn, now).client_sent(GoesOn, now),
+                _ => state.backend_sent(Ends, now),
             };
             let is_over = |after: u64| {
                 state.age(super::units(Tick(start + after * UNIT))) > state.idle_max(|| 200)
@@ -217,7 +212,7 @@ fn who_is_late_changes_nothing() {
     open(&pool, 1, 0).unwrap();
     let early = find(&pool, 1).unwrap();
     establish(&pool, 1, 0);
-    pool.update(&early, early.state.client_sent(Some(RST), 9));
+    pool.update(&early, early.state.client_sent(Ends, 9));
     assert_eq!(find(&pool, 1).unwrap().state.phase(), Phase::Established);
     assert!(!pool.rewrite(&early, &connection(3), early.state.reopened(9)));
     assert_eq!(find(&pool, 1).unwrap().connection, connection(1));

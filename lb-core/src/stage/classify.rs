@@ -101,7 +101,7 @@ fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, u32)> {
     let [a, b, c, d] = tuple.ports;
     let Found { place, connection, .. } = pool.at(&tuple.dst, [c, d])?;
     let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
-        && connection.protocol() == tuple.protocol;
+        && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
     let pooled = tables.services.get(service as usize)?.pooled.as_ref()?;
     Arc::ptr_eq(&pooled.pool, pool).then_some((service, place))

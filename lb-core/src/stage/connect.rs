@@ -8,9 +8,10 @@ use crate::frame::Frame;
 use crate::model::Affinity;
 use crate::pool::{Connection, Found, units};
 use crate::rate::Tick;
+use crate::sign::Sign;
 use crate::tables::{BackendEntry, Path, Pooled, ServiceTable, Station, Tables};
 use crate::wire::TCP;
-use crate::wire::tcp::{self, Tcp};
+use crate::wire::tcp::Tcp;
 
 /// Finds the connection of each packet of a service that has a pool, or opens one; and follows how
 /// far it is. Reads `meta`; writes `meta.slot`: the connection's place in the pool, and
@@ -29,12 +30,11 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
     burst.for_each_live(|frame, meta| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let Some(pooled) = &service.pooled else { return Ok(()) };
-        let header = tcp_header(frame.bytes(), meta);
+        let sign = Sign::of(frame.bytes(), meta);
         if meta.rule.is_return() {
             let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
-            let flags = header.map(|header| header.flags);
             if meta.rule != Rule::ReturnError {
-                pooled.pool.update(&found, found.state.backend_sent(flags, units(now)));
+                pooled.pool.update(&found, found.state.backend_sent(sign, units(now)));
             }
             return Ok(());
         }
@@ -42,36 +42,33 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
             Affinity::Flow => meta.hash,
             Affinity::Client => tables.hasher.hash(&meta.tuple, true),
         };
-        from_client(meta, header, (service, pooled), hash, now)
+        from_client((frame.bytes(), meta), sign, (service, pooled), hash, now)
     });
 }
 
-/// The header of a TCP segment; `None`, if the packet has none.
-fn tcp_header<'a>(frame: &'a [u8], meta: &Meta) -> Option<&'a Tcp> {
+/// The sequence number of a TCP segment; `None`, if the packet has none.
+fn sequence(frame: &[u8], meta: &Meta) -> Option<u32> {
     let is_tcp = meta.tuple.protocol == TCP && meta.rule.has_segment();
     let segment = frame.get(meta.l4_offset.into()..).filter(|_| is_tcp)?;
-    Some(Tcp::ref_from_prefix(segment).ok()?.0)
+    Some(Tcp::ref_from_prefix(segment).ok()?.0.sequence.get())
 }
 
 fn from_client(
-    meta: &mut Meta,
-    header: Option<&Tcp>,
+    (frame, meta): (&[u8], &mut Meta),
+    sign: Sign,
     (service, pooled): (&ServiceTable, &Pooled),
     hash: u64,
     now: Tick,
 ) -> Result<(), Exit> {
     let Pooled { pool, idle_max, .. } = pooled;
     let found = pool.find(&meta.tuple, hash);
-    let flags = header.map(|header| header.flags);
-    let has = |flag| flags.is_some_and(|flags| flags & flag != 0);
-    let opens = has(tcp::SYN) && !has(tcp::RST);
     if let Some(found) = &found
-        && !(opens && found.state.may_reopen())
+        && !(sign == Sign::Opens && found.state.may_reopen())
         && let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place))
     {
         let Found { state, connection, .. } = *found;
         (meta.slot, meta.backend) = (found.place, place);
-        let next = state.client_sent(flags, units(now));
+        let next = state.client_sent(sign, units(now));
         if place == connection.place {
             if meta.rule != Rule::IcmpError {
                 pool.update(found, next);
@@ -82,7 +79,7 @@ fn from_client(
         }
         return Ok(());
     }
-    if has(tcp::RST) || meta.rule == Rule::IcmpError {
+    if sign == Sign::Ends || meta.rule == Rule::IcmpError {
         return Err(DropReason::NoConnection.into());
     }
     let entry = service.backends.get(usize::from(meta.backend)).ok_or(service.without_slots)?;
@@ -95,10 +92,10 @@ fn from_client(
         client_port: [a, b],
         vip_port: [c, d],
         backend_port,
-        is_tcp: meta.tuple.protocol == TCP,
+        protocol: meta.tuple.protocol,
         idle_max: *idle_max,
         place: meta.backend,
-        isn: header.map_or(0, |header| header.sequence.get()),
+        isn: sequence(frame, meta).unwrap_or(0),
     };
     meta.slot = match found {
         Some(found) if pool.rewrite(&found, &connection, found.state.reopened(units(now))) => {

@@ -1,7 +1,7 @@
 //! Slot → backend; and of flows whose slot is changing, the backend that they are on.
 
 use crate::burst::{Burst, Meta, Rule};
-use crate::continuity::tracker::{Glance, Phase, Sign, Tracked};
+use crate::continuity::tracker::{Glance, Phase, Tracked};
 use crate::continuity::transition::Moved;
 use crate::continuity::{Flow, NOBODY, Tracker};
 use crate::counters::Counters;
@@ -9,8 +9,8 @@ use crate::drop_reason::DropReason;
 use crate::frame::{BURST_MAX, Frame};
 use crate::prefetch::prefetch;
 use crate::rate::Tick;
+use crate::sign::Sign;
 use crate::tables::{ServiceTable, Tables};
-use crate::wire::{SCTP, TCP, sctp, tcp};
 
 /// Chooses the backend of each frame, by the rules of [`crate::continuity`]. Reads `meta.service`,
 /// `meta.hash`, `meta.slot`; writes `meta.backend`.
@@ -95,7 +95,7 @@ fn by_flow(
     glance: Glance,
     now: Tick,
 ) -> Result<u16, DropReason> {
-    let sign = if service.has_openings { sign(frame, meta) } else { Sign::GoesOn };
+    let sign = if service.has_openings { Sign::of(frame, meta) } else { Sign::GoesOn };
     let found = tracker.find_after(glance, meta, service);
     if let Some(found) = &found
         && found.knows(sign, now)
@@ -164,27 +164,6 @@ fn by_news(
         (if has_room { &counters.tracked } else { &counters.untracked }).add(1);
     }
     Ok(backend)
-}
-
-/// What a packet says about its flow, by its own word.
-fn sign(frame: &[u8], meta: &Meta) -> Sign {
-    if !meta.rule.has_segment() {
-        return Sign::GoesOn;
-    }
-    let byte = |place: usize| frame.get(usize::from(meta.l4_offset) + place).copied();
-    match meta.tuple.protocol {
-        TCP => match byte(tcp::FLAGS) {
-            Some(flags) if flags & (tcp::FIN | tcp::RST) != 0 => Sign::Ends,
-            Some(flags) if flags & (tcp::SYN | tcp::ACK) == tcp::SYN => Sign::Opens,
-            _ => Sign::GoesOn,
-        },
-        SCTP => match byte(sctp::CHUNK_TYPE) {
-            Some(sctp::INIT) => Sign::Opens,
-            Some(sctp::ABORT | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE) => Sign::Ends,
-            _ => Sign::GoesOn,
-        },
-        _ => Sign::GoesOn,
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The state of an entry of the flow table: one word, changed as a whole.
 
 use super::Seen;
+use crate::sign::Sign;
 use crate::tables::ServiceId;
 
 /// How far a flow is.
@@ -20,17 +21,6 @@ pub enum Phase {
     Closing,
     /// A peer has told of it; no packet has come here.
     Told,
-}
-
-/// What a packet says about its flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// It opens it (a SYN without ACK, an INIT).
-    Opens,
-    /// It goes on.
-    GoesOn,
-    /// Its client is done (a FIN, a RST, an ABORT, a SHUTDOWN).
-    Ends,
 }
 
 impl Phase {
@@ -145,7 +135,7 @@ impl Mark {
             (Sign::Opens, Phase::Told) => Phase::Opening,
             (Sign::Opens, as_before) => as_before,
             // The other side may go on for long.
-            (Sign::Ends, _) | (_, Phase::Closing) => Phase::Closing,
+            (Sign::IsDone | Sign::Ends, _) | (_, Phase::Closing) => Phase::Closing,
             (Sign::GoesOn, _) => Phase::Established,
         };
         self.seen_last(now).with_phase(phase)

@@ -45,7 +45,7 @@ impl Given {
             client_port: client.port().to_be_bytes(),
             vip_port: vip.port().to_be_bytes(),
             backend_port: backend.port().to_be_bytes(),
-            is_tcp: true,
+            protocol: TCP,
             idle_max: 200,
             place: 0,
             isn: ISN,

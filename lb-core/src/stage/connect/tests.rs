@@ -6,6 +6,7 @@ use crate::counters::Counters;
 use crate::model::tests::{backend, spec};
 use crate::model::{Backend, ClientAddress, Forward, FullNat, Protocol, ServiceSpec};
 use crate::pool::Phase::{self, Answered, Closed, Established, Opening};
+use crate::sign::Sign::GoesOn;
 use crate::sim::SimFrame;
 use crate::sim::packet::Packet;
 use crate::stage::classify::tests::{classified, tables as tables_of};
@@ -310,12 +311,12 @@ fn a_full_pool_opens_nothing() {
     let flow = Tuple::new(client.ip(), vip.ip(), client.port(), vip.port(), TCP);
     let hash = tables.hasher.hash(&flow, true);
     let pool = &tables.pools[0];
-    let connection = Connection { is_tcp: true, idle_max: 100, ..Connection::default() };
+    let connection = Connection { protocol: TCP, idle_max: 100, ..Connection::default() };
     for other in 1_u16.. {
         let other = Connection { client_port: other.to_be_bytes(), ..connection };
         let Some(place) = pool.open(&other, hash, Tick(0)) else { break };
         let found = pool.get(place).unwrap();
-        pool.update(&found, found.state.backend_sent(None, 0).client_sent(None, 0));
+        pool.update(&found, found.state.backend_sent(GoesOn, 0).client_sent(GoesOn, 0));
     }
     assert_eq!(take(&tables, Client(SYN)).unwrap_err(), DropReason::PoolFull.into());
     let later = Tick(102 << 12);

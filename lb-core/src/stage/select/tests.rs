@@ -5,6 +5,7 @@ use crate::model::tests::{backend, spec};
 use crate::sim::SimFrame;
 use crate::sim::packet::Packet;
 use crate::stage::classify::tests::{classified, tables, tables_after};
+use crate::wire::tcp;
 
 #[test]
 fn the_slot_s_owner_is_the_backend() {

@@ -9,10 +9,45 @@ use lb_core::pool::FIRST_PORT;
 use super::headers::Flow;
 use super::{Model, Packet, Part, To, Verdict};
 
-/// RFC 9293 §3.1: the flags of a segment.
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
+/// What a packet says about its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    Begins,
+    GoesOn,
+    /// Its sender is done.
+    Done,
+    Over,
+}
+
+impl Says {
+    fn of(protocol: u8, part: Part, segment: &[u8]) -> Self {
+        if part != Part::Segment {
+            return Self::GoesOn;
+        }
+        match protocol {
+            // RFC 9293 §3.1: of the flags, the strongest.
+            6 => {
+                let has = |flag: u8| segment.get(13).is_some_and(|flags| flags & flag != 0);
+                let [fin, syn, rst, ack] = [1, 2, 4, 16].map(has);
+                match (rst, fin, syn && !ack) {
+                    (true, _, _) => Self::Over,
+                    (_, true, _) => Self::Done,
+                    (_, _, true) => Self::Begins,
+                    _ => Self::GoesOn,
+                }
+            }
+            // RFC 9260 §3.2, of the first chunk: INIT, SHUTDOWN ACK, and what nobody answers: ABORT
+            // and SHUTDOWN COMPLETE.
+            132 => match segment.get(12) {
+                Some(1) => Self::Begins,
+                Some(8) => Self::Done,
+                Some(6 | 14) => Self::Over,
+                _ => Self::GoesOn,
+            },
+            _ => Self::GoesOn,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
@@ -39,23 +74,24 @@ pub(super) struct Connection<'w> {
     backend_is_done: bool,
     /// The backend has acknowledged the PROXY header.
     pub(super) has_header: bool,
-    /// The sequence number of the client's SYN.
+    /// TCP: the sequence number of the client's SYN.
     pub(super) isn: u32,
 }
 
 impl Connection<'_> {
-    /// What the client sent, or the backend: RFC 9293 §3.6.
-    fn heard(&mut self, flags: Option<u8>, is_client: bool) {
-        let has = |flag| flags.is_some_and(|flags| flags & flag != 0);
+    /// What the client says, or the backend: RFC 9293 §3.6, RFC 9260 §9.
+    fn heard(&mut self, says: Says, is_client: bool) {
         match (self.progress, is_client) {
             (Progress::Opening, false) => self.progress = Progress::Answered,
-            (Progress::Answered, true) if !has(SYN) => self.progress = Progress::Established,
+            (Progress::Answered, true) if says != Says::Begins => {
+                self.progress = Progress::Established;
+            }
             _ => {}
         }
-        if has(FIN) {
+        if says == Says::Done {
             *(if is_client { &mut self.client_is_done } else { &mut self.backend_is_done }) = true;
         }
-        if has(RST) || (self.client_is_done && self.backend_is_done) {
+        if says == Says::Over || (self.client_is_done && self.backend_is_done) {
             self.progress = Progress::Closed;
         }
     }
@@ -77,13 +113,12 @@ impl<'w> Model<'w> {
         let Forward::FullNat(full_nat) = packet.service.spec().forward else { return Ok(()) };
         let is_tcp = packet.flow.protocol == 6 && packet.part == Part::Segment;
         let header = packet.ip.segment.get(..20).filter(|_| is_tcp);
-        let flags = header.map(|header| header[13]);
-        let has = |flag| flags.is_some_and(|flags| flags & flag != 0);
+        let says = Says::of(packet.flow.protocol, packet.part, packet.ip.segment);
         let To::Backend(choice) = &packet.to else {
             if let To::ClientOf(number) = packet.to
                 && packet.part != Part::Error
             {
-                self.connections[number].heard(flags, false);
+                self.connections[number].heard(says, false);
             }
             return Ok(());
         };
@@ -91,15 +126,16 @@ impl<'w> Model<'w> {
         let may_reopen = |number: usize| {
             matches!(self.connections[number].progress, Progress::Opening | Progress::Closed)
         };
-        let opens = has(SYN) && !has(RST);
         let number = match known {
-            Some(number) if !(opens && may_reopen(number)) => {
+            Some(number) if !(says == Says::Begins && may_reopen(number)) => {
                 if packet.part != Part::Error {
-                    self.connections[number].heard(flags, true);
+                    self.connections[number].heard(says, true);
                 }
                 number
             }
-            _ if has(RST) || packet.part == Part::Error => return Err(NoConnection.into()),
+            _ if says == Says::Over || packet.part == Part::Error => {
+                return Err(NoConnection.into());
+            }
             known => {
                 let port = choice.backend.port.unwrap_or(packet.flow.ports[1]);
                 let isn = header.map_or(0, |header| {
