@@ -149,8 +149,8 @@ table! {
         /// "fullnat" only: the addresses of the balancer's that backends see instead of the client's,
         /// one or a prefix, which nobody else may have. Each has room for 64,512 connections.
         pool: Optional<ServiceAddress>,
-        /// "fullnat" only: how backends learn of the client's address: by a TCP option ("toa"), by a
-        /// PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
+        /// "fullnat" of TCP only: how backends learn of the client's address: by a TCP option ("toa"),
+        /// by a PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
         client_address: Optional<ClientAddress>,
         /// How long a flow may be silent and is still kept on its backend while backends change; with
         /// "fullnat", before its port is another's. Absent: 15 minutes, for UDP one.

@@ -80,7 +80,7 @@ fn check_pool(spec: &ServiceSpec, full_nat: FullNat, find: &mut impl FnMut(Key, 
     } else if pool::is_larger_than_used(net) {
         find(Key::Pool, Invalid::PoolTooLarge(net));
     }
-    if !matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Udp) {
+    if spec.vip.protocol == Protocol::Any {
         find(Key::Pool, Invalid::PoolProtocol);
     } else if client_address != ClientAddress::Hidden && spec.vip.protocol != Protocol::Tcp {
         find(Key::ClientAddress, Invalid::ClientAddressOfTcp);

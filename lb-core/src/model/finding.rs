@@ -155,7 +155,7 @@ pub enum Invalid {
     NatPorts(PortRange),
     /// A pool tells connections apart by ports.
     #[error(
-        "fullnat tells connections apart by the ports of TCP and UDP; use one of them, or \
+        "fullnat tells connections apart by the ports of TCP, UDP and SCTP; use one of them, or \
          forward = \"nat\" or a tunnel"
     )]
     PoolProtocol,

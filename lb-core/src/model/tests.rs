@@ -51,6 +51,36 @@ fn a_good_service_is_taken() {
         s.backends[1].port = Some(8080);
     };
     assert_eq!(findings(sctp), []);
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        assert_eq!(full_nat_findings(protocol, ClientAddress::Hidden), []);
+    }
+}
+
+fn full_nat_findings(protocol: Protocol, client_address: ClientAddress) -> Vec<(Key, String)> {
+    let mut spec = spec("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12"]);
+    let pool = "10.0.0.64/30".parse().unwrap();
+    spec.forward = Forward::FullNat(FullNat { pool, client_address });
+    spec.vip.protocol = protocol;
+    if protocol == Protocol::Any {
+        spec.vip.ports = PortRange::ANY;
+    }
+    let findings = Service::new(spec).err().unwrap_or_default();
+    findings.into_iter().map(|f| (f.key, f.invalid.to_string())).collect()
+}
+
+#[test]
+fn fullnat_needs_ports_and_tells_of_clients_over_tcp_only() {
+    for how in [ClientAddress::Toa, ClientAddress::Proxy] {
+        assert_eq!(full_nat_findings(Protocol::Tcp, how), []);
+        for protocol in [Protocol::Udp, Protocol::Sctp] {
+            let found = full_nat_findings(protocol, how);
+            assert_eq!(found[0].0, Key::ClientAddress);
+            assert!(found[0].1.contains("remove `client_address`"), "{found:?}");
+        }
+    }
+    let found = full_nat_findings(Protocol::Any, ClientAddress::Hidden);
+    assert_eq!(found[0].0, Key::Pool);
+    assert!(found[0].1.contains("TCP, UDP and SCTP"), "{found:?}");
 }
 
 #[test]

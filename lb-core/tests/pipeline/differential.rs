@@ -12,7 +12,7 @@ use crate::support::model::Known;
 use crate::support::packet::{Packet, SERVICE_VLAN, VLAN, repair_ipv4_checksum};
 use crate::support::run::{Arrival, Limits, run};
 use crate::support::world::{HASH_KEY, World};
-use crate::talk::{answer, talk};
+use crate::talk::{answer, chunk, talk};
 use lb_core::admission::{Cookies, Epoch};
 use lb_core::tables::next_hop::PortId;
 use lb_core::tuple::Tuple;
@@ -108,6 +108,9 @@ fn packet(random: &mut Random) -> Packet {
     let sizes =
         [0, 1, 8, 100, 1200, 1240, 1399, 1420, 1432, 1440, 1452, 1460, 1472, 1480, 1500, 3000];
     packet.payload = vec![7; usize::try_from(*random.pick(&sizes)).unwrap()];
+    if packet.protocol == IpNumber::SCTP {
+        chunk(random, &mut packet.payload);
+    }
     packet.traffic_class = u8::try_from(random.below(256)).unwrap();
     if random.once_in(4) {
         packet.tags.clone_from(random.pick(&[vec![(VLAN, 3)], vec![(SERVICE_VLAN, 2), (VLAN, 4)]]));

@@ -23,6 +23,13 @@ const NAT_BACKENDS: [(&str, IpNumber); 8] = [
     ("10.0.0.33:7777", IpNumber::TCP),
 ];
 
+/// Says of what kind the first chunk of an SCTP packet is (RFC 9260 §3.2): those that count, and some
+/// others.
+pub(crate) fn chunk(random: &mut Random, payload: &mut [u8]) {
+    let kinds = [0, 0, 0, 1, 1, 1, 2, 3, 6, 7, 8, 8, 10, 11, 14, 255];
+    payload.iter_mut().take(1).for_each(|first| *first = *random.pick(&kinds));
+}
+
 /// The answer of a backend of `nat`.
 pub(crate) fn answer(random: &mut Random) -> Packet {
     let (backend, protocol) = *random.pick(&NAT_BACKENDS);
@@ -80,6 +87,9 @@ fn between(random: &mut Random, src: SocketAddr, dst: SocketAddr, protocol: IpNu
         if packet.fragment.is_some() {
             packet.payload.truncate(packet.payload.len() & !7);
         }
+    }
+    if protocol == IpNumber::SCTP {
+        chunk(random, &mut packet.payload);
     }
     packet.has_true_checksum = random.below(4) > 0;
     packet

@@ -12,13 +12,15 @@ use crate::forward::nat::address;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ports::{self, Ports};
 use crate::wire::udp::{self, Udp};
-use crate::wire::{TCP, UDP, tcp};
+use crate::wire::{SCTP, TCP, UDP, sctp, tcp};
 
 /// What changes in a transport header.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     ports: Option<Ports>,
     checksum: Option<(Range<usize>, Checksum)>,
+    /// Is it a whole packet of SCTP, whose checksum covers no address, but all of the packet?
+    is_whole_sctp: bool,
 }
 
 impl Change {
@@ -41,23 +43,31 @@ impl Change {
             });
         }
         let mut change = Self::new(head, packet, segment, ends);
+        if head.protocol == SCTP {
+            if head.fragment.is_some_and(|part| part.has_more) {
+                return Err(DropReason::Untranslatable); // nobody has all that its checksum covers
+            }
+            change.is_whole_sctp = true;
+        }
         if head.protocol == UDP && !head.is_ipv6 && change.checksum.is_none() {
             change.checksum = Some(change.udp_checksum(head, segment, ends)?);
         }
         Ok(change)
     }
 
-    /// As far as ports and checksum are there: a quote may end anywhere. (SCTP's checksum covers no
-    /// address, but its ports: they stay.)
+    /// As far as ports and checksum are there: a quote may end anywhere.
     #[inline(always)]
     pub(super) fn new(head: &Head, packet: &[u8], segment: &[u8], (src, dst): Ends<'_>) -> Self {
-        let Some(place) = checksum_place(head.protocol) else { return Self::default() };
+        if ports::header_bytes(head.protocol).is_none() {
+            return Self::default();
+        }
         let Ok((old, _)) = Ports::ref_from_prefix(segment) else { return Self::default() };
         let new = Ports {
             src: src.port.map_or(old.src, U16::from_bytes),
             dst: dst.port.map_or(old.dst, U16::from_bytes),
         };
-        let mut change = Self { ports: Some(new), checksum: None };
+        let mut change = Self { ports: Some(new), ..Self::default() };
+        let Some(place) = checksum_place(head.protocol) else { return change };
         let Some(&[high, low]) = segment.get(place.clone()) else { return change };
         let sum = Checksum::from([high, low]);
         if head.protocol == UDP && sum == Checksum::ZERO {
@@ -99,9 +109,16 @@ impl Change {
     #[inline(always)]
     pub(super) fn apply(self, segment: &mut [u8]) {
         // Both are there: that is where they came from.
-        if let Some(ports) = self.ports {
-            let _ = ports.write_to_prefix(segment);
+        let set_ports = |segment: &mut [u8]| {
+            if let Some(ports) = self.ports {
+                let _ = ports.write_to_prefix(segment);
+            }
+        };
+        if self.is_whole_sctp {
+            sctp::change(segment, set_ports);
+            return;
         }
+        set_ports(segment);
         if let Some((place, sum)) = self.checksum
             && let Some(place) = segment.get_mut(place)
         {
@@ -116,7 +133,9 @@ impl Change {
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
 pub(super) fn id(protocol: u8, segment: &[u8], hash: u64) -> u16 {
-    let checksum = checksum_place(protocol).and_then(|place| segment.get(place));
+    let place =
+        if protocol == SCTP { Some(sctp::CHECKSUM_START) } else { checksum_place(protocol) };
+    let checksum = place.and_then(|place| segment.get(place));
     let distinct = if let Some(&[high, low]) = checksum {
         u16::from_be_bytes([high, low])
     } else {

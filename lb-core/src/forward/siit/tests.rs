@@ -8,6 +8,7 @@ use crate::sim::SimFrame;
 use crate::sim::packet::{Packet, repair_ipv4_checksum};
 use crate::stage::parse::tests::parsed;
 use crate::tuple::{Tuple, address_bytes};
+use crate::wire::sctp::tests::with_checksum;
 use crate::wire::{ICMP, ICMPV6, TCP, UDP, ethernet};
 
 mod any_bytes;
@@ -290,6 +291,11 @@ fn packets_that_may_be_cut_have_names() {
     };
     assert_ne!(id(b"one"), id(b"two"));
     assert_eq!(id(b"one"), id(b"one"));
+    let sctp_id = |data: &[u8]| {
+        let found = translated(&sctp(FLOW[1], data), FLOW[0]).unwrap();
+        [found[18], found[19]]
+    };
+    assert_ne!(sctp_id(b"one"), sctp_id(b"two"), "by its checksum, as well");
 }
 
 #[test]
@@ -304,15 +310,67 @@ fn ports_stay_if_nobody_says_otherwise() {
     assert_eq!(sim.bytes(), frame_of(&expect, 0));
 }
 
-/// SCTP's ports, too: its checksum covers them, but no address.
 #[test]
 fn other_protocols_are_carried_as_they_are() {
     for (from, to) in [(0, 1), (1, 0)] {
-        for protocol in [IpNumber::SCTP, IpNumber(50), IpNumber::GRE] {
+        for protocol in [IpNumber(50), IpNumber::GRE] {
             let [given, expect] = [from, to].map(|family| {
                 let payload = segment(false, FLOW[0], PAYLOAD);
                 packet(true, FLOW[family], b"")
                     .with(|p| (p.protocol, p.payload) = (protocol, payload))
+            });
+            assert_becomes(&given, FLOW[to], &expect);
+        }
+    }
+}
+
+/// A packet of SCTP with a chunk of data, and a true checksum.
+fn sctp([src, dst]: Sockets, data: &[u8]) -> Packet {
+    Packet::sctp(src, dst).with(|p| {
+        let ports = [p.src, p.dst].map(|end| end.port().to_be_bytes()).concat();
+        let rest = [&[1, 2, 3, 4, 0, 0, 0, 0, 0, 3, 0, 17], data].concat();
+        (p.payload, p.raw_segment) = (with_checksum([ports, rest].concat()), true);
+    })
+}
+
+#[test]
+fn sctp_is_as_if_built_anew() {
+    for (from, to) in [(0, 1), (1, 0)] {
+        for len in [0, 1, 1000, 1440] {
+            let [given, expect] = [from, to].map(|family| sctp(FLOW[family], &vec![7; len]));
+            assert_becomes(&given, FLOW[to], &expect);
+            assert_becomes(&given.clone().with(|p| p.padding = 9), FLOW[to], &expect);
+            // What was wrong is not made right.
+            let spoil = |packet: &Packet| packet.clone().with(|p| p.payload[9] ^= 1);
+            assert_becomes(&spoil(&given), FLOW[to], &spoil(&expect));
+        }
+    }
+    let atomic = sctp(FLOW[1], &[7; 1300]).with(|p| p.fragment = Some((0, false)));
+    let found = translated(&atomic, FLOW[0]).unwrap();
+    assert_eq!(found[34..], sctp(FLOW[0], &[7; 1300]).payload);
+}
+
+/// Its checksum covers all of the datagram; what is behind the first piece is payload.
+#[test]
+fn a_first_fragment_of_sctp_stays_where_it_is() {
+    for (from, to) in [(0, 1), (1, 0)] {
+        let part = |offset| sctp(FLOW[from], &[7; 40]).with(|p| p.fragment = Some((offset, true)));
+        assert_eq!(translated(&part(0), FLOW[to]), Err(DropReason::Untranslatable));
+        assert!(translated(&part(3), FLOW[to]).is_ok());
+    }
+}
+
+/// A quote is not all there, so its checksum is left as it is.
+#[test]
+fn quotes_of_sctp_get_their_ports() {
+    for (from, to) in [(0, 1), (1, 0)] {
+        for len in [4, 8, 12, 28] {
+            let [given, expect] = [from, to].map(|family| {
+                let mut packet = sctp(reversed(FLOW[family]), &[7; 40]).with(|p| p.ttl = 33);
+                packet.payload[4..].copy_from_slice(&sctp(FLOW[from], &[7; 40]).payload[4..]);
+                let mut quote = as_ours(&packet, 0);
+                quote.truncate([20, 40][family] + len);
+                error(family, PORT_UNREACHABLE[family], &quote)
             });
             assert_becomes(&given, FLOW[to], &expect);
         }

@@ -13,6 +13,8 @@ use crate::stage::classify::tests::{classified, tables as tables_of};
 use crate::stage::select::select;
 use crate::tables::SlotTable;
 use crate::tuple::Tuple;
+use crate::wire::SCTP;
+use crate::wire::sctp::{ABORT, INIT, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
 const CLIENT: &str = "198.51.100.7:40000";
@@ -212,6 +214,115 @@ fn a_connection_remembers_how_it_began() {
         assert_eq!(known(&tables).unwrap().connection.isn, sequence);
         take(&tables, Step::Backend(RST)).unwrap();
     }
+}
+
+/// From whom a packet of SCTP is, its first chunk, and what it leads to.
+type Chunk = (bool, u8, Result<Phase, DropReason>);
+
+const INIT_ACK: u8 = 2;
+const DATA: u8 = 0;
+const SHUTDOWN: u8 = 7;
+const COOKIE_ECHO: u8 = 10;
+
+const ASSOCIATIONS: [(&str, &[Chunk]); 8] = [
+    (
+        "from the first chunk to the last",
+        &[
+            (true, INIT, Ok(Opening)),
+            (false, INIT_ACK, Ok(Answered)),
+            (true, COOKIE_ECHO, Ok(Established)),
+            (false, DATA, Ok(Established)),
+            (true, SHUTDOWN, Ok(Established)),
+            (false, SHUTDOWN_ACK, Ok(Established)),
+            (true, SHUTDOWN_COMPLETE, Ok(Closed)),
+        ],
+    ),
+    (
+        "both shut it down",
+        &[
+            (true, INIT, Ok(Opening)),
+            (false, INIT_ACK, Ok(Answered)),
+            (true, COOKIE_ECHO, Ok(Established)),
+            (false, SHUTDOWN_ACK, Ok(Established)),
+            (true, SHUTDOWN_ACK, Ok(Closed)),
+        ],
+    ),
+    ("refused", &[(true, INIT, Ok(Opening)), (false, ABORT, Ok(Closed))]),
+    (
+        "again",
+        &[
+            (true, INIT, Ok(Opening)),
+            (false, INIT_ACK, Ok(Answered)),
+            (true, ABORT, Ok(Closed)),
+            (true, INIT, Ok(Opening)),
+            (true, INIT, Ok(Opening)),
+        ],
+    ),
+    // A client that has lost it begins it anew (RFC 9260 §5.2.2).
+    (
+        "an INIT within it",
+        &[
+            (true, INIT, Ok(Opening)),
+            (false, INIT_ACK, Ok(Answered)),
+            (true, INIT, Ok(Answered)),
+            (true, COOKIE_ECHO, Ok(Established)),
+            (true, INIT, Ok(Established)),
+        ],
+    ),
+    ("in the middle, after a restart", &[(true, DATA, Ok(Opening))]),
+    ("an abort of nothing", &[(true, ABORT, Err(DropReason::NoConnection))]),
+    // RFC 9260 §8.4: nobody answers it. Who is not sure that it is over is told.
+    (
+        "ends of nothing",
+        &[
+            (true, SHUTDOWN_COMPLETE, Err(DropReason::NoConnection)),
+            (true, SHUTDOWN_ACK, Ok(Opening)),
+        ],
+    ),
+];
+
+#[test]
+fn associations_are_opened_and_followed() {
+    for (name, chunks) in ASSOCIATIONS {
+        let mut spec = service(&["10.0.0.11", "10.0.0.12"]);
+        spec.vip.protocol = Protocol::Sctp;
+        let tables = tables_of([spec]);
+        let mut place = None;
+        for (is_clients, kind, expect) in chunks {
+            let step = format!("{name}: {kind} by the client: {is_clients}");
+            let known = place.and_then(|place| tables.pools[0].get(place));
+            let packet = match known.map(|found| ends(&tables.pools[0], &found)) {
+                Some((ours, backend)) if !is_clients => Packet::sctp(&backend, &ours),
+                _ => Packet::sctp(CLIENT, VIP),
+            };
+            let packet = packet.with(|p| p.payload = vec![*kind, 0, 0, 4]);
+            match connected(&tables, packet, Tick(0)) {
+                Ok(meta) => {
+                    assert_eq!(meta.slot, *place.get_or_insert(meta.slot), "{step}");
+                    let found = tables.pools[0].get(meta.slot).unwrap();
+                    assert_eq!(Ok(found.state.phase()), *expect, "{step}");
+                    assert_eq!((found.connection.protocol, found.connection.isn), (SCTP, 0));
+                }
+                Err(exit) => assert_eq!(exit, Exit::from(expect.unwrap_err()), "{step}"),
+            }
+        }
+    }
+}
+
+/// Ends of one protocol are none of another's.
+#[test]
+fn an_answer_is_of_the_protocol_of_its_connection() {
+    let mut spec = service(&["10.0.0.11"]);
+    spec.vip.protocol = Protocol::Sctp;
+    let tables = tables_of([spec]);
+    let init = Packet::sctp(CLIENT, VIP).with(|p| p.payload = vec![INIT, 0, 0, 4]);
+    let meta = connected(&tables, init, Tick(0)).unwrap();
+    let (ours, backend) = ends(&tables.pools[0], &tables.pools[0].get(meta.slot).unwrap());
+    for other in [Packet::tcp(&backend, &ours), Packet::udp(&backend, &ours)] {
+        assert_eq!(connected(&tables, other, Tick(0)).unwrap_err(), Exit::Punt);
+    }
+    let answer = connected(&tables, Packet::sctp(&backend, &ours), Tick(0)).unwrap();
+    assert_eq!((answer.rule, answer.slot), (Rule::Return, meta.slot));
 }
 
 #[test]

@@ -223,6 +223,20 @@ fn fixed_translators() -> Vec<ServiceSpec> {
             full_nat("44-toa", "tcp 10.0.0.112:81", pool4, toa, &near4),
         ),
         full_nat("44-proxy", "tcp 10.0.0.112:82", pool4, proxy, &near4),
+        full_nat(
+            "44-sctp",
+            "sctp 10.0.0.112:80",
+            pool4,
+            hidden,
+            &wide_and_narrow(&near4, &narrow4),
+        ),
+        full_nat(
+            "64-sctp",
+            "sctp [fd00::112]:80",
+            pool4,
+            hidden,
+            &wide_and_narrow(&near4, &narrow4),
+        ),
         full_nat("64", "tcp [fd00::112]:80", pool4, hidden, &near4),
         ServiceSpec {
             affinity: Affinity::Client,
@@ -231,6 +245,20 @@ fn fixed_translators() -> Vec<ServiceSpec> {
         full_nat("64-toa", "tcp [fd00::112]:81", pool4, toa, &near4),
         full_nat("64-proxy", "tcp [fd00::112]:82", pool4, proxy, &near4),
         full_nat("46", "tcp 10.0.0.113:80", pool6, hidden, &near6),
+        full_nat(
+            "46-sctp",
+            "sctp 10.0.0.113:80",
+            pool6,
+            hidden,
+            &wide_and_narrow(&near6, &narrow6),
+        ),
+        full_nat(
+            "66-sctp",
+            "sctp [fd00::113]:80",
+            pool6,
+            hidden,
+            &wide_and_narrow(&near6, &narrow6),
+        ),
         full_nat("46-udp", "udp 10.0.0.113:53", pool6, hidden, &[narrow6]),
         clamped(MssClamp::Auto, full_nat("46-toa", "tcp 10.0.0.113:81", pool6, toa, &near6)),
         full_nat("46-proxy", "tcp 10.0.0.113:82", pool6, proxy, &near6),
@@ -239,6 +267,10 @@ fn fixed_translators() -> Vec<ServiceSpec> {
         full_nat("66-toa", "tcp [fd00::113]:81", pool6, toa, &near6),
         clamped(MssClamp::Auto, full_nat("66-proxy", "tcp [fd00::113]:82", pool6, proxy, &near6)),
     ]
+}
+
+fn wide_and_narrow([wide, _]: &[Backend; 2], narrow: &Backend) -> [Backend; 2] {
+    [wide.clone(), narrow.clone()]
 }
 
 /// By two gateways, by one on the narrow port, and from some nobody can go back.

@@ -61,6 +61,7 @@ fn is_true(frame: &[u8]) -> Option<bool> {
 fn seeds(family: usize) -> Vec<Vec<u8>> {
     let tcp = packet(true, FLOW[family], PAYLOAD);
     let udp = packet(false, FLOW[family], PAYLOAD);
+    let sctp = sctp(FLOW[family], PAYLOAD);
     let quote = as_ours(&quoted(family, false), 0);
     let options = (IpNumber::IPV6_DESTINATION_OPTIONS, vec![1, 4, 0, 0, 0, 0]);
     let packets = [
@@ -68,6 +69,8 @@ fn seeds(family: usize) -> Vec<Vec<u8>> {
         udp.clone(),
         udp.clone().with(|p| p.payload[6..8].fill(0)),
         udp.clone().with(|p| p.fragment = Some((0, true))),
+        sctp.clone(),
+        sctp.with(|p| p.fragment = Some((0, true))),
         tcp.clone().with(|p| p.fragment = Some((3, false))),
         tcp.with(|p| (p.options, p.extensions) = (vec![1; 12], vec![options.clone(); 2])),
         udp.with(|p| (p.extensions, p.fragment) = (vec![options], Some((0, false)))),

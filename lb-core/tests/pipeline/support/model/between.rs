@@ -8,7 +8,7 @@ use lb_core::drop_reason::DropReason::{
 };
 
 use super::headers::{Ip, header_len, internet_sum};
-use super::nat::{Ends, Made, octets, resegment, word};
+use super::nat::{Ends, Made, octets, resegment, resegment_sctp, word};
 use super::{Part, Verdict};
 
 /// The largest packet that fits `mtu` bytes after translation.
@@ -177,6 +177,7 @@ fn identification(protocol: IpNumber, segment: &[u8], hash: u64) -> u16 {
     let place = match protocol {
         IpNumber::TCP => segment.get(16..18),
         IpNumber::UDP => segment.get(6..8),
+        IpNumber::SCTP => segment.get(8..10),
         _ => None,
     };
     let distinct = if let Some(sum) = place {
@@ -219,8 +220,15 @@ pub(super) fn translated(
         let new = [octets(src), octets(dst)].concat();
         let ports = [ends.src, ends.dst].map(|end| end.and_then(|(_, port)| port));
         let change = (head.addresses(packet), new.clone());
+        if head.protocol == IpNumber::SCTP {
+            if head.piece.is_some_and(|(_, _, has_more)| has_more) {
+                return Err(Untranslatable.into()); // of a part nobody can tell its checksum
+            }
+            resegment_sctp(&mut segment, ports);
+        } else {
+            resegment(&mut segment, (head.protocol.0, false), ports, change);
+        }
         // No checksum stays none in IPv4, whatever it was in IPv6 (RFC 768).
-        resegment(&mut segment, (head.protocol.0, false), ports, change);
         if head.protocol == IpNumber::UDP && !head.is_v6 && word(&segment, 6) == [0, 0] {
             if is_piece {
                 return Err(Untranslatable.into()); // §4.5: of a part nobody can tell it
@@ -293,7 +301,7 @@ fn error(
     let id = identification(quoted.protocol, &segment, hash);
     let ports = [ends.dst, ends.src].map(|end| end.and_then(|(_, port)| port));
     let change = (quoted.addresses(quote), [octets(dst), octets(src)].concat());
-    if segment.len() >= 4 && matches!(quoted.protocol.0, 6 | 17) {
+    if segment.len() >= 4 && matches!(quoted.protocol.0, 6 | 17 | 132) {
         resegment(&mut segment, (quoted.protocol.0, false), ports, change);
     }
     let (protocol, ip_len, most) =

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::IpNumber;
 use lb_core::drop_reason::DropReason::{
-    NextHopUnresolved, NoHeadroom, TooBig, Truncated, TtlExceeded,
+    NextHopUnresolved, NoHeadroom, TooBig, Truncated, TtlExceeded, Untranslatable,
 };
 use lb_core::model::{ClientAddress, Forward, FullNat, MssClamp};
 use lb_core::tables::next_hop::NextHop;
@@ -310,6 +310,28 @@ fn readdress(packet: &mut [u8], is_v6: bool, ends: [Option<End>; 2]) -> (Vec<u8>
     (old, new)
 }
 
+/// The checksum of SCTP (RFC 9260 §6.8 and Appendix A): of all of a packet, with zero in its place.
+fn sctp_checksum(packet: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for (at, byte) in packet.iter().enumerate() {
+        crc ^= if (8..12).contains(&at) { 0 } else { u32::from(*byte) };
+        for _ in 0..8 {
+            crc = if crc % 2 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    (!crc).to_le_bytes()
+}
+
+/// As [`resegment`], of a whole packet of SCTP: what was wrong with its checksum still is.
+pub(super) fn resegment_sctp(packet: &mut [u8], ports: [Option<u16>; 2]) {
+    let before = sctp_checksum(packet);
+    resegment(packet, (132, false), ports, (Vec::new(), Vec::new()));
+    let after = sctp_checksum(packet);
+    for (at, (before, after)) in before.into_iter().zip(after).enumerate() {
+        packet[8 + at] ^= before ^ after;
+    }
+}
+
 /// Gives a segment, or the beginning of one, other ports, and repairs its checksum for them and the
 /// addresses.
 pub(super) fn resegment(
@@ -345,6 +367,11 @@ fn same_family(ip: &Ip, part: Part, protocol: u8, ends: &Ends) -> Result<Made, V
     let is_v6 = ip.src.is_ipv6();
     let mut packet = ip.packet.to_vec();
     let l4 = packet.len() - ip.segment.len();
+    let ports = [ends.src, ends.dst].map(|end| end.and_then(|(_, port)| port));
+    let is_sctp = protocol == 132 && part == Part::Segment && ports.iter().any(Option::is_some);
+    if is_sctp && ip.piece.is_some() {
+        return Err(Untranslatable.into()); // of a part nobody can tell its checksum
+    }
     let hops = if is_v6 { 7 } else { 8 };
     if packet[hops] <= 1 {
         return Err(TtlExceeded.into());
@@ -355,12 +382,15 @@ fn same_family(ip: &Ip, part: Part, protocol: u8, ends: &Ends) -> Result<Made, V
         let sum = repaired(word(&packet, 10), (&before, &word(&packet, 8)));
         packet[10..12].copy_from_slice(&sum);
     }
-    let ports = [ends.src, ends.dst].map(|end| end.and_then(|(_, port)| port));
     match part {
         Part::Later => drop(readdress(&mut packet, is_v6, [ends.src, ends.dst])),
         Part::Segment => {
             let change = readdress(&mut packet, is_v6, [ends.src, ends.dst]);
-            resegment(&mut packet[l4..], (protocol, is_v6), ports, change);
+            if is_sctp {
+                resegment_sctp(&mut packet[l4..], ports);
+            } else {
+                resegment(&mut packet[l4..], (protocol, is_v6), ports, change);
+            }
         }
         Part::Error => {
             // Who speaks keeps its name, unless it is the end that the quoted packet was for.
