@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::walk;
+
 /// A train of frames, and what has to become of them.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -84,7 +86,12 @@ enum Part {
     Open(String, usize),
     /// A checksum that covers bytes that are open.
     Checksum(Covering),
+    /// SCTP's, of a packet of so many bytes; and what it is if all that are open are 0.
+    SctpChecksum(usize, [u8; 4]),
 }
+
+/// Where SCTP's checksum lies in a packet.
+const SCTP_CHECKSUM: usize = 8;
 
 /// A checksum that covers bytes that are open.
 #[derive(Debug)]
@@ -143,6 +150,11 @@ impl Expected {
                     sums.push((covering, here));
                     true
                 }
+                Part::SctpChecksum(len, _) => {
+                    let at = frame.len() - behind.len() - part.len() - SCTP_CHECKSUM;
+                    let packet = frame.get(at..at + len);
+                    packet.is_some_and(|packet| here == walk::sctp_checksum(packet))
+                }
             };
         }
         let find = |name: &str| own.get(name).map(|it| it.to_vec()).or(names.get(name).cloned());
@@ -154,12 +166,36 @@ impl Expected {
 
     /// The frame; what is not known is 0.
     pub(crate) fn filled(&self, names: &Names) -> Vec<u8> {
+        let mut frame = self.filled_but_sctp(names);
+        for (at, len, _) in self.sctp_checksums() {
+            let sum = walk::sctp_checksum(&frame[at - SCTP_CHECKSUM..][..len]);
+            frame[at..at + 4].copy_from_slice(&sum);
+        }
+        frame
+    }
+
+    /// SCTP's checksums that cover open bytes: where each is, of how long a packet, and what it is if
+    /// they are 0.
+    fn sctp_checksums(&self) -> impl Iterator<Item = (usize, usize, [u8; 4])> {
+        let mut at = 0;
+        self.0.iter().filter_map(move |part| {
+            let here = at;
+            at += part.len();
+            match part {
+                Part::SctpChecksum(len, base) => Some((here, *len, *base)),
+                _ => None,
+            }
+        })
+    }
+
+    fn filled_but_sctp(&self, names: &Names) -> Vec<u8> {
         let bytes = self.0.iter().flat_map(|part| match part {
             Part::Bytes(bytes) => bytes.clone(),
             Part::Open(name, len) => names.get(name).cloned().unwrap_or(vec![0; *len]),
             Part::Checksum(covering) => {
                 covering.sum(|name| names.get(name).cloned()).unwrap_or_default().to_vec()
             }
+            Part::SctpChecksum(..) => vec![0; 4],
         });
         bytes.collect()
     }
@@ -179,6 +215,7 @@ impl Part {
             Self::Bytes(bytes) => bytes.len(),
             Self::Open(_, len) => *len,
             Self::Checksum(_) => 2,
+            Self::SctpChecksum(..) => 4,
         }
     }
 }
@@ -187,7 +224,9 @@ impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|part| match part {
             Part::Bytes(bytes) => f.write_str(&hex(bytes)),
-            Part::Open(..) | Part::Checksum(_) => f.write_str(&"??".repeat(part.len())),
+            Part::Open(..) | Part::Checksum(_) | Part::SctpChecksum(..) => {
+                f.write_str(&"??".repeat(part.len()))
+            }
         })
     }
 }
@@ -246,7 +285,7 @@ fn pattern() -> Vec<u8> {
 
 /// Hex; `<start:length>` of the pattern; `(frame:start:length)` of an input frame; `{name:length}`
 /// for open bytes; `{=names:base}` for a checksum that covers some, `udp` among the names if it is
-/// UDP's.
+/// UDP's; `{=crc,length:base}` for SCTP's.
 fn read(text: &str, pattern: &[u8], input: &[Vec<u8>]) -> Expected {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -266,6 +305,10 @@ fn read(text: &str, pattern: &[u8], input: &[Vec<u8>]) -> Expected {
             '<' => Part::Bytes(pattern[number(0)..][..number(1)].to_vec()),
             '(' => Part::Bytes(input[number(0)][number(1)..][..number(2)].to_vec()),
             '{' => match words[0].strip_prefix('=') {
+                Some(names) if names.starts_with("crc,") => {
+                    let base = u32::from_str_radix(words[1], 16).unwrap();
+                    Part::SctpChecksum(names[4..].parse().unwrap(), base.to_be_bytes())
+                }
                 Some(names) => Part::Checksum(covering(names, words[1])),
                 None => Part::Open(words[0].into(), number(1)),
             },
@@ -276,7 +319,12 @@ fn read(text: &str, pattern: &[u8], input: &[Vec<u8>]) -> Expected {
             }
         });
     }
-    Expected(parts)
+    let expected = Expected(parts);
+    let nothing = expected.filled(&Names::new());
+    for (at, _, base) in expected.sctp_checksums() {
+        assert_eq!(nothing[at..at + 4], base, "they do not count alike: {text}");
+    }
+    expected
 }
 
 fn covering(names: &str, base: &str) -> Covering {

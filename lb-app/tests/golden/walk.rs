@@ -128,6 +128,7 @@ impl<'f> Walk<'f> {
             58 => self.check("ICMPv6", is_true),
             6 => self.check("TCP", is_true),
             17 => self.check("UDP", is_true || is_ipv4 && word(l4, 6)? == 0),
+            132 => self.check("SCTP", *l4.get(8..12)? == sctp_checksum(l4)),
             _ => {}
         }
         self.tunnelled = self.tunnelled.or(inner);
@@ -144,6 +145,19 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
 fn pseudo(addresses: &[u8], protocol: u8, len: usize) -> Vec<u8> {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     [addresses, &len.to_be_bytes(), &[0, 0, 0, protocol]].concat()
+}
+
+/// The checksum that a packet of SCTP has to have (RFC 9260 §6.8, Appendix A): a `CRC32c`, bit by bit.
+pub(crate) fn sctp_checksum(packet: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for (at, byte) in packet.iter().enumerate() {
+        let is_checksum = (8..12).contains(&at);
+        crc ^= if is_checksum { 0 } else { u32::from(*byte) };
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 };
+        }
+    }
+    (!crc).to_le_bytes()
 }
 
 /// The sum of RFC 1071 over several stretches, each of which begins at an even place.

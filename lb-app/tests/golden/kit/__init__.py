@@ -22,7 +22,18 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q
-from scapy.layers.sctp import SCTPChunkData
+from scapy.layers.sctp import (
+    SCTPChunkAbort,
+    SCTPChunkCookieAck,
+    SCTPChunkCookieEcho,
+    SCTPChunkData,
+    SCTPChunkInit,
+    SCTPChunkInitAck,
+    SCTPChunkSACK,
+    SCTPChunkShutdown,
+    SCTPChunkShutdownAck,
+    SCTPChunkShutdownComplete,
+)
 from scapy.packet import Raw
 
 from .case import *

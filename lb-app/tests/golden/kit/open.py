@@ -4,6 +4,7 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
+from .frames import SCTP_PROTO, ip_packet, l3_offset
 from .leaving import Out
 
 # What names are, as long as nobody has chosen; and another value, to see what depends on them.
@@ -23,17 +24,22 @@ def opened(build, udp=False, **names):
 
     Checksums that cover open bytes are "=NAMES": in the frame as if all of the bytes were 0, and less
     by their sum in truth, or more by what has a "-". `udp`: a checksum that would be 0 is 0xffff (RFC 768).
+    One of SCTP is "=crc,LENGTH", of a packet of so many bytes.
     """
     nothing = {name: NOTHING[length] for name, length in names.items()}
     base = build(**nothing)
     wild, sums = {}, {}
+    crc_at, sctp_length = sctp_checksum(base)
     for name, length in names.items():
         value = octets(SOMETHING[length])
         other = build(**nothing | {name: SOMETHING[length]})
         assert len(other) == len(base)
         at = 0
         while at < len(base):
-            if base[at : at + 2] == other[at : at + 2]:
+            if at == crc_at and base[at : at + 4] != other[at : at + 4]:
+                wild[at] = (4, f"=crc,{sctp_length}")
+                at += 4
+            elif base[at : at + 2] == other[at : at + 2]:
                 at += 2
             elif base[at : at + length] == bytes(length) and other[at : at + length] == value:
                 wild[at] = (length, name)
@@ -45,6 +51,20 @@ def opened(build, udp=False, **names):
     for at, covered in sums.items():
         wild[at] = (2, "=" + ",".join(covered) + (",udp" if udp else ""))
     return Out(base, tuple((at, length, name) for at, (length, name) in sorted(wild.items())))
+
+
+def sctp_checksum(frame):
+    """Where it is in a frame with a whole packet of SCTP without extension headers, and that packet's
+    length."""
+    packet = ip_packet(frame)
+    if packet[0] >> 4 == 4:
+        header, proto = (packet[0] & 15) * 4, packet[9]
+        is_whole = struct.unpack_from("!H", packet, 6)[0] & 0x3FFF == 0
+    else:
+        header, proto, is_whole = 40, packet[6], True
+    if proto != SCTP_PROTO or not is_whole:
+        return None, 0
+    return l3_offset(frame) + header + 8, len(packet) - header
 
 
 def sign_of(base, other, value):

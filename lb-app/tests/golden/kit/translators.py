@@ -55,6 +55,7 @@ for fam, back in PAIRS:
         ("toa", 81, 8081, "tcp", POOL_OF_ONE, {"client_address": "toa"}),
         ("proxy", 82, 8082, "tcp", POOL_OF_ONE, {"client_address": "proxy"}),
         ("mss", 83, 8083, "tcp", POOL_OF_ONE, {"mss": 1300}),
+        ("sctp", 5060, 5062, "sctp", POOL_OF_ONE, {}),
     ):
         FULLNAT.services.append(
             service(
