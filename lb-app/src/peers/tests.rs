@@ -176,7 +176,6 @@ async fn flows_are_told_both_ways_by_name() {
         a.tables.tracker.forget(&flow, &a.tables.tracker.find(&flow).unwrap());
     }
     until("it is forgotten", || b.backend(settled).is_none()).await;
-    assert!(b.backend(moved).is_some());
 }
 
 #[tokio::test]

@@ -124,11 +124,9 @@ impl Tracker {
         let found = self.find(flow);
         let stands = |it: &Tracked| service.may_serve(it.backend()) && it.age(now) <= flow.idle_max;
         if seen.phase == Phase::Free {
-            // Its slot may have settled there, and not here yet: transitions do not end together.
             let is_needed = |it: &Tracked| {
                 let is_settled = service.settled(flow.hash) == Some(it.backend());
-                let goes_on = !matches!(it.phase(), Phase::Opening | Phase::Closing);
-                goes_on && stands(it) && !is_settled
+                it.phase() == Phase::Established && stands(it) && !is_settled
             };
             if let Some(found) = found.filter(|found| !is_needed(found)) {
                 self.free(flow, &found);
@@ -153,14 +151,13 @@ impl Tracker {
         true
     }
 
-    /// What is known of flows that have been silent for a while counts no more than a peer's word from now
-    /// on, and so gives way to what peers know. For who was away.
+    /// Forgets what peers know better: flows that have been silent for a while here, and those that peers
+    /// have told of. For who was away; what is true of them still is told again.
     pub fn defer(&self, now: Tick) {
         let of_recent = |mark: Mark| mark.age(units(now)) <= RECENT_MAX;
-        self.visit((0, 1), |mark| match mark.phase() {
-            Phase::Seen | Phase::Established if !of_recent(mark) => Some(mark.deferred()),
-            Phase::Opening if !of_recent(mark) => Some(mark.freed()),
-            _ => None,
+        self.visit((0, 1), |mark| {
+            let is_known_better = mark.phase() == Phase::Told || !of_recent(mark);
+            (mark.phase().is_flow() && is_known_better).then(|| mark.freed())
         });
     }
 

@@ -185,11 +185,6 @@ impl Mark {
         self.with_phase(Phase::Free)
     }
 
-    /// As if a peer had told of it.
-    pub(super) fn deferred(self) -> Self {
-        self.with_phase(Phase::Told)
-    }
-
     pub(super) fn busy(self) -> Self {
         Self(self.0.wrapping_add(1 << WRITING)).with_phase(Phase::Busy)
     }

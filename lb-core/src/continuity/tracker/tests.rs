@@ -1,13 +1,12 @@
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::tables::{BackendEntry, SlotTable};
+use crate::tables::BackendEntry;
 
 const WEB: ServiceId = ServiceId(3);
 
@@ -153,47 +152,6 @@ fn peers_flows_give_way_when_they_are_silent() {
     }
     assert!((4000..8000).filter(|n| tell(*n, 0)).count() > first / 2);
     assert!(there.iter().filter(|n| is_there(n)).count() < first / 2);
-}
-
-/// Transitions do not end everywhere at once: what a peer needs no more may be needed here.
-#[test]
-fn what_peers_forget_stays_as_long_as_it_is_needed() {
-    let service = service();
-    let settled = {
-        let slots = SlotTable::new([7].into(), [1].into(), 1);
-        ServiceTable { slots: Arc::new(slots), ..service.clone() }
-    };
-    for phase in [Phase::Established, Phase::Told, Phase::Opening] {
-        let tracker = Tracker::new(1000);
-        let one = flow(Shape::Short, 1);
-        let tell = |phase, service| {
-            let seen = Seen { service: WEB, backend: 0, age: 0, phase };
-            assert!(tracker.tell(&one, seen, service, Tick(0)));
-            tracker.find(&one).map(|found| found.phase())
-        };
-        let told = tell(phase, &service);
-        let goes_on = phase != Phase::Opening;
-        assert_eq!(tell(Phase::Free, &service), told.filter(|_| goes_on), "{phase:?}");
-        assert_eq!(tell(Phase::Free, &settled), None, "{phase:?}");
-    }
-}
-
-/// Who was away keeps what it knows, until it is told better.
-#[test]
-fn what_was_known_gives_way_to_what_is_told() {
-    let tracker = Tracker::new(1000);
-    let later = Tick::from(Duration::from_mins(1));
-    for (n, at) in [(1, Tick(0)), (2, Tick(0)), (3, later)] {
-        assert!(tracker.track(&flow(Shape::Short, n), 5, Sign::GoesOn, at));
-    }
-    tracker.defer(later);
-    let seen = Seen { service: WEB, backend: 6, age: 8, phase: Phase::Established };
-    for n in [2, 3] {
-        assert!(tracker.tell(&flow(Shape::Short, n), seen, &service(), later));
-    }
-    let backend = |n: u64| tracker.find(&flow(Shape::Short, n)).map(|found| found.backend());
-    assert_eq!([1, 2, 3].map(backend), [Some(5), Some(6), Some(5)]);
-    assert_eq!(tracker.len(), 3);
 }
 
 #[test]
