@@ -5,14 +5,12 @@
 use std::sync::Arc;
 
 use lb_core::admission::{Admission, Gate};
-use lb_core::burst::WorkerId;
 use lb_core::counters::Counters;
 use lb_core::fragments::WAITING_MAX;
-use lb_core::frame::{BURST_MAX, Frames, Io};
+use lb_core::frame::BURST_MAX;
 use lb_core::model::{AboveRate, Forward, SynBound};
 use lb_core::publish::publication;
 use lb_core::rate::Tick;
-use lb_core::tables::next_hop::PortId;
 use lb_core::tuple::address_bytes;
 use lb_core::wire::checksum::Checksum;
 use lb_core::wire::{ICMP, TCP, icmp, tcp};
@@ -23,6 +21,7 @@ use zerocopy::IntoBytes;
 
 use crate::cases::full_nat;
 use crate::traffic::{BenchFrame, Flow, Flows, headers, repair, to_vip};
+use crate::wire::Wire;
 use crate::world::{HASH_KEY, MAC, SETTINGS, Served, establish, tables};
 use crate::{ALLOCATOR, Args, Failure, Random, median};
 
@@ -76,44 +75,8 @@ const FLOODS: [(Flood, &str); 7] = [
     (Flood::Challenged, "SYNs, bounded"),
 ];
 
-/// A port in memory.
-#[derive(Debug, Default)]
-struct Wire {
-    arriving: Frames<BenchFrame>,
-    idle: Vec<BenchFrame>,
-}
-
-impl Io for Wire {
-    type Frame = BenchFrame;
-
-    fn receive(&mut self, _: PortId, frames: &mut Frames<BenchFrame>) {
-        frames.extend(self.arriving.drain(..));
-    }
-
-    fn send(&mut self, _: PortId, frames: &mut Frames<BenchFrame>) {
-        self.idle.extend(frames.drain(..));
-    }
-
-    fn punt(&mut self, _: PortId, frame: BenchFrame) -> Result<(), BenchFrame> {
-        self.idle.push(frame);
-        Ok(())
-    }
-
-    fn receive_from_kernel(&mut self, _: PortId, _: &mut Frames<BenchFrame>) {}
-
-    fn hand_over(&mut self, _: WorkerId, _: PortId, frame: BenchFrame) -> Result<(), BenchFrame> {
-        Err(frame)
-    }
-
-    fn take_over(&mut self, _: PortId, _: &mut Frames<BenchFrame>) {}
-
-    fn discard(&mut self, frames: &mut Frames<BenchFrame>) {
-        self.idle.extend(frames.drain(..));
-    }
-}
-
 struct Scene {
-    worker: Worker<Wire>,
+    worker: Worker<Wire<()>>,
     counters: Arc<Counters>,
     established: Flows,
     flows: u32,
@@ -185,7 +148,7 @@ impl Scene {
         let subscriber = subscribers.into_iter().next().ok_or("no worker")?;
         // As many as may wait, and two bursts.
         let idle = (0..WAITING_MAX + 2 * BURST_MAX).map(|_| BenchFrame::default()).collect();
-        let wire = Wire { idle, ..Wire::default() };
+        let wire = Wire::new(idle, ());
         Ok(Self {
             worker: Worker::new(wire, 1, subscriber, Arc::clone(&counters), SETTINGS),
             counters,

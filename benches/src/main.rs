@@ -14,6 +14,7 @@ mod maglev;
 mod spoofed;
 mod tracked;
 mod traffic;
+mod wire;
 mod world;
 
 use std::alloc::System;

@@ -4,16 +4,14 @@
 
 use std::sync::Arc;
 
-use lb_core::burst::WorkerId;
 use lb_core::continuity;
 use lb_core::counters::Counters;
 use lb_core::fragments::WAITING_MAX;
-use lb_core::frame::{BURST_MAX, Frame as _, Frames, Io};
+use lb_core::frame::{BURST_MAX, Frame as _};
 use lb_core::model::{Forward, Protocol};
 use lb_core::publish::{Publisher, publication};
 use lb_core::rate::Tick;
 use lb_core::tables::Tables;
-use lb_core::tables::next_hop::PortId;
 use lb_core::tuple::address_bytes;
 use lb_core::wire::{UDP, tcp};
 use lb_core::worker::Worker;
@@ -22,6 +20,7 @@ use quanta::Clock;
 use crate::flood::fragment;
 use crate::tracked::{Memory, memory, tracker};
 use crate::traffic::{BenchFrame, client_of, headers, to_vip};
+use crate::wire::{Watch, Wire};
 use crate::world::{MAC, SETTINGS, Served, moved_tables, moving_tables};
 use crate::{Args, Failure, median};
 
@@ -59,57 +58,29 @@ const FLOODS: [(Flood, &str, u64); 3] = [
     (Flood::Syns, "SYNs", 100_000_000),
 ];
 
-/// A port in memory, which knows where established flows have to go.
-#[derive(Debug, Default)]
-struct Wire {
-    arriving: Frames<BenchFrame>,
-    idle: Vec<BenchFrame>,
+/// Knows where established flows have to go.
+#[derive(Debug)]
+struct Judge {
     /// By protocol and client: the last byte of the backend's MAC; 0: none yet.
     backends: [Vec<u8>; 2],
     sent: u64,
     moved: u64,
 }
 
-impl Io for Wire {
-    type Frame = BenchFrame;
-
-    fn receive(&mut self, _: PortId, frames: &mut Frames<BenchFrame>) {
-        frames.extend(self.arriving.drain(..));
-    }
-
-    fn send(&mut self, _: PortId, frames: &mut Frames<BenchFrame>) {
-        for frame in frames.iter() {
-            let bytes = frame.bytes();
-            let backends = &mut self.backends[usize::from(bytes[23] == UDP)];
-            if let Some(backend) = backends.get_mut(client_of(bytes) as usize) {
-                self.sent += 1;
-                self.moved += u64::from(*backend != 0 && *backend != bytes[5]);
-                *backend = bytes[5];
-            }
+impl Watch for Judge {
+    fn sent(&mut self, frame: &BenchFrame) {
+        let bytes = frame.bytes();
+        let backends = &mut self.backends[usize::from(bytes[23] == UDP)];
+        if let Some(backend) = backends.get_mut(client_of(bytes) as usize) {
+            self.sent += 1;
+            self.moved += u64::from(*backend != 0 && *backend != bytes[5]);
+            *backend = bytes[5];
         }
-        self.idle.extend(frames.drain(..));
-    }
-
-    fn punt(&mut self, _: PortId, frame: BenchFrame) -> Result<(), BenchFrame> {
-        self.idle.push(frame);
-        Ok(())
-    }
-
-    fn receive_from_kernel(&mut self, _: PortId, _: &mut Frames<BenchFrame>) {}
-
-    fn hand_over(&mut self, _: WorkerId, _: PortId, frame: BenchFrame) -> Result<(), BenchFrame> {
-        Err(frame)
-    }
-
-    fn take_over(&mut self, _: PortId, _: &mut Frames<BenchFrame>) {}
-
-    fn discard(&mut self, frames: &mut Frames<BenchFrame>) {
-        self.idle.extend(frames.drain(..));
     }
 }
 
 struct Scene {
-    worker: Worker<Wire>,
+    worker: Worker<Wire<Judge>>,
     counters: Arc<Counters>,
     publisher: Publisher<Tables>,
     tables: Arc<Tables>,
@@ -167,7 +138,7 @@ impl Scene {
         // As many as may wait, and two bursts.
         let idle = (0..WAITING_MAX + 2 * BURST_MAX).map(|_| BenchFrame::default()).collect();
         let backends = [(); 2].map(|()| vec![0; flows as usize]);
-        let wire = Wire { idle, backends, ..Wire::default() };
+        let wire = Wire::new(idle, Judge { backends, sent: 0, moved: 0 });
         let worker = Worker::new(wire, 1, subscriber, Arc::clone(&counters), SETTINGS);
         let vip = address_bytes(vip);
         let (bursts, flooded, next) = (0, 0, 0);
@@ -184,7 +155,7 @@ impl Scene {
         let counters = Arc::clone(&self.counters);
         let count = || [counters.tracked.get(), counters.untracked.get()];
         let mut cycles = vec![u64::MAX; TIMED]; // not zero: so it is there before memory is looked at
-        let earlier = (count(), self.worker.io().sent, Memory::now()?.all_kib);
+        let earlier = (count(), self.worker.io().watch.sent, Memory::now()?.all_kib);
         for burst in 0..frames / BURST as u64 {
             self.arrive(|scene, frame, _| scene.worse(flood, frame));
             let start = clock.raw();
@@ -195,9 +166,9 @@ impl Scene {
                 self.established_send(flows);
             }
         }
-        let later = (count(), self.worker.io().sent, Memory::now()?.all_kib);
+        let later = (count(), self.worker.io().watch.sent, Memory::now()?.all_kib);
         self.end(flows)?;
-        let lost = self.worker.io().moved;
+        let lost = self.worker.io().watch.moved;
         let [tracked, untracked] = [0, 1].map(|n| later.0[n] - earlier.0[n]);
         println!(
             "{title:<16} {frames:>9} {tracked:>9} {untracked:>8}  {:>16} {:>9} {lost:>5}  {:>10} {:>14.0}",
@@ -236,7 +207,7 @@ impl Scene {
 
     /// A packet of the next established flows, half of them TCP.
     fn established_send(&mut self, flows: u32) {
-        let before = self.worker.io().sent;
+        let before = self.worker.io().watch.sent;
         self.arrive(|scene, frame, place| {
             let flow = to_vip(scene.vip, scene.next);
             if place % 2 == 0 {
@@ -247,7 +218,7 @@ impl Scene {
             }
         });
         self.turn();
-        let sent = self.worker.io().sent - before;
+        let sent = self.worker.io().watch.sent - before;
         assert_eq!(sent, BURST as u64, "established flows go on");
     }
 
