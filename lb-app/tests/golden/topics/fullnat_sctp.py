@@ -130,15 +130,14 @@ for fam, back in PAIRS:
     case(f"fullnat-{pair}: SCTP, a first fragment of an answer", FULLNAT, *steps, rewrites=True)
 
     # ICMP errors: the quoted ports change.
-    for what, icmp in ERRORS[fam]:
-        for length in (8, 72):
-            client = CLIENT[fam], client_port()
-            step = WORLD.error_forth(name, client, icmp, QUOTED, length)
-            label = f"fullnat-{pair}: ICMP about SCTP, {what}, {length} bytes quoted"
-            case(label, FULLNAT, opens(client), step, rewrites=True)
-    for what, icmp in ERRORS[back]:
-        for length in (8, 72):
-            client = CLIENT[fam], client_port()
-            step = WORLD.error_back(name, client, icmp, QUOTED, length)
-            label = f"fullnat-{pair}: ICMP about SCTP, backend's side, {what}, {length} bytes quoted"
-            case(label, FULLNAT, opens(client), step, rewrites=True)
+    sides = [
+        ("", ERRORS[fam], WORLD.error_forth),
+        ("backend's side, ", ERRORS[back], WORLD.error_back),
+    ]
+    for side, errors, error in sides:
+        for what, icmp in errors:
+            for length in (8, 72):
+                client = CLIENT[fam], client_port()
+                step = error(name, client, icmp, QUOTED, length)
+                label = f"fullnat-{pair}: ICMP about SCTP, {side}{what}, {length} bytes quoted"
+                case(label, FULLNAT, opens(client), step, rewrites=True)
