@@ -9,7 +9,7 @@ use std::time::Duration;
 use dpdk::{Port, Started};
 use lb_config::Config;
 use lb_core::continuity::{self, Remembered, Standing};
-use lb_core::model::{DesiredState, Forward, Health, ServiceSpec, Vip};
+use lb_core::model::{DesiredState, Forward, Health, Service, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
 use lb_core::rate::Tick;
@@ -207,11 +207,12 @@ impl Control {
         let mut is_change = false;
         // Who knows most, last.
         states.sort_by_key(|state| state.iter().filter(|it| it.transitions.is_some()).count());
+        let wanted = self.config.desired.services().iter();
+        let wanted: BTreeMap<&str, &Service> =
+            wanted.map(|service| (service.spec().name.as_str(), &**service)).collect();
         for mut state in states {
             // What is asked for decides, where a peer has not had the file yet, or we had not.
-            state.retain(|it| {
-                self.config.desired.services().iter().any(|service| it.is_of(service))
-            });
+            state.retain(|it| wanted.get(&*it.name).is_some_and(|service| it.is_of(service)));
             let own = self.tables.remember();
             let joined = continuity::join(own, state, &self.tables.tracker);
             if let Some(tables) = self.tables.resume(joined) {

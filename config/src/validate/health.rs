@@ -58,15 +58,13 @@ pub(super) fn check_keys(written: &At<spec::Health>, report: &mut Report) {
 /// Notes checks through a service that no port could send: the answers go to an address of ours.
 pub(super) fn check_ports(service: &spec::Service, ports: &Ports, report: &mut Report) {
     let health = service.health.as_ref().map(|health| &health.value);
-    let Some(via) = health.and_then(|health| health.via) else { return };
+    let via = health.and_then(|health| health.via).filter(|via| via.value == Via::Service);
+    let Some(via) = via else { return };
     let Some(address) = &service.address.0 else { return };
     let is_ipv6 = address.value.0.addr().is_ipv6();
     let is_answerable = |port: &PortConfig| {
         port.kernel && port.addresses.iter().any(|net| net.addr().is_ipv6() == is_ipv6)
     };
-    if via.value != Via::Service {
-        return;
-    }
     if ports.addresses.contains_key(&address.value.0.addr()) {
         report.add(via.span, Problem::CheckOfOwn(address.value.0.addr()));
     } else if !ports.configs.iter().any(is_answerable) {

@@ -52,6 +52,8 @@ struct Ways {
     of: HashMap<Id, Way>,
     /// The addresses of these services.
     vips: HashSet<IpAddr>,
+    /// What this was made from, besides services.
+    next_hops: NextHops,
 }
 
 /// The way to a backend.
@@ -91,6 +93,9 @@ impl Through {
         let mut pairs = known.iter().zip(checked.services());
         let is_same = known.len() == checked.services().len()
             && pairs.all(|(table, service)| Arc::ptr_eq(&table.source, service));
+        if is_same && before.next_hops == *next_hops {
+            return;
+        }
         let ways = Ways::new(&checked, ports, next_hops, is_same.then_some(&before.tables));
         self.ways.send_replace(Arc::new(ways));
     }
@@ -168,7 +173,7 @@ impl Ways {
         }
         let vips = desired.services().iter().map(|service| service.spec().vip.address.addr());
         let vips = vips.collect();
-        Self { tables, of, vips }
+        Self { tables, of, vips, next_hops: next_hops.clone() }
     }
 }
 

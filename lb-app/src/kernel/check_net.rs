@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use super::error::KernelError;
-use super::interface::add_own;
+use super::interface::{add_own, shaped, up};
 use super::netlink::{Netlink, Request};
 use super::tap::Tap;
 
@@ -82,8 +82,8 @@ impl Drop for CheckNet {
         self.end = None;
         let Some(thread) = self.thread.take() else { return };
         // The last who has it may be a check, on that very thread.
-        let is_ours = thread.thread().id() != thread::current().id();
-        if is_ours && thread.join().is_err() {
+        let is_another = thread.thread().id() != thread::current().id();
+        if is_another && thread.join().is_err() {
             error!("the thread of the checks through services ended early");
         }
     }
@@ -101,8 +101,9 @@ async fn set_up(own: &[IpAddr]) -> Result<Tap, KernelError> {
     let tun = Tap::open_tun(NAME)?;
     let index = tun.index()?;
     let mut netlink = Netlink::open()?;
-    for request in [shape(index), up(index)] {
-        netlink.ask((request, 0), || format!("set {NAME} up")).await?;
+    let attributes = vec![LinkAttribute::Mtu(MTU.into()), LinkAttribute::TxQueueLen(QUEUE_LEN)];
+    for request in [shaped(index, attributes), up(index)] {
+        netlink.ask(request, || format!("set {NAME} up")).await?;
     }
     for address in own {
         let what = || format!("add {address} to {NAME}");
@@ -118,21 +119,6 @@ async fn set_up(own: &[IpAddr]) -> Result<Tap, KernelError> {
         }
     }
     Ok(tun)
-}
-
-fn shape(index: u32) -> RouteNetlinkMessage {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.attributes = vec![LinkAttribute::Mtu(MTU.into()), LinkAttribute::TxQueueLen(QUEUE_LEN)];
-    RouteNetlinkMessage::SetLink(link)
-}
-
-fn up(index: u32) -> RouteNetlinkMessage {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    RouteNetlinkMessage::SetLink(link)
 }
 
 fn everywhere(index: u32, family: AddressFamily) -> Request {

@@ -105,28 +105,39 @@ pub(super) async fn configure(
         // Else it is as the administrator wants interfaces to be.
         write_setting("ipv6", &port.name, "disable_ipv6", "0")?;
     }
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.attributes = vec![
+    let attributes = vec![
         LinkAttribute::Address(port.mac.0.to_vec()),
         LinkAttribute::Mtu(u32::from(port.mtu)),
         LinkAttribute::TxQueueLen(QUEUE_LEN),
     ];
     let what = || format!("give {} the MAC {} and the MTU {}", port.name, port.mac, port.mtu);
-    netlink.ask((RouteNetlinkMessage::SetLink(link), 0), what).await?;
+    netlink.ask(shaped(index, attributes), what).await?;
 
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
     let what = || format!("set {} up", port.name);
-    netlink.ask((RouteNetlinkMessage::SetLink(link), 0), what).await?;
+    netlink.ask(up(index), what).await?;
 
     for net in &port.addresses {
         let what = || format!("add {net} to {}", port.name);
         netlink.ask(add_own(index, *net), what).await?;
     }
     Ok(())
+}
+
+/// Asks the kernel to give an interface these attributes.
+pub(super) fn shaped(index: u32, attributes: Vec<LinkAttribute>) -> Request {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = attributes;
+    (RouteNetlinkMessage::SetLink(link), 0)
+}
+
+/// Asks the kernel to set an interface up.
+pub(super) fn up(index: u32) -> Request {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    (RouteNetlinkMessage::SetLink(link), 0)
 }
 
 /// Asks the kernel to take an own address.

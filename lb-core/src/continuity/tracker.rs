@@ -384,22 +384,14 @@ impl Tracker {
         mut is_over: impl FnMut(Seen) -> bool,
     ) {
         let now = units(now);
-        self.visit((part, parts), |mark| {
+        let mut visit = |mark: Mark| {
             let over = mark.phase().is_flow() && is_over(mark.seen_at(now));
             over.then(|| mark.freed())
-        });
-    }
-
-    /// Gives entries of a part of the table the marks that `change` says, if nobody else was faster.
-    fn visit(&self, (part, parts): (usize, usize), mut change: impl FnMut(Mark) -> Option<Mark>) {
-        let changed = |from: Mark, to: Mark| {
-            if !to.phase().is_flow() {
-                self.counts.take_off(from);
-            }
         };
-        self.short.visit((part, parts), &mut change, &changed);
-        self.long.visit((part, parts), &mut change, &changed);
-        self.longest.visit((part, parts), &mut change, &changed);
+        let off = |mark| self.counts.take_off(mark);
+        self.short.sweep((part, parts), &mut visit, &off);
+        self.long.sweep((part, parts), &mut visit, &off);
+        self.longest.sweep((part, parts), &mut visit, &off);
     }
 }
 
@@ -656,22 +648,21 @@ impl<const KEY: usize> Table<KEY> {
         place(part)..place(part + 1)
     }
 
-    fn visit(
+    fn sweep(
         &self,
         (part, parts): (usize, usize),
-        change: &mut impl FnMut(Mark) -> Option<Mark>,
-        changed: &impl Fn(Mark, Mark),
+        visit: &mut impl FnMut(Mark) -> Option<Mark>,
+        off: &impl Fn(Mark),
     ) {
         let words = self.words().get(self.part(part, parts)).unwrap_or_default();
         for entry in words.chunks_exact(Self::ENTRY) {
             let [state, ..] = entry else { continue };
             let mark = Mark(state.load(Ordering::Relaxed));
-            if let Some(to) = change(mark)
-                && state
-                    .compare_exchange(mark.0, to.0, Ordering::Relaxed, Ordering::Relaxed)
-                    .is_ok()
-            {
-                changed(mark, to);
+            if let Some(to) = visit(mark) {
+                let (from, to) = (mark.0, to.0);
+                if state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    off(mark);
+                }
             }
         }
     }

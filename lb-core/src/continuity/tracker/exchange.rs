@@ -154,11 +154,7 @@ impl Tracker {
     /// Forgets what peers know better: flows that have been silent for a while here, and those that peers
     /// have told of. For who was away; what is true of them still is told again.
     pub fn defer(&self, now: Tick) {
-        let of_recent = |mark: Mark| mark.age(units(now)) <= RECENT_MAX;
-        self.visit((0, 1), |mark| {
-            let is_known_better = mark.phase() == Phase::Told || !of_recent(mark);
-            (mark.phase().is_flow() && is_known_better).then(|| mark.freed())
-        });
+        self.sweep((0, 1), now, |seen| seen.phase == Phase::Told || seen.age > RECENT_MAX);
     }
 
     pub(super) fn note(&self, shape: Shape, place: usize, phase: Phase) {
