@@ -4,9 +4,14 @@
 //! circles, and a flow that no balancer sees any more is forgotten by all. Only who is new, and may
 //! have forgotten what it said itself, hears of all.
 
-use crossbeam_queue::ArrayQueue;
+#[cfg(not(loom))]
+use std::sync::atomic::fence;
 
-use super::{Flow, Mark, Ordering, Phase, Seen, Shape, Table, Tracked, Tracker, fence};
+use crossbeam_queue::ArrayQueue;
+#[cfg(loom)]
+use loom::sync::atomic::fence;
+
+use super::{Flow, Mark, Ordering, Phase, Seen, Shape, Table, Tracked, Tracker};
 use crate::flow_hash::FlowHasher;
 use crate::pool::units;
 use crate::rate::Tick;

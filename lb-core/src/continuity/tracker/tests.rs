@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::table::OPENING_MAX;
 use super::*;
 use crate::tables::BackendEntry;
 
