@@ -93,7 +93,10 @@ struct Cases<'a> {
 
 impl Cases<'_> {
     fn wants(&self, name: &str) -> bool {
-        name.contains(&self.args.only)
+        match &self.args.counted {
+            Some(counted) => name == counted,
+            None => name.contains(&self.args.only),
+        }
     }
 
     fn add(&mut self, name: &str, tables: &Tables, packets: &Flows, flows_max: u32) {

@@ -10,6 +10,7 @@
 
 mod cases;
 mod flood;
+mod instructions;
 mod maglev;
 mod spoofed;
 mod tracked;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 
 use cases::{Case, TRACKED, cases};
 use clap::Parser;
+use instructions::Counts;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
 use lb_core::flow_hash::reduce;
@@ -71,6 +73,12 @@ struct Args {
     /// The CPU to run on; the last one, if not given.
     #[arg(long)]
     cpu: Option<usize>,
+    /// Counts instructions instead, with valgrind.
+    #[arg(long, value_enum)]
+    instructions: Option<Counts>,
+    /// Runs this case alone, to be counted.
+    #[arg(long, hide = true)]
+    counted: Option<String>,
 }
 
 /// What is saved of a case.
@@ -87,6 +95,13 @@ struct Figures {
 
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
+    if let Some(counts) = args.instructions {
+        return instructions::report(counts);
+    }
+    if args.counted.is_some() {
+        cases(&args)?.iter().for_each(instructions::run);
+        return Ok(());
+    }
     let cpus = core_affinity::get_core_ids().unwrap_or_default();
     let wanted =
         args.cpu.map_or_else(|| cpus.last().copied(), |id| Some(core_affinity::CoreId { id }));
