@@ -5,8 +5,10 @@ use crate::frame::{BURST_MAX, Frame, Frames};
 use crate::tables::next_hop::PortId;
 use crate::tuple::Tuple;
 
-/// What the stages find out about a frame, and what they decide.
+/// What the stages find out about a frame, and what they decide. A cache line each: stages walk over
+/// them again and again.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
 pub struct Meta {
     /// The flow; by `parse`.
     pub tuple: Tuple,
@@ -32,7 +34,6 @@ pub struct Meta {
     pub rule: Rule,
 }
 
-// A cache line each: stages walk over them again and again.
 const _: () = assert!(size_of::<Meta>() == 64);
 
 /// By which rule a frame is a service's, or what it is.
@@ -89,6 +90,17 @@ pub enum Exit {
     HandOver(WorkerId),
     /// It has become an answer to its sender, and leaves by this port as it is.
     Answer(PortId),
+}
+
+impl Exit {
+    /// Where it leads to, if there is a kernel or is not.
+    #[cold]
+    fn at(self, has_kernel: bool) -> Self {
+        match self {
+            Self::Punt if !has_kernel => DropReason::NotOurs.into(),
+            exit => exit,
+        }
+    }
 }
 
 impl Default for Exit {
@@ -195,24 +207,18 @@ impl<F: Frame> Burst<F> {
         &mut self,
         mut step: impl FnMut(usize, &mut F, &mut Meta) -> Result<(), Exit>,
     ) {
-        let mut todo = self.live;
+        let Self { frames, meta, exits, live, has_kernel, .. } = self;
+        let frames = frames.as_mut_slice();
+        let mut todo = *live;
         while todo != 0 {
             let i = todo.trailing_zeros() as usize;
             todo &= todo - 1;
-            let Some(frame) = self.frames.get_mut(i) else { break };
-            if let Err(exit) = step(i, frame, &mut self.meta[i]) {
-                self.leave(i, exit);
+            let Some(frame) = frames.get_mut(i) else { break };
+            if let Err(exit) = step(i, frame, &mut meta[i]) {
+                *live &= !(1 << i);
+                exits[i] = exit.at(*has_kernel);
             }
         }
-    }
-
-    #[cold]
-    fn leave(&mut self, i: usize, exit: Exit) {
-        self.live &= !(1 << i);
-        self.exits[i] = match exit {
-            Exit::Punt if !self.has_kernel => DropReason::NotOurs.into(),
-            exit => exit,
-        };
     }
 
     /// How many frames are dropped so far, by reason.

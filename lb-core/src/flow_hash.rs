@@ -35,12 +35,11 @@ impl FlowHasher {
     }
 
     /// The hash of a flow; without its ports, if clients are kept together.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn hash(&self, tuple: &Tuple, with_ports: bool) -> u64 {
-        let ports = if with_ports { tuple.ports } else { [0; 4] };
-        let [a, b, c, d] = ports;
-        let tail = [a, b, c, d, tuple.protocol, 0, 0, 0];
+        let ports = if with_ports { u32::from_le_bytes(tuple.ports) } else { 0 };
+        let tail = (u64::from(tuple.protocol) << 32 | u64::from(ports)).to_le_bytes();
         if tuple.is_ipv6 {
             let mut bytes = [0; 40];
             bytes[..16].copy_from_slice(&tuple.src);

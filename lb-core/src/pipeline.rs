@@ -32,6 +32,8 @@ pub fn process<F: Frame>(
     for frame in burst.frames() {
         frame.prefetch();
     }
+    // Those that do something for every frame are functions of their own, not inlined: each loop then
+    // has all registers for itself.
     parse(burst, port);
     fragment(burst, tables, state);
     classify(burst, tables);

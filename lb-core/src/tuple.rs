@@ -77,5 +77,7 @@ pub fn is_ipv6(address: &[u8; 16]) -> bool {
 #[inline]
 #[must_use]
 pub fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    // Made of whole words, to be written and read as such.
+    let low = u64::from(u32::from_le_bytes([a, b, c, d])) << 32 | 0xffff_0000;
+    (u128::from(low) << 64).to_le_bytes()
 }

@@ -19,7 +19,7 @@ use crate::wire::icmp;
 ///
 /// Punts what no service has; but answers of backends that services translate to are theirs, see
 /// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
-#[inline(always)]
+#[inline(never)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let may_track = tables.may_track();
     burst.for_each_live(|frame, meta| {

@@ -23,7 +23,7 @@ use crate::wire::{ipv4, ipv6};
 /// [`DropReason::TtlExceeded`], [`DropReason::AnswerLimit`], [`DropReason::BadChecksum`],
 /// [`DropReason::NoHeadroom`], [`DropReason::NoBuffer`]. Punts errors about tunnels that nobody can do
 /// anything about.
-#[inline(always)]
+#[inline(never)]
 pub fn forward<F: Frame>(
     burst: &mut Burst<F>,
     tables: &Tables,
@@ -52,25 +52,8 @@ pub fn forward<F: Frame>(
             mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
         }
         if let Err(why) = deliver(frame, meta, hop, came_by, (service, &backend.path)) {
-            let way = Narrow {
-                hop,
-                mtu: match &service.pooled {
-                    Some(pooled) => fullnat::mtu_of_client(hop.mtu, pooled, meta.tuple.is_ipv6),
-                    None => packet_max(hop, &backend.path),
-                },
-                cut: match backend.path {
-                    Path::Plain => Cut::Nothing,
-                    Path::Tunnel(..) => Cut::Outer,
-                    Path::Nat(_) => Cut::Translated,
-                },
-            };
-            let given = *meta;
-            let whole = |frame: &mut F, hop: &HopEntry| {
-                mss::clamp(frame, &given, service.mss, packet_max(way.hop, &backend.path).into());
-                deliver(frame, &given, hop, came_by, (service, &backend.path))
-            };
-            let came = (place, came_by, port);
-            refused(frame, meta, (why, way), came, (&mut *state, counters), whole)?;
+            let to = (service, &backend.path, hop);
+            not_as_it_is(frame, meta, why, to, (place, came_by, port), (&mut *state, counters))?;
             if matches!(meta.rule, Rule::Answer(_)) {
                 return Ok(());
             }
@@ -78,6 +61,37 @@ pub fn forward<F: Frame>(
         counters.forwarded(service.id, packet_len);
         Ok(())
     });
+}
+
+/// What becomes of a client's packet that did not fit the way to its backend, or has come too far.
+#[cold]
+#[inline(never)]
+fn not_as_it_is<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    why: DropReason,
+    (service, path, hop): (&ServiceTable, &Path, &HopEntry),
+    came: (usize, PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), DropReason> {
+    let way = Narrow {
+        hop,
+        mtu: match &service.pooled {
+            Some(pooled) => fullnat::mtu_of_client(hop.mtu, pooled, meta.tuple.is_ipv6),
+            None => packet_max(hop, path),
+        },
+        cut: match path {
+            Path::Plain => Cut::Nothing,
+            Path::Tunnel(..) => Cut::Outer,
+            Path::Nat(_) => Cut::Translated,
+        },
+    };
+    let (given, came_by) = (*meta, came.1);
+    let whole = |frame: &mut F, hop: &HopEntry| {
+        mss::clamp(frame, &given, service.mss, packet_max(way.hop, path).into());
+        deliver(frame, &given, hop, came_by, (service, path))
+    };
+    refused(frame, meta, (why, way), came, (state, counters), whole)
 }
 
 /// Will it leave as one packet, not be answered or cut? An answer quotes what came.

@@ -13,6 +13,8 @@ use crate::wire::ipv6::Ipv6;
 use crate::wire::ports::{self, Ports};
 use crate::wire::{ICMP, ICMPV6, icmp};
 
+mod plain;
+
 /// Reads the headers of each frame. Writes `meta.tuple`, the offsets, `meta.packet_len`.
 ///
 /// Punts what no service can be meant by: groups, other `EtherType`s, ICMP but for errors about
@@ -20,34 +22,44 @@ use crate::wire::{ICMP, ICMPV6, icmp};
 ///
 /// Drops: [`DropReason::MultiSegment`], [`DropReason::NotOurs`] (another station's MAC), and what is
 /// not a good header.
-#[inline(always)]
+#[inline(never)]
 pub fn parse<F: Frame>(burst: &mut Burst<F>, port: &Port) {
     let mut any_fragment = false;
+    let mac = plain::Mac::new(port.mac);
     burst.for_each_live(|frame, meta| {
-        meta.rule = Rule::None;
-        if !frame.is_contiguous() {
-            return Err(DropReason::MultiSegment.into());
+        let is_plain =
+            frame.is_contiguous() && plain::parse(frame.bytes(), frame.ipv4_checked(), mac, meta);
+        if !is_plain {
+            general(frame, port, meta)?;
+            any_fragment |= meta.is_fragment;
         }
-        let checked = frame.ipv4_checked();
-        let bytes = frame.bytes();
-        let (ethernet, payload) = ethernet::parse(bytes)?;
-        if ethernet.dst != port.mac {
-            return Err(foreign(ethernet));
-        }
-        let packet = bytes.get(payload.offset..).ok_or(DropReason::Truncated)?;
-        #[expect(clippy::cast_possible_truncation, reason = "14, 18 or 22")]
-        {
-            meta.l3_offset = payload.offset as u8;
-        }
-        match payload.ether_type {
-            ethernet::IPV4 => ipv4(packet, checked, meta)?,
-            ethernet::IPV6 => ipv6(packet, meta)?,
-            _ => return Err(Exit::Punt),
-        }
-        any_fragment |= meta.is_fragment;
         Ok(())
     });
     burst.set_fragments(any_fragment);
+}
+
+/// Any frame, step by step.
+#[inline(never)]
+fn general<F: Frame>(frame: &F, port: &Port, meta: &mut Meta) -> Result<(), Exit> {
+    meta.rule = Rule::None;
+    if !frame.is_contiguous() {
+        return Err(DropReason::MultiSegment.into());
+    }
+    let bytes = frame.bytes();
+    let (ethernet, payload) = ethernet::parse(bytes)?;
+    if ethernet.dst != port.mac {
+        return Err(foreign(ethernet));
+    }
+    let packet = bytes.get(payload.offset..).ok_or(DropReason::Truncated)?;
+    #[expect(clippy::cast_possible_truncation, reason = "14, 18 or 22")]
+    {
+        meta.l3_offset = payload.offset as u8;
+    }
+    match payload.ether_type {
+        ethernet::IPV4 => ipv4(packet, frame.ipv4_checked(), meta),
+        ethernet::IPV6 => ipv6(packet, meta),
+        _ => Err(Exit::Punt),
+    }
 }
 
 /// The kernel decides about groups; what is for another station should not be here.
@@ -56,7 +68,6 @@ fn foreign(ethernet: &ethernet::Ethernet) -> Exit {
     if ethernet.dst.is_group() { Exit::Punt } else { DropReason::NotOurs.into() }
 }
 
-#[inline(always)]
 fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
     let ip = Ipv4::parse(packet)?;
     let header = packet.get(..ip.header_len()).ok_or(DropReason::Truncated)?;
@@ -92,7 +103,6 @@ fn ipv4(packet: &[u8], checked: Checked, meta: &mut Meta) -> Result<(), Exit> {
     ports(segment, meta)
 }
 
-#[inline(always)]
 fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let ip = Ipv6::parse(packet)?;
     if !Ipv6::is_source(ip.src) {
@@ -116,7 +126,6 @@ fn ipv6(packet: &[u8], meta: &mut Meta) -> Result<(), Exit> {
 }
 
 /// Fills the ports in, where there are any.
-#[inline(always)]
 fn ports(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
     let tuple = &mut meta.tuple;
     let Some(header_bytes) = ports::header_bytes(tuple.protocol) else {
@@ -154,6 +163,8 @@ fn portless(segment: &[u8], meta: &mut Meta) -> Result<(), Exit> {
 #[cfg(test)]
 pub(crate) mod tests {
     use etherparse::IpNumber;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::burst::Fate;
@@ -168,16 +179,8 @@ pub(crate) mod tests {
     const VIP_6: &str = "[fd00::100]:80";
 
     fn parse_one(frame: SimFrame) -> Result<Meta, Exit> {
-        let port = Port {
-            name: "lan0".into(),
-            mac: MacAddr(BALANCER),
-            mtu: 1500,
-            addresses: Vec::new(),
-            kernel: true,
-            udp_checksums: false,
-        };
         let mut burst = burst_of([frame]);
-        parse(&mut burst, &port);
+        parse(&mut burst, &lan());
         match burst.fate(0) {
             Fate::Send(_) => Ok(*burst.meta(0)),
             Fate::Exit(exit) => Err(exit),
@@ -386,5 +389,67 @@ pub(crate) mod tests {
         let mut frame = SimFrame::new(&Packet::tcp(CLIENT, VIP).frame());
         frame.is_split = true;
         assert_eq!(parse_one(frame).unwrap_err(), DropReason::MultiSegment.into());
+    }
+
+    fn lan() -> Port {
+        Port {
+            name: "lan0".into(),
+            mac: MacAddr(BALANCER),
+            mtu: 1500,
+            addresses: Vec::new(),
+            kernel: true,
+            udp_checksums: false,
+        }
+    }
+
+    fn at_one_look(frame: &[u8], checked: Checked) -> Option<Meta> {
+        let mut meta = Meta::default();
+        plain::parse(frame, checked, plain::Mac::new(lan().mac), &mut meta).then_some(meta)
+    }
+
+    fn kinds() -> [Packet; 5] {
+        [
+            Packet::tcp(CLIENT, VIP),
+            Packet::udp(CLIENT, VIP),
+            Packet::sctp(CLIENT, VIP),
+            Packet::tcp(CLIENT_6, VIP_6),
+            Packet::udp(CLIENT_6, VIP_6),
+        ]
+    }
+
+    #[test]
+    fn most_frames_are_taken_in_at_one_look() {
+        for packet in kinds() {
+            assert!(at_one_look(&packet.frame(), Checked::Unknown).is_some(), "{packet:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_look_tells_what_step_by_step_does(
+            kind in 0_usize..5,
+            changes in vec((0_usize..74, any::<u8>()), 0..3),
+            cut in 0_usize..40,
+            checked in prop::sample::select(vec![Checked::Unknown, Checked::Good, Checked::Bad]),
+            is_repaired: bool,
+        ) {
+            let mut frame = SimFrame::new(&kinds()[kind].frame());
+            frame.ipv4_checked = checked;
+            frame.truncate(frame.bytes().len() - cut);
+            let bytes = frame.bytes_mut();
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if is_repaired && bytes.get(14) == Some(&0x45) && bytes.len() >= 34 {
+                packet::repair_ipv4_checksum(bytes, 14);
+            }
+            if let Some(meta) = at_one_look(frame.bytes(), checked) {
+                let mut expect = Meta::default();
+                prop_assert_eq!(general(&frame, &lan(), &mut expect), Ok(()));
+                prop_assert_eq!(format!("{meta:?}"), format!("{expect:?}"));
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::tables::{ServiceTable, Tables};
 /// Answers of backends go past.
 ///
 /// Drops: the service's [`without_slots`](ServiceTable::without_slots).
-#[inline(always)]
+#[inline(never)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
     if tables.may_track() {
         return select_in_change(burst, tables, counters, now);

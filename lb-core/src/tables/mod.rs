@@ -311,8 +311,10 @@ impl HopEntry {
     }
 }
 
-/// How packets travel to a backend.
+/// How packets travel to a backend. With a tag of its own, which is looked at for each packet: else it
+/// would have to be worked out of what is inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Path {
     /// As they are.
     Plain,

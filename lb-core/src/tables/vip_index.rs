@@ -32,30 +32,29 @@ struct Specificity {
 /// What of a packet is looked up for one kind of VIP. Masks, so that no branch is needed.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
-    address_mask: [u64; 2],
-    port_mask: u16,
-    protocol_mask: u8,
-    /// Part of the key: two shapes have no key in common.
-    number: u16,
+    mask: Key,
+    /// Part of the key, above the packet's: two shapes have no key in common.
+    number: u64,
     ports: PortKind,
 }
 
 impl Shape {
-    #[inline]
-    fn key(&self, tuple: &Tuple) -> Key {
-        self.key_of_end(&tuple.dst, tuple.dst_port(), tuple.protocol)
-    }
+    /// Of no VIP.
+    const NONE: Self = Self {
+        mask: Key { address: [0; 2], rest: 0 },
+        number: u64::MAX >> 1,
+        ports: PortKind::Range,
+    };
 
-    #[inline]
-    fn key_of_end(&self, address: &[u8; 16], port: u16, protocol: u8) -> Key {
+    /// The key of a packet with this address, port and protocol.
+    #[inline(always)]
+    fn key(&self, address: &[u8; 16], [high, low]: [u8; 2], protocol: u8) -> Key {
         let (halves, _) = address.as_chunks::<8>();
         let [first, second] = [halves[0], halves[1]].map(u64::from_ne_bytes);
-        let port = u64::from(port & self.port_mask);
+        let rest = u64::from(u32::from_le_bytes([high, low, protocol, 0]));
         Key {
-            address: [first & self.address_mask[0], second & self.address_mask[1]],
-            rest: u64::from(self.number) << 24
-                | port << 8
-                | u64::from(protocol & self.protocol_mask),
+            address: [first & self.mask.address[0], second & self.mask.address[1]],
+            rest: rest & self.mask.rest | self.number,
         }
     }
 }
@@ -65,20 +64,26 @@ impl Shape {
 struct Key {
     /// As it lies in memory.
     address: [u64; 2],
-    /// Shape, port, protocol.
+    /// From the lowest bit on: the port as it lies in memory, protocol, shape.
     rest: u64,
 }
 
 impl Key {
+    /// No packet's, and no VIP's.
+    const NONE: Self = Self { address: [0; 2], rest: u64::MAX };
+    const PORT: u64 = 0xffff;
+    const PROTOCOL: u64 = 0xff << 16;
+    /// The lowest bit of the shape.
+    const SHAPE: u64 = 1 << 24;
+
     /// Stands beside the keys of single ports, once for each address and protocol.
     fn of_some_port(self) -> Self {
-        const PORT: u64 = 0xffff << 8;
-        const SOME_PORT: u64 = 1 << 40; // behind all shapes
-        Self { rest: self.rest & !PORT | SOME_PORT, ..self }
+        const SOME_PORT: u64 = 1 << 63; // above all shapes
+        Self { rest: self.rest & !Self::PORT | SOME_PORT, ..self }
     }
 
     fn has_port(self) -> bool {
-        self.rest >> 8 & 0xffff != 0
+        self.rest & Self::PORT != 0
     }
 
     /// Not keyed: the entries are the operator's, and a packet can only look them up.
@@ -95,6 +100,7 @@ impl Key {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    /// [`Key::NONE`]: there is no entry here.
     key: Key,
     /// Of a single port or any: the service. Of ranges: where they begin in `ranges`.
     value: u32,
@@ -112,10 +118,12 @@ struct Range {
 /// The services' addresses. At most half full, so that a miss ends soon.
 #[derive(Clone, Debug)]
 pub struct VipIndex {
+    /// IPv4's, then IPv6's: the first of `shapes`, as far as there is one.
+    first: [Shape; 2],
     /// IPv4's, then IPv6's, by precedence.
     shapes: [Box<[Shape]>; 2],
     /// A power of two.
-    entries: Box<[Option<Entry>]>,
+    entries: Box<[Entry]>,
     ranges: Box<[Range]>,
 }
 
@@ -154,13 +162,11 @@ impl VipIndex {
         let mut ranges = Vec::new();
         for (((is_ipv6, specificity), mut vips), number) in kinds.into_iter().zip(0..) {
             let ports = specificity.ports;
-            let shape = Shape {
-                address_mask: mask(is_ipv6, specificity.prefix_len.0),
-                port_mask: if ports == PortKind::One { u16::MAX } else { 0 },
-                protocol_mask: if specificity.is_any_protocol { 0 } else { u8::MAX },
-                number,
-                ports,
-            };
+            let port = if ports == PortKind::One { Key::PORT } else { 0 };
+            let protocol = if specificity.is_any_protocol { 0 } else { Key::PROTOCOL };
+            let address = mask(is_ipv6, specificity.prefix_len.0);
+            let mask = Key { address, rest: port | protocol };
+            let shape = Shape { mask, number: number * Key::SHAPE, ports };
             shapes[usize::from(is_ipv6)].push(shape);
             if ports == PortKind::Range {
                 vips.sort_unstable_by_key(|(vip, _)| (vip.address, vip.protocol, vip.ports));
@@ -171,6 +177,7 @@ impl VipIndex {
             }
         }
         Self {
+            first: shapes.each_ref().map(|shapes| shapes.first().copied().unwrap_or(Shape::NONE)),
             shapes: shapes.map(Into::into),
             entries: hash_table(&entries),
             ranges: ranges.into(),
@@ -181,24 +188,38 @@ impl VipIndex {
     #[inline]
     #[must_use]
     pub fn lookup(&self, tuple: &Tuple) -> Option<u32> {
-        self.lookup_end(tuple, &tuple.dst, tuple.dst_port())
+        let [.., high, low] = tuple.ports;
+        self.lookup_end(tuple, &tuple.dst, [high, low])
     }
 
     /// As [`VipIndex::lookup`], by where the packet comes from.
     #[inline]
     #[must_use]
     pub fn lookup_source(&self, tuple: &Tuple) -> Option<u32> {
-        self.lookup_end(tuple, &tuple.src, tuple.src_port())
+        let [high, low, ..] = tuple.ports;
+        self.lookup_end(tuple, &tuple.src, [high, low])
     }
 
     #[inline(always)]
-    fn lookup_end(&self, tuple: &Tuple, address: &[u8; 16], port: u16) -> Option<u32> {
+    fn lookup_end(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
+        // Most VIPs are of the most specific kind that there is, and most entries are at home.
+        let shape = &self.first[usize::from(tuple.is_ipv6)];
+        let key = shape.key(address, port, tuple.protocol);
+        let entry = &self.entries[home(&key, self.entries.len() - 1)];
+        if entry.key == key && shape.ports != PortKind::Range {
+            return Some(entry.value);
+        }
+        self.search(tuple, address, port)
+    }
+
+    #[inline(never)]
+    fn search(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
-            if let Some(value) = self.find(&shape.key_of_end(address, port, tuple.protocol)) {
+            if let Some(value) = self.find(&shape.key(address, port, tuple.protocol)) {
                 if shape.ports != PortKind::Range {
                     return Some(value);
                 }
-                if let Some(service) = self.in_ranges(value, port) {
+                if let Some(service) = self.in_ranges(value, u16::from_be_bytes(port)) {
                     return Some(service);
                 }
             }
@@ -210,16 +231,17 @@ impl VipIndex {
     #[must_use]
     pub fn by_address(&self, tuple: &Tuple) -> ByAddress {
         let mut found = ByAddress::None;
+        let key = |shape: &Shape| shape.key(&tuple.dst, [0; 2], tuple.protocol);
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
             match shape.ports {
-                PortKind::One if self.has_single_port(shape, tuple) => {
+                PortKind::One if self.find(&key(shape).of_some_port()).is_some() => {
                     return ByAddress::NeedsPorts;
                 }
-                PortKind::Range if self.find(&shape.key(tuple)).is_some() => {
+                PortKind::Range if self.find(&key(shape)).is_some() => {
                     return ByAddress::NeedsPorts;
                 }
                 PortKind::Any if found == ByAddress::None => {
-                    let service = self.find(&shape.key(tuple));
+                    let service = self.find(&key(shape));
                     found = service.map_or(ByAddress::None, ByAddress::Service);
                 }
                 _ => {}
@@ -228,22 +250,20 @@ impl VipIndex {
         found
     }
 
-    /// Is there a service of this address and protocol with a single port, whatever it is?
-    fn has_single_port(&self, shape: &Shape, tuple: &Tuple) -> bool {
-        self.find(&shape.key(tuple).of_some_port()).is_some()
-    }
-
     #[inline]
     fn find(&self, key: &Key) -> Option<u32> {
         let mask = self.entries.len() - 1;
         let mut at = home(key, mask);
-        while let Some(entry) = &self.entries[at] {
+        loop {
+            let entry = &self.entries[at];
             if entry.key == *key {
                 return Some(entry.value);
             }
+            if entry.key == Key::NONE {
+                return None;
+            }
             at = (at + 1) & mask;
         }
-        None
     }
 
     fn in_ranges(&self, first: u32, port: u16) -> Option<u32> {
@@ -282,10 +302,9 @@ fn mask(is_ipv6: bool, prefix_len: u8) -> [u64; 2] {
 
 /// The key of the packets of a VIP.
 fn key(shape: &Shape, vip: &Vip) -> Key {
-    let [high, low] = vip.ports.single().unwrap_or(0).to_be_bytes();
-    let dst = address_bytes(vip.address.network());
+    let port = vip.ports.single().unwrap_or(0).to_be_bytes();
     let protocol = vip.protocol.number().unwrap_or(0);
-    shape.key(&Tuple { dst, ports: [0, 0, high, low], protocol, ..Tuple::default() })
+    shape.key(&address_bytes(vip.address.network()), port, protocol)
 }
 
 /// Adds the ranges of `vips`, which are sorted; one entry for each address and protocol.
@@ -307,17 +326,19 @@ fn add_ranges(
 }
 
 /// The entries by their hashes; beside those of single ports what says that there are some.
-fn hash_table(entries: &[Entry]) -> Box<[Option<Entry>]> {
+fn hash_table(entries: &[Entry]) -> Box<[Entry]> {
     let capacity = (entries.len() * 4).next_power_of_two().max(8);
-    let mut table = vec![None; capacity].into_boxed_slice();
+    let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity].into_boxed_slice();
     let some_port = |entry: &Entry| Entry { key: entry.key.of_some_port(), ..*entry };
     let beside = entries.iter().filter(|entry| entry.key.has_port()).map(some_port);
     for entry in entries.iter().copied().chain(beside) {
         let mut at = home(&entry.key, capacity - 1);
-        while table[at].as_ref().is_some_and(|other: &Entry| other.key != entry.key) {
+        while table[at].key != Key::NONE && table[at].key != entry.key {
             at = (at + 1) & (capacity - 1);
         }
-        table[at].get_or_insert(entry);
+        if table[at].key == Key::NONE {
+            table[at] = entry;
+        }
     }
     table
 }

@@ -124,13 +124,12 @@ impl Sum {
     /// Folds the carries in and complements (RFC 1071 §4.1).
     #[inline]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "after three folds 16 bits are left")]
+    #[expect(clippy::cast_possible_truncation, reason = "halves are taken")]
     pub fn checksum(self) -> Checksum {
         let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        let sum = (sum >> 32) + (sum & 0xffff_ffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
+        let sum = (sum >> 32) as u32 + sum as u32;
+        // Both halves are added in the upper one, with the carry of the lower.
+        let sum = sum.wrapping_add(sum.rotate_left(16)) >> 16;
         Checksum((!(sum as u16)).to_ne_bytes())
     }
 }

@@ -63,13 +63,20 @@ impl Ipv6 {
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<&Self, DropReason> {
         let (ip, payload) = Self::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
-        if ip.version_class_flow.get() >> 28 != 6 {
+        if !ip.has_version() {
             return Err(DropReason::BadVersion);
         }
         if usize::from(ip.payload_len.get()) > payload.len() {
             return Err(DropReason::Truncated);
         }
         Ok(ip)
+    }
+
+    /// Is the version 6?
+    #[inline]
+    #[must_use]
+    pub fn has_version(&self) -> bool {
+        self.version_class_flow.get() >> 28 == 6
     }
 
     /// May a packet come from `address`? RFC 4291 §2.5.2, §2.5.3, §2.7: not from the unspecified
