@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use lb_core::continuity;
+use lb_core::continuity::Tracker;
 use lb_core::counters::Counters;
 use lb_core::fragments::WAITING_MAX;
 use lb_core::frame::{BURST_MAX, Frame as _};
@@ -128,7 +129,7 @@ impl Scene {
     fn new(flows: u32) -> Result<Self, Failure> {
         let vip = "10.0.0.100".parse()?;
         let served = Served { forward: Forward::L2dsr, vip, ipv6_backends: false };
-        let memory = memory(FLOWS_MAX, true)?;
+        let memory = memory(Tracker::words(FLOWS_MAX), true)?;
         memory.fill(0); // it is there from the beginning
         let tracker = tracker(FLOWS_MAX, memory)?;
         let tables = Arc::new(moving_tables(&served, &PROTOCOLS, tracker)?);

@@ -24,7 +24,7 @@ use crate::world::{MAC, SETTINGS, Served, moving_tables};
 /// Tables of a service whose clients, from number 0 on, are tracked. Says how much memory they take.
 pub(crate) fn tracked(served: &Served, flows: u32, in_huge: bool) -> Result<Tables, Failure> {
     let before = Memory::now()?;
-    let tracker = tracker(flows, memory(flows, in_huge)?)?;
+    let tracker = tracker(flows, memory(Tracker::words(flows), in_huge)?)?;
     let tables = moving_tables(served, &[Protocol::Tcp], tracker)?;
     go_on(&tables, served, flows);
     let there = tables.tracker.len();
@@ -39,9 +39,9 @@ pub(crate) fn tracked(served: &Served, flows: u32, in_huge: bool) -> Result<Tabl
     Ok(tables)
 }
 
-/// Memory of a tracker for so many flows, in huge pages if there are any.
-pub(crate) fn memory(flows: u32, in_huge: bool) -> Result<&'static mut [u8], Failure> {
-    let memory = MmapMut::map_anon(Tracker::words(flows) * size_of::<AtomicU64>())?;
+/// So many words, in huge pages if there are any.
+pub(crate) fn memory(words: usize, in_huge: bool) -> Result<&'static mut [u8], Failure> {
+    let memory = MmapMut::map_anon(words * size_of::<AtomicU64>())?;
     memory.advise(if in_huge { Advice::HugePage } else { Advice::NoHugePage })?;
     let memory = Box::leak(Box::new(memory));
     Ok(&mut memory[..])

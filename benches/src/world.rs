@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use ipnet::IpNet;
 
 use lb_core::burst::{Burst, Meta, WorkerId};
 use lb_core::continuity::Tracker;
@@ -12,6 +15,7 @@ use lb_core::model::{
     Backend, DesiredState, Forward, HashKey, PortRange, Protocol, Service, ServiceSpec, Vip,
 };
 use lb_core::pipeline::process;
+use lb_core::pool::Pool;
 use lb_core::rate::Tick;
 use lb_core::state::{Settings, State};
 use lb_core::tables::Tables;
@@ -21,8 +25,10 @@ use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved}
 use lb_core::tuple::{address_bytes, mapped};
 use lb_core::wire::ethernet::MacAddr;
 use lb_core::wire::tcp;
+use zerocopy::FromBytes as _;
 
 use crate::Failure;
+use crate::tracked::memory;
 use crate::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
 
 /// The balancer's MAC.
@@ -59,7 +65,10 @@ pub(crate) fn backend(n: u8, is_ipv6: bool) -> IpAddr {
 pub(crate) fn tables(services: &[Served]) -> Result<Tables, Failure> {
     let services = (0..).zip(services).map(|(number, served)| service(number, served));
     let network = Network::new()?;
-    let mut tables = network.compile(services.collect::<Result<_, Failure>>()?, None, Tick(0))?;
+    let services: Vec<Service> = services.collect::<Result<_, Failure>>()?;
+    let pools = services.iter().filter_map(|service| service.spec().pool());
+    let network = Network { pools: pools.map(pool).collect::<Result<_, _>>()?, ..network };
+    let mut tables = network.compile(services, None, Tick(0))?;
     let gateway = || RouteWays::Gateways(vec![hop(254)]);
     let routes = BTreeMap::from([("0.0.0.0/0".parse()?, gateway()), ("::/0".parse()?, gateway())]);
     tables.fib = Arc::new(Fib::new(&routes, &BTreeMap::new(), &network.ports));
@@ -105,6 +114,8 @@ fn sharing(served: &Served, protocols: &[Protocol], first: u8) -> Result<Vec<Ser
 struct Network {
     ports: Arc<[Port]>,
     next_hops: NextHops,
+    /// In memory of their own.
+    pools: Vec<Arc<Pool>>,
 }
 
 impl Network {
@@ -120,7 +131,7 @@ impl Network {
         let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });
         let numbers = (1..=2 * BACKENDS).flat_map(|n| [(n, false), (n, true)]);
         let next_hops = numbers.map(|(n, is_ipv6)| (backend(n, is_ipv6), resolved(n))).collect();
-        Ok(Self { ports, next_hops })
+        Ok(Self { ports, next_hops, pools: Vec::new() })
     }
 
     fn compile(
@@ -131,10 +142,17 @@ impl Network {
     ) -> Result<Tables, Failure> {
         let desired =
             DesiredState::new(HASH_KEY, services).map_err(|findings| format!("{findings:?}"))?;
-        let circumstances =
-            Circumstances { now, ..Circumstances::new(&self.ports, &self.next_hops) };
+        let circumstances = Circumstances::new(&self.ports, &self.next_hops);
+        let circumstances = Circumstances { now, pools: &self.pools, ..circumstances };
         Ok(compile(&desired, &circumstances, previous))
     }
+}
+
+/// A pool in huge pages, where there are any.
+fn pool(net: IpNet) -> Result<Arc<Pool>, Failure> {
+    let memory = memory(Pool::words(net), true)?;
+    let words = <[AtomicU64]>::mut_from_bytes(memory).map_err(|error| error.to_string())?;
+    Ok(Arc::new(Pool::over(net, words).ok_or("too few words")?))
 }
 
 fn hop(n: u8) -> NextHop {

@@ -2,6 +2,7 @@
 
 use crate::drop_reason::DropReason;
 use crate::frame::{BURST_MAX, Frame, Frames};
+use crate::pool::Found;
 use crate::tables::next_hop::PortId;
 use crate::tuple::Tuple;
 
@@ -132,6 +133,8 @@ pub struct Burst<F> {
     has_fragments: bool,
     frames: Frames<F>,
     meta: [Meta; BURST_MAX],
+    /// The connections of frames whose service has a pool, as they were read.
+    connections: [Found; BURST_MAX],
     /// How the frames that are not live any more left the pipeline.
     exits: [Exit; BURST_MAX],
     /// Bit `i`: frame `i` is on its way through the pipeline.
@@ -146,6 +149,7 @@ impl<F> Default for Burst<F> {
             has_fragments: false,
             frames: Frames::new(),
             meta: [Meta::default(); BURST_MAX],
+            connections: [Found::default(); BURST_MAX],
             exits: [Exit::default(); BURST_MAX],
             live: 0,
         }
@@ -207,14 +211,23 @@ impl<F: Frame> Burst<F> {
         &mut self,
         mut step: impl FnMut(usize, &mut F, &mut Meta) -> Result<(), Exit>,
     ) {
-        let Self { frames, meta, exits, live, has_kernel, .. } = self;
+        self.for_each_connected(|i, frame, meta, _| step(i, frame, meta));
+    }
+
+    /// As [`Burst::for_each_numbered`], with the frame's connection, if its service has a pool.
+    #[inline(always)]
+    pub fn for_each_connected(
+        &mut self,
+        mut step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        let Self { frames, meta, connections, exits, live, has_kernel, .. } = self;
         let frames = frames.as_mut_slice();
         let mut todo = *live;
         while todo != 0 {
             let i = todo.trailing_zeros() as usize;
             todo &= todo - 1;
             let Some(frame) = frames.get_mut(i) else { break };
-            if let Err(exit) = step(i, frame, &mut meta[i]) {
+            if let Err(exit) = step(i, frame, &mut meta[i], &mut connections[i]) {
                 *live &= !(1 << i);
                 exits[i] = exit.at(*has_kernel);
             }

@@ -25,6 +25,7 @@ use ipnet::IpNet;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::flow_hash::two_choices;
+use crate::prefetch::prefetch;
 use crate::rate::Tick;
 use crate::tables::Station;
 use crate::tuple::{Tuple, address_bytes, is_ipv6};
@@ -57,27 +58,22 @@ pub struct Pool {
     memory: Memory,
 }
 
-/// Eight states, and then what each of them is about.
+/// Lines; of each bucket its states, and then what each of them is about.
 #[derive(Debug)]
 enum Memory {
-    Own(Box<[Bucket]>),
-    /// The same, one word after the other.
-    Lent(&'static [AtomicU64]),
+    Own(Box<[CacheLine]>),
+    Lent(&'static [Line]),
 }
+
+type Line = [AtomicU64; LINE_WORDS];
+const LINE_WORDS: usize = 8;
+const BUCKET_LINES: usize = 1 + WAYS;
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Bucket {
-    states: [AtomicU64; WAYS],
-    contents: [Content; WAYS],
-}
+struct CacheLine(Line);
 
-type Content = [AtomicU64; CONTENT_WORDS];
-const CONTENT_WORDS: usize = 8;
-const BUCKET_WORDS: usize = WAYS * (1 + CONTENT_WORDS);
-
-const _: () = assert!(cfg!(loom) || size_of::<Bucket>() == 8 * BUCKET_WORDS);
-const _: () = assert!(PORTS.is_multiple_of(WAYS_U32));
+const _: () = assert!(WAYS <= LINE_WORDS && PORTS.is_multiple_of(WAYS_U32));
 
 /// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +101,7 @@ pub struct Connection {
 }
 
 /// A connection in the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Found {
     /// Where.
     pub place: u32,
@@ -114,6 +110,10 @@ pub struct Found {
     /// Its content then.
     pub connection: Connection,
 }
+
+/// What [`Pool::glance`] has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Glance(Option<u32>);
 
 /// Time in units of 4.096 seconds, which a state counts in: they come around after three days.
 #[must_use]
@@ -127,6 +127,7 @@ pub const IDLE_MAX: u16 = 21_094;
 
 impl Connection {
     /// Is it the flow's?
+    #[inline(always)]
     fn is_of(&self, flow: &Tuple) -> bool {
         let [a, b, c, d] = flow.ports;
         self.client == flow.src
@@ -166,6 +167,7 @@ impl Connection {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    #[inline(always)]
     fn from_words(words: [u64; 8]) -> Self {
         let [.., ports, rest] = words;
         let port = |from: u32| ((ports >> from) as u16).to_be_bytes();
@@ -201,16 +203,16 @@ impl Pool {
     /// Nobody's yet. Of the prefix, [`ADDRESSES_MAX`] addresses are used at most.
     #[must_use]
     pub fn new(net: IpNet) -> Self {
-        let buckets = (0..buckets(net)).map(|_| Bucket::default());
-        Self::of(net, Memory::Own(buckets.collect()))
+        let lines = (0..Self::words(net) / LINE_WORDS).map(|_| CacheLine::default());
+        Self::of(net, Memory::Own(lines.collect()))
     }
 
     /// Over the words of a file, which has been a pool of this prefix before, or is all zero. `None`:
     /// there are not [`Pool::words`].
     #[must_use]
     pub fn over(net: IpNet, words: &'static [AtomicU64]) -> Option<Self> {
-        let words = words.get(..Self::words(net))?;
-        let pool = Self::of(net, Memory::Lent(words));
+        let (lines, _) = words.get(..Self::words(net))?.as_chunks();
+        let pool = Self::of(net, Memory::Lent(lines));
         // What a process was writing when it ended is nobody's.
         let states = (0..pool.buckets).filter_map(|bucket| pool.states(bucket)).flatten();
         for state in states {
@@ -225,7 +227,7 @@ impl Pool {
     /// Words that a pool of this prefix takes.
     #[must_use]
     pub fn words(net: IpNet) -> usize {
-        buckets(net) as usize * BUCKET_WORDS
+        buckets(net) as usize * BUCKET_LINES * LINE_WORDS
     }
 
     fn of(net: IpNet, memory: Memory) -> Self {
@@ -234,24 +236,22 @@ impl Pool {
     }
 
     #[inline]
-    fn states(&self, bucket: u32) -> Option<&[AtomicU64; WAYS]> {
-        let bucket = bucket as usize;
+    fn line(&self, number: usize) -> Option<&Line> {
         match &self.memory {
-            Memory::Own(buckets) => Some(&buckets.get(bucket)?.states),
-            Memory::Lent(words) => words.get(bucket * BUCKET_WORDS..)?.first_chunk(),
+            Memory::Own(lines) => lines.get(number).map(|line| &line.0),
+            Memory::Lent(lines) => lines.get(number),
         }
     }
 
     #[inline]
-    fn content(&self, place: u32) -> Option<&Content> {
+    fn states(&self, bucket: u32) -> Option<&[AtomicU64; WAYS]> {
+        self.line(bucket as usize * BUCKET_LINES)?.first_chunk()
+    }
+
+    #[inline]
+    fn content(&self, place: u32) -> Option<&Line> {
         let (bucket, way) = (place as usize / WAYS, place as usize % WAYS);
-        match &self.memory {
-            Memory::Own(buckets) => buckets.get(bucket)?.contents.get(way),
-            Memory::Lent(words) => {
-                let start = bucket * BUCKET_WORDS + WAYS + way * CONTENT_WORDS;
-                words.get(start..)?.first_chunk()
-            }
-        }
+        self.line(bucket * BUCKET_LINES + 1 + way)
     }
 
     /// The addresses.
@@ -266,7 +266,62 @@ impl Pool {
         self.net.addr().is_ipv6()
     }
 
+    /// Asks for the memory that [`Pool::glance`] looks at first.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Some(states) = self.states(self.buckets_of(hash)[0]) {
+            prefetch(states);
+        }
+    }
+
+    /// Where the connection of a flow seems to be, by a part of its hash. Asks for the memory that
+    /// [`Pool::find_after`] needs.
+    #[inline]
+    #[must_use]
+    pub fn glance(&self, hash: u64) -> Glance {
+        let [first, second] = self.buckets_of(hash);
+        let tag = tag(hash);
+        let is_it = |state: &AtomicU64| State(state.load(Ordering::Relaxed)).tag() == tag;
+        if let Some(way) = self.states(first).and_then(|states| states.iter().position(is_it)) {
+            #[expect(clippy::cast_possible_truncation, reason = "below WAYS")]
+            let place = first * WAYS_U32 + way as u32;
+            if let Some(content) = self.content(place) {
+                prefetch(content);
+            }
+            return Glance(Some(place));
+        }
+        if let Some(states) = self.states(second) {
+            prefetch(states);
+        }
+        Glance(None)
+    }
+
+    /// Asks for the memory of the connection that has this address and port, if there is one.
+    #[inline]
+    pub fn prefetch_at(&self, address: &[u8; 16], port: [u8; 2]) {
+        if let Some(place) = self.place_of(address, port) {
+            self.prefetch_place(place);
+        }
+    }
+
+    #[inline]
+    fn prefetch_place(&self, place: u32) {
+        if let Some((state, content)) = self.entry(place) {
+            prefetch(state);
+            prefetch(content);
+        }
+    }
+
+    /// As [`Pool::find`], after a glance.
+    #[inline]
+    #[must_use]
+    pub fn find_after(&self, Glance(place): Glance, flow: &Tuple, hash: u64) -> Option<Found> {
+        let found = place.and_then(|place| self.get(place));
+        found.filter(|found| found.connection.is_of(flow)).or_else(|| self.find(flow, hash))
+    }
+
     /// The connection of a flow from a client to a service, whose hash with ports is `hash`.
+    #[inline(never)]
     #[must_use]
     pub fn find(&self, flow: &Tuple, hash: u64) -> Option<Found> {
         let tag = tag(hash);
@@ -287,13 +342,19 @@ impl Pool {
     /// The connection that has this address and port.
     #[must_use]
     pub fn at(&self, address: &[u8; 16], port: [u8; 2]) -> Option<Found> {
+        self.get(self.place_of(address, port)?)
+    }
+
+    #[inline]
+    fn place_of(&self, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
         let nth = u128::from_be_bytes(*address).checked_sub(self.first)?;
         let nth = u32::try_from(nth).ok().filter(|nth| *nth < ADDRESSES_MAX)?;
         let port = u16::from_be_bytes(port).checked_sub(FIRST_PORT)?;
-        self.get(nth * PORTS + u32::from(port))
+        Some(nth * PORTS + u32::from(port))
     }
 
     /// The connection at `place`.
+    #[inline]
     #[must_use]
     pub fn get(&self, place: u32) -> Option<Found> {
         let (word, content) = self.entry(place)?;
@@ -304,6 +365,15 @@ impl Pool {
         let after = State(word.load(Ordering::Relaxed));
         let is_whole = state.phase().is_connection() && state.is_same_writing(after);
         is_whole.then_some(Found { place, state, connection })
+    }
+
+    /// The state that a connection has by now; `None`, if it has been written anew since.
+    #[inline]
+    #[must_use]
+    pub fn state_of(&self, found: &Found) -> Option<State> {
+        let (word, _) = self.entry(found.place)?;
+        let state = State(word.load(Ordering::Acquire));
+        found.state.is_same_writing(state).then_some(state)
     }
 
     /// The address and port that a place stands for.
@@ -395,7 +465,7 @@ impl Pool {
         taken
     }
 
-    fn entry(&self, place: u32) -> Option<(&AtomicU64, &Content)> {
+    fn entry(&self, place: u32) -> Option<(&AtomicU64, &Line)> {
         let state = self.states(place / WAYS_U32)?.get(place as usize % WAYS)?;
         Some((state, self.content(place)?))
     }
@@ -407,7 +477,7 @@ impl Pool {
 }
 
 /// To be believed only if its state is the same before and after.
-fn read(content: &Content) -> Connection {
+fn read(content: &Line) -> Connection {
     Connection::from_words(content.each_ref().map(|word| word.load(Ordering::Relaxed)))
 }
 

@@ -25,6 +25,8 @@ pub fn to_backend<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
+    let newer = newer(found, pooled);
+    let found = newer.as_ref().unwrap_or(found);
     let connection = &found.connection;
     let src = pooled.pool.station(found.place);
     let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
@@ -50,6 +52,8 @@ pub fn to_client<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
+    let newer = newer(found, pooled);
+    let found = newer.as_ref().unwrap_or(found);
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
@@ -59,6 +63,16 @@ pub fn to_client<F: Frame>(
         pooled.pool.update(found, found.state.with_header());
     }
     Ok(())
+}
+
+/// The connection after the packets before it in the burst, if they make a difference: does the backend
+/// have the PROXY header?
+#[inline(always)]
+fn newer(found: &Found, pooled: &Pooled) -> Option<Found> {
+    match pooled.client_address {
+        ClientAddress::Proxy => pooled.pool.state_of(found).map(|state| Found { state, ..*found }),
+        ClientAddress::Hidden | ClientAddress::Toa => None,
+    }
 }
 
 fn translate<F: Frame>(

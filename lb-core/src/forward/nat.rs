@@ -44,12 +44,12 @@ impl End {
 /// [`DropReason::Untranslatable`] for a first fragment of SCTP with another port;
 /// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
 #[inline(never)]
-pub fn forward<F: Frame>(
+pub fn forward<F: Frame, const N: usize>(
     frame: &mut F,
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    changes: &[(End, &Station)],
+    changes: &[(End, &Station); N],
 ) -> Result<(), DropReason> {
     if meta.packet_len > hop.mtu {
         return Err(DropReason::TooBig);
@@ -69,11 +69,11 @@ pub fn forward<F: Frame>(
 /// Translates a packet that has a transport header, at `l4`: what changes is summed up once, for all
 /// checksums that cover it.
 #[inline(always)]
-fn translate_whole(
+fn translate_whole<const N: usize>(
     packet: &mut [u8],
     l4: usize,
     meta: &Meta,
-    changes: &[(End, &Station)],
+    changes: &[(End, &Station); N],
 ) -> Result<(), DropReason> {
     let protocol = meta.tuple.protocol;
     let is_sctp_port = changes_sctp_port(protocol, changes);
@@ -124,9 +124,9 @@ fn translate_whole(
 
 /// Changes the ports; adds those that were there, and those that are now, to two sums.
 #[inline(always)]
-fn set_ports(
+fn set_ports<const N: usize>(
     segment: &mut [u8],
-    changes: &[(End, &Station)],
+    changes: &[(End, &Station); N],
     (mut old, mut new): (Sum, Sum),
 ) -> (Sum, Sum) {
     for (end, station) in changes {

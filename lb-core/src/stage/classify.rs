@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::flow_hash::reduce;
-use crate::frame::Frame;
+use crate::frame::{BURST_MAX, Frame};
 use crate::model::{Affinity, Forward};
 use crate::pool::Found;
 use crate::prefetch::prefetch;
 use crate::quote;
 use crate::quote::tunnel::Tunnelled;
-use crate::tables::Tables;
+use crate::tables::{ServiceTable, Tables};
 use crate::tuple::Tuple;
 use crate::wire::icmp;
 
@@ -21,10 +21,12 @@ use crate::wire::icmp;
 /// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
 #[inline(never)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
-    let may_track = tables.may_track();
-    burst.for_each_live(|frame, meta| {
+    let has_memory = tables.may_track() || !tables.pools.is_empty();
+    let mut others = 0;
+    burst.for_each_numbered(|i, _, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
-            return answer(frame.bytes(), meta, tables);
+            others |= 1 << i;
+            return Ok(());
         };
         let Some(service) = tables.services.get(place as usize) else {
             return Err(Exit::Punt);
@@ -35,18 +37,63 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         if let Some(slot) = service.slots.slots().get(meta.slot as usize) {
             prefetch(slot);
         }
-        if may_track && service.may_track(&tables.tracker) {
-            tables.tracker.prefetch(service.key_shape, meta.hash);
+        if has_memory {
+            prefetch_flow(meta, service, tables);
+        }
+        Ok(())
+    });
+    if others != 0 {
+        answers(burst, tables, others);
+    }
+}
+
+/// Asks for what is remembered of the flow.
+#[inline]
+fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) {
+    if let Some(pooled) = &service.pooled {
+        pooled.pool.prefetch(meta.hash);
+    } else if service.may_track(&tables.tracker) {
+        tables.tracker.prefetch(service.key_shape, meta.hash);
+    }
+}
+
+/// Those of the bits `others`: who no service is addressed by.
+#[inline(never)]
+fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables, others: u64) {
+    let mut pools = [None; BURST_MAX];
+    if !tables.pools.is_empty() {
+        burst.for_each_numbered(|i, _, meta| {
+            if others >> i & 1 != 0 {
+                pools[i] = tables.pool_index.lookup(&meta.tuple);
+                if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
+                    pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
+                }
+            }
+            Ok(())
+        });
+    }
+    burst.for_each_connected(|i, frame, meta, connection| {
+        if others >> i & 1 != 0 {
+            answer(frame.bytes(), meta, (pools[i], connection), tables)?;
         }
         Ok(())
     });
 }
 
+fn dst_port(tuple: &Tuple) -> [u8; 2] {
+    let [.., high, low] = tuple.ports;
+    [high, low]
+}
+
 /// What no service is addressed by may be the answer of a backend that services translate to. Writes
 /// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or
-/// among the connections of the service's pool.
-#[inline(never)]
-fn answer(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
+/// among the connections of its pool, which is `pool`, if the packet is addressed to one.
+fn answer(
+    frame: &[u8],
+    meta: &mut Meta,
+    (pool, connection): (Option<u32>, &mut Found),
+    tables: &Tables,
+) -> Result<(), Exit> {
     if meta.rule == Rule::IcmpError && about_tunnel(frame, meta, tables).is_some() {
         return Ok(());
     }
@@ -55,8 +102,11 @@ fn answer(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Result<(), Exit> {
         return Err(Exit::Punt);
     }
     // A pool first: one server may be behind services of both kinds, and no client has a pool's address.
-    let found = match tables.pool_index.lookup(&meta.tuple) {
-        Some(place) => by_pool(&meta.tuple, place, tables),
+    let found = match pool {
+        Some(place) => by_pool(&meta.tuple, place, tables).map(|(service, found)| {
+            *connection = found;
+            (service, found.place)
+        }),
         None => by_station(&meta.tuple, tables),
     };
     (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
@@ -95,16 +145,17 @@ fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
     Some(())
 }
 
-/// The service of the connection that a packet to a pool belongs to, and its place in the pool.
-fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, u32)> {
+/// The connection that a packet to a pool belongs to, and its service.
+fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, Found)> {
     let pool = tables.pools.get(pool as usize)?;
-    let [a, b, c, d] = tuple.ports;
-    let Found { place, connection, .. } = pool.at(&tuple.dst, [c, d])?;
+    let [a, b, ..] = tuple.ports;
+    let found = pool.at(&tuple.dst, dst_port(tuple))?;
+    let Found { connection, .. } = &found;
     let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
         && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
     let pooled = tables.services.get(service as usize)?.pooled.as_ref()?;
-    Arc::ptr_eq(&pooled.pool, pool).then_some((service, place))
+    Arc::ptr_eq(&pooled.pool, pool).then_some((service, found))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use zerocopy::FromBytes;
 
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::drop_reason::DropReason;
-use crate::frame::Frame;
+use crate::frame::{BURST_MAX, Frame};
 use crate::model::Affinity;
-use crate::pool::{Connection, Found, units};
+use crate::pool::{Connection, Found, Glance, units};
 use crate::rate::Tick;
 use crate::sign::Sign;
 use crate::tables::{BackendEntry, Path, Pooled, ServiceTable, Station, Tables};
@@ -14,7 +14,7 @@ use crate::wire::TCP;
 use crate::wire::tcp::Tcp;
 
 /// Finds the connection of each packet of a service that has a pool, or opens one; and follows how
-/// far it is. Reads `meta`; writes `meta.slot`: the connection's place in the pool, and
+/// far it is. Reads `meta`; writes the frame's connection, and its place in the pool, `meta.slot`; and
 /// `meta.backend`: a connection stays on the backend that it was opened to, as long as that may serve.
 ///
 /// Drops: [`DropReason::PoolFull`], [`DropReason::NoConnection`].
@@ -27,23 +27,53 @@ pub fn connect<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
 
 #[inline(never)]
 fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
-    burst.for_each_live(|frame, meta| {
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
-        let Some(pooled) = &service.pooled else { return Ok(()) };
+    let mut glances = [Glance::default(); BURST_MAX];
+    burst.for_each_numbered(|i, _, meta| {
+        if let Some((service, pooled)) = pooled(meta, tables)
+            && !meta.rule.is_return()
+        {
+            glances[i] = pooled.pool.glance(hash(meta, service, tables));
+        }
+        Ok(())
+    });
+    burst.for_each_connected(|i, frame, meta, connection| {
+        let Some((service, pooled)) = pooled(meta, tables) else { return Ok(()) };
         let sign = Sign::of(frame.bytes(), meta);
         if meta.rule.is_return() {
-            let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
+            // A packet before it in the burst may have changed it since.
+            match pooled.pool.state_of(connection) {
+                Some(state) => connection.state = state,
+                None => {
+                    let found = pooled.pool.get(connection.place);
+                    *connection = found.ok_or(DropReason::NoConnection)?;
+                }
+            }
             if meta.rule != Rule::ReturnError {
-                pooled.pool.update(&found, found.state.backend_sent(sign, units(now)));
+                pooled.pool.update(connection, connection.state.backend_sent(sign, units(now)));
             }
             return Ok(());
         }
-        let hash = match service.affinity {
-            Affinity::Flow => meta.hash,
-            Affinity::Client => tables.hasher.hash(&meta.tuple, true),
-        };
-        from_client((frame.bytes(), meta), sign, (service, pooled), hash, now)
+        let hash = hash(meta, service, tables);
+        let found = pooled.pool.find_after(glances[i], &meta.tuple, hash);
+        *connection =
+            from_client((frame.bytes(), meta), sign, (service, pooled), (found, hash), now)?;
+        Ok(())
     });
+}
+
+#[inline(always)]
+fn pooled<'a>(meta: &Meta, tables: &'a Tables) -> Option<(&'a ServiceTable, &'a Pooled)> {
+    let service = tables.services.get(meta.service as usize)?;
+    Some((service, service.pooled.as_ref()?))
+}
+
+/// The hash that a connection is found by: with ports.
+#[inline(always)]
+fn hash(meta: &Meta, service: &ServiceTable, tables: &Tables) -> u64 {
+    match service.affinity {
+        Affinity::Flow => meta.hash,
+        Affinity::Client => tables.hasher.hash(&meta.tuple, true),
+    }
 }
 
 /// The sequence number of a TCP segment; `None`, if the packet has none.
@@ -53,35 +83,46 @@ fn sequence(frame: &[u8], meta: &Meta) -> Option<u32> {
     Some(Tcp::ref_from_prefix(segment).ok()?.0.sequence.get())
 }
 
+/// The connection of a client's packet, which may be its first.
+#[inline(always)]
 fn from_client(
     (frame, meta): (&[u8], &mut Meta),
     sign: Sign,
     (service, pooled): (&ServiceTable, &Pooled),
-    hash: u64,
+    (found, hash): (Option<Found>, u64),
     now: Tick,
-) -> Result<(), Exit> {
-    let Pooled { pool, idle_max, .. } = pooled;
-    let found = pool.find(&meta.tuple, hash);
-    if let Some(found) = &found
+) -> Result<Found, Exit> {
+    if let Some(found) = found
         && !(sign == Sign::Opens && found.state.may_reopen())
-        && let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place))
+        && let Some(place) = backend_of(&found, service)
+        && service.may_serve(place)
     {
-        let Found { state, connection, .. } = *found;
         (meta.slot, meta.backend) = (found.place, place);
-        let next = state.client_sent(sign, units(now));
-        if place == connection.place {
-            if meta.rule != Rule::IcmpError {
-                pool.update(found, next);
-            }
-        } else {
+        let next = found.state.client_sent(sign, units(now));
+        if place != found.connection.place {
             // The list has changed; it is searched once for each connection.
-            let _ = pool.rewrite(found, &Connection { place, ..connection }, next);
+            let connection = Connection { place, ..found.connection };
+            let _ = pooled.pool.rewrite(&found, &connection, next);
+        } else if meta.rule != Rule::IcmpError {
+            pooled.pool.update(&found, next);
         }
-        return Ok(());
+        return Ok(found);
     }
     if sign == Sign::Ends || meta.rule == Rule::IcmpError {
         return Err(DropReason::NoConnection.into());
     }
+    opened((frame, meta), (service, pooled), (found.as_ref(), hash), now)
+}
+
+/// A new connection, in the place of `found` if there was one of the same client and port.
+#[inline(never)]
+fn opened(
+    (frame, meta): (&[u8], &mut Meta),
+    (service, pooled): (&ServiceTable, &Pooled),
+    (found, hash): (Option<&Found>, u64),
+    now: Tick,
+) -> Result<Found, Exit> {
+    let Pooled { pool, idle_max, .. } = pooled;
     let entry = service.backends.get(usize::from(meta.backend)).ok_or(service.without_slots)?;
     let [a, b, c, d] = meta.tuple.ports;
     let (backend, backend_port) = end(entry, [c, d]).ok_or(DropReason::NoBackend)?;
@@ -98,25 +139,37 @@ fn from_client(
         isn: sequence(frame, meta).unwrap_or(0),
     };
     meta.slot = match found {
-        Some(found) if pool.rewrite(&found, &connection, found.state.reopened(units(now))) => {
+        Some(found) if pool.rewrite(found, &connection, found.state.reopened(units(now))) => {
             found.place
         }
         _ => pool.open(&connection, hash, now).ok_or(DropReason::PoolFull)?,
     };
-    Ok(())
+    Ok(pool.get(meta.slot).ok_or(DropReason::NoConnection)?)
 }
 
 /// Place of a connection's backend in the service's list; `None`, if it is no longer there.
-fn backend_of(found: &Found, service: &ServiceTable) -> Option<u16> {
-    let Connection { place, backend, backend_port, vip_port, .. } = found.connection;
-    let is_it = |entry: &BackendEntry| end(entry, vip_port) == Some((backend, backend_port));
-    if service.backends.get(usize::from(place)).is_some_and(is_it) {
-        return Some(place);
-    }
-    service.backends.iter().position(is_it).and_then(|place| u16::try_from(place).ok())
+#[inline(always)]
+fn backend_of(Found { connection, .. }: &Found, service: &ServiceTable) -> Option<u16> {
+    let place = connection.place;
+    let is_there = service.backends.get(usize::from(place)).is_some_and(|it| is_of(connection, it));
+    if is_there { Some(place) } else { elsewhere(connection, service) }
+}
+
+#[cold]
+fn elsewhere(connection: &Connection, service: &ServiceTable) -> Option<u16> {
+    let place = service.backends.iter().position(|entry| is_of(connection, entry))?;
+    u16::try_from(place).ok()
+}
+
+/// Is the connection to this backend?
+#[inline(always)]
+fn is_of(connection: &Connection, entry: &BackendEntry) -> bool {
+    let Connection { backend, backend_port, vip_port, .. } = connection;
+    end(entry, *vip_port) == Some((*backend, *backend_port))
 }
 
 /// Address and port of a backend, for packets to a port of the service.
+#[inline(always)]
 fn end(entry: &BackendEntry, vip_port: [u8; 2]) -> Option<([u8; 16], [u8; 2])> {
     match entry.path {
         Path::Nat(Station { address, port }) => Some((address, port.unwrap_or(vip_port))),

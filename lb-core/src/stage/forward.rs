@@ -32,10 +32,10 @@ pub fn forward<F: Frame>(
     state: &mut State<F>,
 ) {
     let came_by = burst.port();
-    burst.for_each_numbered(|place, frame, meta| {
+    burst.for_each_connected(|place, frame, meta, connection| {
         if meta.rule.is_return() {
             let came = (place, came_by, port);
-            return back(frame, meta, tables, came, (&mut *state, counters));
+            return back(frame, (meta, connection), tables, came, (&mut *state, counters));
         }
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let backend =
@@ -51,8 +51,9 @@ pub fn forward<F: Frame>(
         if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
             mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
         }
-        if let Err(why) = deliver(frame, meta, hop, came_by, (service, &backend.path)) {
-            let to = (service, &backend.path, hop);
+        let to = (service, &backend.path, &*connection);
+        if let Err(why) = deliver(frame, meta, hop, came_by, to) {
+            let to = (to, hop);
             not_as_it_is(frame, meta, why, to, (place, came_by, port), (&mut *state, counters))?;
             if matches!(meta.rule, Rule::Answer(_)) {
                 return Ok(());
@@ -70,10 +71,11 @@ fn not_as_it_is<F: Frame>(
     frame: &mut F,
     meta: &mut Meta,
     why: DropReason,
-    (service, path, hop): (&ServiceTable, &Path, &HopEntry),
+    (to, hop): ((&ServiceTable, &Path, &Found), &HopEntry),
     came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), DropReason> {
+    let (service, path, _) = to;
     let way = Narrow {
         hop,
         mtu: match &service.pooled {
@@ -89,7 +91,7 @@ fn not_as_it_is<F: Frame>(
     let (given, came_by) = (*meta, came.1);
     let whole = |frame: &mut F, hop: &HopEntry| {
         mss::clamp(frame, &given, service.mss, packet_max(way.hop, path).into());
-        deliver(frame, &given, hop, came_by, (service, path))
+        deliver(frame, &given, hop, came_by, to)
     };
     refused(frame, meta, (why, way), came, (state, counters), whole)
 }
@@ -127,17 +129,14 @@ fn deliver<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (service, path): (&ServiceTable, &Path),
+    (service, path, connection): (&ServiceTable, &Path, &Found),
 ) -> Result<(), DropReason> {
     match path {
         Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
         Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
         Path::Nat(station) => match &service.pooled {
             None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
-            Some(pooled) => {
-                let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
-                fullnat::to_backend(frame, meta, hop, came_by, (pooled, &found))
-            }
+            Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),
         },
     }
 }
@@ -170,7 +169,7 @@ fn refused<F: Frame>(
 #[inline(never)]
 fn back<F: Frame>(
     frame: &mut F,
-    meta: &mut Meta,
+    (meta, connection): (&mut Meta, &Found),
     tables: &Tables,
     came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
@@ -182,8 +181,7 @@ fn back<F: Frame>(
     match &service.pooled {
         None => back_of(frame, meta, (tables, service, None), came, (state, counters)),
         Some(pooled) => {
-            let found = pooled.pool.get(meta.slot).ok_or(DropReason::NoConnection)?;
-            let connection = Some((pooled, &found));
+            let connection = Some((pooled, connection));
             back_of(frame, meta, (tables, service, connection), came, (state, counters))
         }
     }

@@ -120,6 +120,8 @@ struct Range {
 pub struct VipIndex {
     /// IPv4's, then IPv6's: the first of `shapes`, as far as there is one.
     first: [Shape; 2],
+    /// Is that all there is?
+    has_one_shape: [bool; 2],
     /// IPv4's, then IPv6's, by precedence.
     shapes: [Box<[Shape]>; 2],
     /// A power of two.
@@ -178,6 +180,7 @@ impl VipIndex {
         }
         Self {
             first: shapes.each_ref().map(|shapes| shapes.first().copied().unwrap_or(Shape::NONE)),
+            has_one_shape: shapes.each_ref().map(|shapes| shapes.len() <= 1),
             shapes: shapes.map(Into::into),
             entries: hash_table(&entries),
             ranges: ranges.into(),
@@ -203,11 +206,15 @@ impl VipIndex {
     #[inline(always)]
     fn lookup_end(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
         // Most VIPs are of the most specific kind that there is, and most entries are at home.
-        let shape = &self.first[usize::from(tuple.is_ipv6)];
+        let family = usize::from(tuple.is_ipv6);
+        let shape = &self.first[family];
         let key = shape.key(address, port, tuple.protocol);
         let entry = &self.entries[home(&key, self.entries.len() - 1)];
         if entry.key == key && shape.ports != PortKind::Range {
             return Some(entry.value);
+        }
+        if entry.key == Key::NONE && self.has_one_shape[family] {
+            return None;
         }
         self.search(tuple, address, port)
     }

@@ -76,6 +76,8 @@ pub(super) struct Connection<'w> {
     pub(super) has_header: bool,
     /// TCP: the sequence number of the client's SYN.
     pub(super) isn: u32,
+    /// The one that has its place now, of the same client and port.
+    pub(super) next: Option<usize>,
 }
 
 impl Connection<'_> {
@@ -101,7 +103,8 @@ impl<'w> Model<'w> {
     /// The connection that a backend's flow answers.
     pub(super) fn by_stand(&self, flow: &Flow) -> Option<usize> {
         let is_it = |connection: &Connection| {
-            connection.stand == (flow.dst, flow.ports[1])
+            connection.next.is_none()
+                && connection.stand == (flow.dst, flow.ports[1])
                 && connection.backend == (flow.src, flow.ports[0])
                 && connection.flow.protocol == flow.protocol
         };
@@ -115,14 +118,19 @@ impl<'w> Model<'w> {
         let header = packet.ip.segment.get(..20).filter(|_| is_tcp);
         let says = Says::of(packet.flow.protocol, packet.part, packet.ip.segment);
         let To::Backend(choice) = &packet.to else {
-            if let To::ClientOf(number) = packet.to
-                && packet.part != Part::Error
-            {
-                self.connections[number].heard(says, false);
+            if let To::ClientOf(number) = &mut packet.to {
+                // A packet of the client may have opened it anew since.
+                while let Some(next) = self.connections[*number].next {
+                    *number = next;
+                }
+                if packet.part != Part::Error {
+                    self.connections[*number].heard(says, false);
+                }
             }
             return Ok(());
         };
-        let known = self.connections.iter().position(|connection| connection.flow == packet.flow);
+        let is_it = |it: &Connection| it.next.is_none() && it.flow == packet.flow;
+        let known = self.connections.iter().position(is_it);
         let may_reopen = |number: usize| {
             matches!(self.connections[number].progress, Progress::Opening | Progress::Closed)
         };
@@ -151,20 +159,17 @@ impl<'w> Model<'w> {
                     backend_is_done: false,
                     has_header: false,
                     isn,
+                    next: None,
                 };
-                if let Some(number) = known {
-                    assert_eq!(connection.stand, self.connections[number].stand);
-                    self.connections[number] = connection;
-                    number
-                } else {
-                    let is_free = |other: &Connection| other.stand != connection.stand;
-                    assert!(
-                        self.connections.iter().all(is_free),
-                        "two have one port: {connection:?}"
-                    );
-                    self.connections.push(connection);
-                    self.connections.len() - 1
+                let number = self.connections.len();
+                if let Some(known) = known {
+                    assert_eq!(connection.stand, self.connections[known].stand);
+                    self.connections[known].next = Some(number);
                 }
+                let is_free = |it: &Connection| it.next.is_some() || it.stand != connection.stand;
+                assert!(self.connections.iter().all(is_free), "two have one port: {connection:?}");
+                self.connections.push(connection);
+                number
             }
         };
         let To::Backend(choice) = std::mem::replace(&mut packet.to, To::ClientOf(number)) else {
@@ -172,6 +177,13 @@ impl<'w> Model<'w> {
         };
         packet.to = To::BackendOf(choice, number);
         Ok(())
+    }
+
+    /// The backend says that it has the PROXY header; but whoever came before it is still told of the
+    /// connection that there was then.
+    pub(super) fn acknowledged(&mut self, number: usize) {
+        let connection = &mut self.connections[number];
+        connection.has_header |= connection.next.is_none();
     }
 
     /// The address and port that the balancer has chosen for a flow.

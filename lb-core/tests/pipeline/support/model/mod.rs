@@ -134,7 +134,7 @@ impl<'w> Model<'w> {
             stand: it.stand.into(),
             protocol: it.flow.protocol,
         };
-        self.connections.iter().map(known).collect()
+        self.connections.iter().filter(|it| it.next.is_none()).map(known).collect()
     }
 
     /// Clients that have answered a challenge.

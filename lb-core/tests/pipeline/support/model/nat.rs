@@ -243,9 +243,10 @@ impl<'w> Model<'w> {
             (To::ClientOf(number), _) => {
                 let is_tcp = packet.flow.protocol == 6 && packet.part == Part::Segment;
                 if full_nat.client_address == ClientAddress::Proxy && is_tcp {
-                    let connection = &mut self.connections[*number];
-                    connection.has_header |=
-                        stream::hide_header(connection, &mut made.packet[l4..]);
+                    let connection = &self.connections[*number];
+                    if stream::hide_header(connection, &mut made.packet[l4..]) {
+                        self.acknowledged(*number);
+                    }
                 }
             }
             (To::BackendOf(..), Told::Shifted(more)) => {
