@@ -41,12 +41,11 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
         let sign = Sign::of(frame.bytes(), meta);
         if meta.rule.is_return() {
             // A packet before it in the burst may have changed it since.
-            match pooled.pool.state_of(connection) {
-                Some(state) => connection.state = state,
-                None => {
-                    let found = pooled.pool.get(connection.place);
-                    *connection = found.ok_or(DropReason::NoConnection)?;
-                }
+            if let Some(state) = pooled.pool.state_of(connection) {
+                connection.state = state;
+            } else {
+                let found = pooled.pool.get(connection.place);
+                *connection = found.ok_or(DropReason::NoConnection)?;
             }
             if meta.rule != Rule::ReturnError {
                 pooled.pool.update(connection, connection.state.backend_sent(sign, units(now)));
