@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use dpdk::{Port, Started};
 use lb_core::counters::{Counter, Counters};
 use lb_core::drop_reason::DropReason;
+use lb_core::stopwatch::Step;
 use lb_core::tables::{ServiceId, Tables};
 
 use crate::kernel::PumpCounters;
@@ -86,6 +87,13 @@ pub(crate) fn table(
         if dropped > 0 {
             line(&format!("dropped.{reason}"), dropped);
         }
+    }
+    let frames = sum(|counters| &counters.timed_frames);
+    line("timed_frames", frames);
+    for step in Step::ALL {
+        let cycles: u64 =
+            workers.iter().map(|counters| counters.step_cycles[step as usize].get()).sum();
+        line(&format!("cycles_per_frame.{}", step.name()), cycles.checked_div(frames).unwrap_or(0));
     }
     let balances = workers.iter().map(|counters| counters.balance());
     let (came, left) = balances.fold((0, 0), |sum, (came, left)| (sum.0 + came, sum.1 + left));

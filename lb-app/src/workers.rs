@@ -78,8 +78,10 @@ impl Workers {
                 punts_per_second: settings.punts_per_second.div_ceil(count.into()),
             };
             let io = DpdkIo::new(id, queues);
-            let worker = Worker::new(io, ports, tables, Arc::clone(&counters), settings_of_one);
+            let mut worker = Worker::new(io, ports, tables, Arc::clone(&counters), settings_of_one);
             let (stop, clock) = (Arc::clone(&workers.stop), clock.clone());
+            let cycles = clock.clone();
+            worker.set_clock(Arc::new(move || cycles.raw()));
             let started = Arc::new(ArrayQueue::new(1));
             let report = Arc::clone(&started);
             let thread = thread::Builder::new().name(format!("worker-{cpu}")).spawn(move || {

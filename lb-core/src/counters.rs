@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::drop_reason::DropReason;
+use crate::stopwatch::Step;
 use crate::tables::ServiceId;
 
 /// A number that only grows. One thread adds; all may read.
@@ -73,6 +74,10 @@ pub struct Counters {
     pub tracked: Counter,
     /// Flows that should have been, but there was no room.
     pub untracked: Counter,
+    /// What each [`Step`] took of some bursts, in cycles; and how many frames those bursts had.
+    pub step_cycles: [Counter; Step::COUNT],
+    /// See `step_cycles`.
+    pub timed_frames: Counter,
     /// Traffic that services forwarded, by [`ServiceId`].
     services: Box<[Traffic]>,
 }
@@ -98,6 +103,8 @@ impl Counters {
             turns: Counter::default(),
             tracked: Counter::default(),
             untracked: Counter::default(),
+            step_cycles: Default::default(),
+            timed_frames: Counter::default(),
             services: (0..services).map(|_| Traffic::default()).collect(),
         }
     }

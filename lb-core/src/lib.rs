@@ -10,7 +10,8 @@
 //! 2. [`burst`]: the frames that go through it together; [`frame`]: what a frame is, and where it
 //!    comes from and goes to; [`drop_reason`]: why one goes nowhere.
 //! 3. [`worker`]: one turn of the loop around it; [`state`]: what it remembers, [`fragments`] above
-//!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`].
+//!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`]; [`stopwatch`]: where its
+//!    cycles go.
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
 //! 5. [`continuity`]: what is remembered of flows that a change touches; [`sign`]: what packets say of
@@ -40,6 +41,7 @@ pub mod sign;
 pub mod sim;
 pub mod stage;
 pub mod state;
+pub mod stopwatch;
 pub mod tables;
 pub mod tuple;
 pub mod wire;

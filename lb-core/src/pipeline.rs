@@ -12,6 +12,7 @@ use crate::stage::fragment::fragment;
 use crate::stage::parse::parse;
 use crate::stage::select::select;
 use crate::state::State;
+use crate::stopwatch::Step;
 use crate::tables::Tables;
 use crate::tuple::Tuple;
 
@@ -32,15 +33,23 @@ pub fn process<F: Frame>(
     for frame in burst.frames() {
         frame.prefetch();
     }
+    state.stopwatch.lap(Step::Receive);
     // Those that do something for every frame are functions of their own, not inlined: each loop then
     // has all registers for itself.
     parse(burst, port);
+    state.stopwatch.lap(Step::Parse);
     fragment(burst, tables, state);
+    state.stopwatch.lap(Step::Fragment);
     classify(burst, tables);
+    state.stopwatch.lap(Step::Classify);
     admit(burst, tables, port, counters, state.now);
+    state.stopwatch.lap(Step::Admit);
     select(burst, tables, counters, state.now);
+    state.stopwatch.lap(Step::Select);
     connect(burst, tables, state.now);
+    state.stopwatch.lap(Step::Connect);
     forward(burst, tables, port, counters, state);
+    state.stopwatch.lap(Step::Forward);
 }
 
 /// As [`process`], for packets of our own that are meant for one backend each: they go the way of the

@@ -6,6 +6,7 @@ use crate::burst::WorkerId;
 use crate::drop_reason::DropReason;
 use crate::fragments::Fragments;
 use crate::rate::{RateLimit, Tick};
+use crate::stopwatch::Stopwatch;
 use crate::tables::next_hop::PortId;
 
 /// Frames that the packets of one burst may be split into beyond themselves, at most.
@@ -38,6 +39,8 @@ pub struct State<F> {
     pub is_releasing: bool,
     /// ICMP errors that are sent.
     pub answers: RateLimit,
+    /// Where the cycles go.
+    pub stopwatch: Stopwatch,
     /// What packets were split into, with the place in the burst of the first piece.
     created: VecDeque<(usize, PortId, F)>,
     /// The last identification that an outer packet in pieces got.
@@ -55,6 +58,7 @@ impl<F> State<F> {
             fragments: Fragments::new(),
             is_releasing: false,
             answers: RateLimit::new(settings.punts_per_second),
+            stopwatch: Stopwatch::default(),
             created: VecDeque::with_capacity(CREATED_MAX),
             // Balancers and workers begin apart.
             last_id: u32::from(settings.worker.0) << 24,

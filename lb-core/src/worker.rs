@@ -10,6 +10,7 @@ use crate::pipeline::process;
 use crate::publish::Subscriber;
 use crate::rate::{RateLimit, Tick};
 use crate::state::{Settings, State};
+use crate::stopwatch::{Clock, Step, Stopwatch};
 use crate::tables::Tables;
 use crate::tables::next_hop::PortId;
 
@@ -51,6 +52,11 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    /// From now on some bursts are timed, see [`Stopwatch`].
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.state.stopwatch = Stopwatch::new(clock);
+    }
+
     /// Takes one burst of every port through the pipeline, what other workers hand over, and what
     /// the kernel sends to the ports. Returns how many frames came in.
     pub fn turn(&mut self, now: Tick) -> usize {
@@ -83,12 +89,14 @@ impl<I: Io> Worker<I> {
 
     /// What waits at `port`.
     fn receive(&mut self, port: PortId) -> usize {
+        self.state.stopwatch.start();
         self.burst.refill(port, |frames| self.io.receive(port, frames));
         let came = self.burst.frames().len();
         if came > 0 {
             self.counters.received.add(came as u64);
             self.run();
         }
+        self.state.stopwatch.stop(came, &self.counters);
         came
     }
 
@@ -159,6 +167,7 @@ impl<I: Io> Worker<I> {
         });
         self.io.discard(&mut self.dropped);
         self.flush();
+        self.state.stopwatch.lap(Step::Send);
     }
 
     /// Sends what the kernel has for `port`.
