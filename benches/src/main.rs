@@ -12,6 +12,7 @@ mod cases;
 mod flood;
 mod instructions;
 mod maglev;
+mod scale;
 mod spoofed;
 mod tracked;
 mod traffic;
@@ -55,7 +56,8 @@ struct Args {
     #[arg(long, default_value_t = 1_000_000)]
     frames: u64,
     /// Only cases whose name contains this; `flood`: only what floods do; `spoofed`: only whether floods
-    /// push tracked flows out, which is not part of other runs.
+    /// push tracked flows out; `scale`: what large configurations take. Those two are no part of other
+    /// runs.
     #[arg(long, default_value = "")]
     only: String,
     /// Only cases with bursts of this many frames.
@@ -111,6 +113,9 @@ fn main() -> Result<(), Failure> {
     let clock = Clock::new();
     if args.only == "spoofed" {
         return spoofed::report(&args, &clock);
+    }
+    if args.only == "scale" {
+        return scale::report();
     }
     let mut cases = cases(&args)?;
     for round in 0..=args.rounds {

@@ -328,7 +328,7 @@ impl Service {
         if spec.backends.len() > BACKENDS_MAX {
             find(Key::Backends, Invalid::TooManyBackends(spec.backends.len()));
         }
-        let slots = spec.slots.unwrap_or_else(|| slots_for(spec.backends.len()));
+        let slots = spec.slots.unwrap_or_else(|| slots_for(&spec.backends));
         if slots > SLOTS_MAX {
             find(Key::Slots, Invalid::TooManySlots(slots));
         } else if !is_prime(slots) {
@@ -455,11 +455,21 @@ pub fn is_unicast(address: IpAddr) -> bool {
     }
 }
 
-/// At least 100 slots a backend, from primes next to powers of two.
-fn slots_for(backends: usize) -> u32 {
-    const LADDER: [u32; 8] =
-        [65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319, 8_388_617];
-    let enough = |&slots: &u32| slots as usize / 100 >= backends;
+/// At least 100 slots a backend, from primes next to powers of two; and below the third, for the backend
+/// with the least weight: a share is as exact as it has slots. Steps are far apart where services are
+/// small, because each of them moves most flows.
+fn slots_for(backends: &[Backend]) -> u32 {
+    const LADDER: [u32; 10] = [
+        4_099, 16_411, 65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319,
+        8_388_617,
+    ];
+    let weights = || backends.iter().map(|backend| u64::from(backend.weight)).filter(|it| *it > 0);
+    let lightest = weights().min().unwrap_or(1);
+    let shares = weights().sum::<u64>().div_ceil(lightest);
+    let enough = |&slots: &u32| {
+        slots as usize / 100 >= backends.len()
+            && (slots >= LADDER[2] || u64::from(slots) / 100 >= shares)
+    };
     LADDER.into_iter().find(enough).unwrap_or(LADDER[LADDER.len() - 1])
 }
 

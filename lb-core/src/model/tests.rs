@@ -263,9 +263,25 @@ fn ranges_do_not_overlap() {
 }
 
 #[test]
-fn slots_grow_with_the_backends() {
-    for (backends, slots) in [(0, 65_537), (655, 65_537), (656, 131_101), (65_535, 8_388_617)] {
-        assert_eq!(slots_for(backends), slots);
+fn slots_grow_with_the_backends_and_with_how_their_weights_differ() {
+    let weighing = |weights: &[u32]| -> Vec<Backend> {
+        let of = |weight: &u32| Backend { weight: *weight, ..backend("10.0.0.11") };
+        weights.iter().map(of).collect()
+    };
+    for (weights, slots) in [
+        (vec![], 4_099),
+        (vec![7; 40], 4_099),
+        (vec![1; 41], 16_411),
+        (vec![1, 2, 37], 4_099),
+        (vec![2, 4, 0, 75], 16_411),
+        (vec![1, 1000], 65_537),
+        (vec![1; 164], 16_411),
+        (vec![1; 165], 65_537),
+        (vec![1; 655], 65_537),
+        (vec![1; 656], 131_101),
+        (vec![1; 65_535], 8_388_617),
+    ] {
+        assert_eq!(slots_for(&weighing(&weights)), slots);
         assert!(is_prime(slots));
     }
 }

@@ -260,7 +260,7 @@ pub(crate) mod tests {
                 Affinity::Flow => assert!(by_port > 55),
                 Affinity::Client => assert_eq!(by_port, 1),
             }
-            assert!(by_host > 55, "of 65,537 slots: {by_host}");
+            assert!(by_host > 55, "of 4,099 slots: {by_host}");
         }
     }
 }

@@ -139,7 +139,7 @@ fn slots_follow_weights() {
     let mut spec = spec("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
     (spec.backends[1].weight, spec.backends[2].weight) = (2, 5);
     let tables = compile_all(&[spec], None);
-    let unit = 65_537 / 8;
+    let unit = 4_099 / 8;
     for (share, due) in shares(&tables).into_iter().zip([unit, 2 * unit, 5 * unit]) {
         assert!(share.abs_diff(due) <= due / 100 + 1, "{share} of {due}");
     }
