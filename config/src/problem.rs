@@ -193,6 +193,13 @@ pub enum Problem {
     #[diagnostic(help("write a pool of addresses that are nobody's, or change the port's"))]
     PoolIsOurs { pool: IpNet, address: IpAddr },
 
+    #[error(
+        "the pool {pool} has {address}, which is that of the subnet {net} as a whole and no host's; \
+         servers would not answer there"
+    )]
+    #[diagnostic(help("write a smaller pool, or one in the middle of the subnet"))]
+    PoolHasNoHost { pool: IpNet, address: IpAddr, net: IpNet },
+
     #[error("no port has an {family} address, which tunnels to this backend would start from")]
     #[diagnostic(help(
         "add one to a port's `addresses`, as in \"{example}\", or use backends of the other family"
@@ -218,6 +225,7 @@ impl Problem {
         match self {
             Self::BackendIsOurs(_) => ("the port's", "the backend's"),
             Self::PoolIsOurs { .. } => ("the port's", "in the pool"),
+            Self::PoolHasNoHost { .. } => ("the port's subnet", "the pool"),
             _ => ("first here", "here again"),
         }
     }

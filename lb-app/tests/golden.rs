@@ -213,15 +213,31 @@ const TSHARK_FILTER: &str = "_ws.malformed || ip.checksum.status == 0 \
     || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 || sctp.checksum.status == 0 \
     || (!icmp && !icmpv6 && (tcp.checksum.status == 0 || udp.checksum.status == 0))";
 
-/// Another judge of what leaves. Without tshark on this machine there is none.
-#[test]
-fn tshark_finds_nothing_wrong() {
+/// What tshark says of frames, one field after the other. Without tshark on this machine, nothing.
+fn tshark(frames: &[(u64, Vec<u8>)], args: &[&str], fields: &[&str]) -> Option<String> {
     let is_there =
         Command::new("tshark").arg("--version").output().is_ok_and(|o| o.status.success());
     if !is_there {
         eprintln!("skipped: there is no tshark (apt-get install tshark)");
-        return;
+        return None;
     }
+    let folder = run::Folder::new(fields.last().unwrap());
+    let file = folder.file("out.pcap", pcap(frames));
+    let output = Command::new("tshark")
+        .args(["-n", "-r"])
+        .arg(&file)
+        .args(args)
+        .args(["-T", "fields"])
+        .args(fields.iter().flat_map(|field| ["-e", field]))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Another judge of what leaves.
+#[test]
+fn tshark_finds_nothing_wrong() {
     let mut frames = Vec::new();
     let mut names = Vec::new();
     for (case, outcome) in taken().filter(|(case, _)| !case.bad) {
@@ -231,29 +247,52 @@ fn tshark_finds_nothing_wrong() {
             names.push(&case.name);
         }
     }
-    let folder = run::Folder::new("tshark");
-    let file = folder.file("out.pcap", pcap(&frames));
-    let output = Command::new("tshark")
-        .args(["-n", "-r"])
-        .arg(&file)
-        .args(["-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE"])
-        .args(["-o", "udp.check_checksum:TRUE", "-o", "sctp.checksum:TRUE"])
-        // Their payloads are not what these ports promise.
-        .args(
-            ["dns", "http", "sip", "ssh", "syslog"]
-                .map(|name| format!("--disable-protocol={name}")),
-        )
-        // GUE variant 1 has no dissector of its own: what follows the UDP header is IP.
-        .args(["-d", "udp.port==6080,ip", "-d", "udp.port==6081,ip"])
-        .args(["-Y", TSHARK_FILTER])
-        .args(["-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let check = ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"];
+    let mut args: Vec<_> = check.iter().flat_map(|preference| ["-o", preference]).collect();
+    args.extend(["-o", "sctp.checksum:TRUE"]);
+    // Their payloads are not what these ports promise.
+    for name in ["dns", "http", "sip", "ssh", "syslog"] {
+        args.extend(["--disable-protocol", name]);
+    }
+    // GUE variant 1 has no dissector of its own: what follows the UDP header is IP.
+    args.extend(["-d", "udp.port==6080,ip", "-d", "udp.port==6081,ip", "-Y", TSHARK_FILTER]);
+    let fields = ["frame.number", "_ws.expert.message"];
+    let Some(said) = tshark(&frames, &args, &fields) else { return };
     let mut findings = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
+    for line in said.lines() {
         let number: usize = line.split('\t').next().unwrap().parse().unwrap();
         findings.push(format!("{}: {line}: {}", names[number - 1], hex(&frames[number - 1].1)));
     }
     none("frames are wrong, says tshark", &findings);
+}
+
+/// A TOA is an option of kind 254 with the client's port and address, in the segments from the client's first
+/// acknowledgement to its first data. (tshark takes the port for an experiment's number, RFC 6994.)
+#[test]
+fn tshark_finds_the_client_in_a_toa() {
+    const FLAGS: [&str; 7] = ["S", "SA", "A", "PA", "A", "PA", "FA"];
+    let is_connection =
+        |case: &Case| case.name.starts_with("toa-") && case.name.ends_with(": a connection");
+    let mut connections = 0;
+    for (case, outcome) in taken().filter(|(case, _)| is_connection(case)) {
+        let frames: Vec<_> = (0..).zip(outcome.frames.iter().cloned()).collect();
+        let options = ["tcp.option_kind", "tcp.option_len"];
+        let toa = ["tcp.options.experimental.exid", "tcp.options.experimental.data"];
+        let fields = [&options[..], &toa].concat();
+        let Some(said) = tshark(&frames, &[], &fields) else { return };
+        let packet = walk::packet(&outcome.input[0].1).unwrap();
+        let (address, l4) = match packet[0] >> 4 {
+            4 => (&packet[12..16], &packet[20..]),
+            _ => (&packet[8..24], &packet[40..]),
+        };
+        let len = 4 + address.len();
+        let told = format!("254\t{len}\t0x{}\t{}", hex(&l4[..2]), hex(address));
+        let found: Vec<_> = said.lines().map(|line| line == told).collect();
+        assert_eq!(found.len(), FLAGS.len(), "{}: {said}", case.name);
+        for (place, (flags, found)) in FLAGS.iter().zip(found).enumerate() {
+            assert_eq!(found, (2..4).contains(&place), "{}: {flags} {place}: {said}", case.name);
+        }
+        connections += 1;
+    }
+    assert_eq!(connections, 4, "within families and between them");
 }

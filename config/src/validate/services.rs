@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_core::model::{
     AboveRate, Affinity, Backend, ClientAddress, Finding, Flows, Forward, FullNat, GUE_PORT,
     Invalid, Key, MssClamp, Service, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind, Vip,
@@ -167,7 +168,7 @@ fn check_backend(backend: &spec::Backend, ports: &Ports, report: &mut Report) {
     }
 }
 
-/// Checks that a pool has none of the ports' addresses.
+/// Checks that a pool has none of the ports' addresses, and none that no host may have.
 fn check_pool(service: &spec::Service, ports: &Ports, report: &mut Report) {
     let Some(pool) = service.pool else { return };
     let own = ports.addresses.iter().filter(|(address, _)| pool.value.0.contains(*address));
@@ -175,7 +176,26 @@ fn check_pool(service: &spec::Service, ports: &Ports, report: &mut Report) {
     if let Some((&address, &own)) = own.min_by_key(|(address, _)| **address) {
         let problem = Problem::PoolIsOurs { pool: pool.value.0, address };
         report.add_conflict(pool.span, own, problem);
+        return;
     }
+    let mut nets = ports.configs.iter().flat_map(|port| &port.addresses);
+    let edge = |net: &IpNet| {
+        let in_pool = |address: &IpAddr| pool.value.0.contains(address);
+        Some((no_hosts(*net).find(in_pool)?, *ports.addresses.get(&net.addr())?, *net))
+    };
+    if let Some((address, own, net)) = nets.find_map(edge) {
+        let problem = Problem::PoolHasNoHost { pool: pool.value.0, address, net: net.trunc() };
+        report.add_conflict(pool.span, own, problem);
+    }
+}
+
+/// The addresses of a subnet that are no host's: the subnet's own (RFC 1122 §3.2.1.3; of IPv6 any
+/// router's, RFC 4291 §2.6.1), and of IPv4 the one for all hosts. Links between two have none (RFC 3021,
+/// RFC 6164).
+fn no_hosts(net: IpNet) -> impl Iterator<Item = IpAddr> {
+    let is_link = net.max_prefix_len() - net.prefix_len() < 2;
+    let edges = [Some(net.network()), net.addr().is_ipv4().then(|| net.broadcast())];
+    edges.into_iter().flatten().filter(move |_| !is_link)
 }
 
 /// Checks that the ports can reach the backends of a service. One problem stands for all backends

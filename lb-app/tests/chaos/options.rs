@@ -134,8 +134,8 @@ pub(crate) enum Driver {
 impl From<Driver> for topology::Driver {
     fn from(driver: Driver) -> Self {
         match driver {
-            Driver::NetTap => Self::NetTap,
-            Driver::NetAfPacket => Self::NetAfPacket,
+            Driver::NetTap => Self::Tap,
+            Driver::NetAfPacket => Self::AfPacket,
         }
     }
 }

@@ -145,7 +145,7 @@ fn received(probe: &SyncDevice) -> Vec<Vec<u8>> {
 
 /// What a balancer makes of the frames, and what it says of its port.
 fn sent(offload: &str) -> (Vec<Vec<u8>>, String) {
-    let setup = Setup { driver: Driver::NetTap, workers: 1 };
+    let setup = Setup { driver: Driver::Tap, workers: 1 };
     let lb = Netns::new("lb");
     let segment = Segment::new(setup, 0, &lb);
     let probe = probe(segment, &lb);

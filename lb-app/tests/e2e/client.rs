@@ -12,6 +12,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::HOST;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -117,6 +118,17 @@ fn unspecified(to: SocketAddr) -> IpAddr {
 /// Opens a TCP connection.
 pub(crate) async fn connect_tcp(to: SocketAddr) -> io::Result<TcpStream> {
     timeout(SHORT, tcp(to)?.connect(to)).await?
+}
+
+/// Opens a TCP connection, sends `request` and the end, and returns all that comes, and our end.
+pub(crate) async fn ask(to: SocketAddr, request: &[u8]) -> Outcome<(String, SocketAddr)> {
+    let mut stream = connect_tcp(to).await?;
+    let own = stream.local_addr()?;
+    stream.write_all(request).await?;
+    stream.shutdown().await?;
+    let mut answer = String::new();
+    timeout(SHORT, stream.read_to_string(&mut answer)).await??;
+    Ok((answer, own))
 }
 
 /// Sends a datagram from a new source port and returns what comes back.

@@ -1,14 +1,12 @@
 //! Full address translation: the networks of `nat`, but the backends know no way out of theirs.
 
-use std::net::{IpAddr, SocketAddr};
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use std::net::IpAddr;
 
 use crate::backend::{Backend, ECHO_PORT, PROXY_PORT};
-use crate::client::{self, Outcome, SHORT};
+use crate::client;
 use crate::config::{Config, Service, Spec};
 use crate::nat::{BACKENDS, NEAR, Networks, connect_within, echo_in_pieces, transfers};
+use crate::nginx::{self, Nginx};
 use crate::topology::{Setup, WEIR, at, v4, v6};
 use crate::weir::Weir;
 
@@ -22,15 +20,15 @@ fn vip(host: u8, is_ipv4: bool) -> IpAddr {
     if is_ipv4 { v4(NEAR, host).into() } else { v6(NEAR, host).into() }
 }
 
+fn pools() -> [String; 2] {
+    [format!("{}/31", v4(BACKENDS, 200)), format!("{}/127", v6(BACKENDS, 200))]
+}
+
 fn services(networks: &Networks) -> Vec<Service> {
     let mut services = Vec::new();
     for (host, is_ipv4) in [(SAME, true), (SAME, false), (OTHER, true), (OTHER, false)] {
         let to_ipv4 = is_ipv4 == (host == SAME);
-        let pool = if to_ipv4 {
-            format!("{}/31", v4(BACKENDS, 200))
-        } else {
-            format!("{}/127", v6(BACKENDS, 200))
-        };
+        let pool = &pools()[usize::from(!to_ipv4)];
         let backend = |backend: &Backend, port| Spec {
             port,
             ..Spec::new(if to_ipv4 { backend.v4 } else { backend.v6 }, 1)
@@ -39,6 +37,7 @@ fn services(networks: &Networks) -> Vec<Service> {
             ("tcp", 80, Some(8080), "hidden"),
             ("tcp", TOA_PORT, Some(80), "toa"),
             ("tcp", PROXY_PORT, None, "proxy"),
+            ("tcp", nginx::PORT, None, "proxy"),
             ("udp", ECHO_PORT, None, "hidden"),
         ] {
             let name = format!("{protocol}{port}-{host}-{}", if is_ipv4 { "v4" } else { "v6" });
@@ -57,18 +56,6 @@ fn services(networks: &Networks) -> Vec<Service> {
     services
 }
 
-/// What a backend is told of a client by the PROXY protocol: the client's end, the service's, and how
-/// many bytes came behind it; and what we know of the client's end.
-async fn told(to: SocketAddr, bytes: usize) -> Outcome<(String, SocketAddr)> {
-    let mut stream = client::connect_tcp(to).await?;
-    let own = stream.local_addr()?;
-    stream.write_all(&vec![7; bytes]).await?;
-    stream.shutdown().await?;
-    let mut answer = String::new();
-    timeout(SHORT, stream.read_to_string(&mut answer)).await??;
-    Ok((answer, own))
-}
-
 pub(crate) fn without_a_way_back(setup: Setup) {
     let networks = Networks::new(setup);
     for backend in &networks.backends {
@@ -76,6 +63,8 @@ pub(crate) fn without_a_way_back(setup: Setup) {
             backend.netns.ip(&format!("route del default via {gateway}"));
         }
     }
+    let _servers: Vec<_> =
+        networks.backends.iter().map(|it| Nginx::start(&it.netns, &pools())).collect();
     let config = Config { services: services(&networks), ..networks.config(setup) };
     let mut weir = Weir::start(&networks.lb, &config.to_string(), &networks.segments);
     networks.add_way_to_far();
@@ -90,10 +79,17 @@ pub(crate) fn without_a_way_back(setup: Setup) {
             assert!(echoed.expect("an echo").ends_with(" short"), "{vip}");
             for bytes in [0, 1, 100_000] {
                 let to = at(vip, PROXY_PORT);
+                let sent = vec![7; bytes];
                 let (answer, own) = client
-                    .block_on(|| told(to, bytes))
+                    .block_on(|| client::ask(to, &sent))
                     .unwrap_or_else(|error| panic!("{to} with {bytes} bytes: {error}"));
                 assert_eq!(answer, format!("{own} {to} {bytes}"));
+            }
+            // And as others read it.
+            for _ in 0..10 {
+                let ends = client.block_on(|| nginx::ends(at(vip, nginx::PORT)));
+                let [told, own] = ends.unwrap_or_else(|error| panic!("nginx at {vip}: {error}"));
+                assert_eq!(told, own);
             }
         }
         let fragments = setup.driver.shows_ipv4_fragments();

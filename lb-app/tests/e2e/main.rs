@@ -18,9 +18,11 @@ mod decap;
 mod fragments;
 mod fullnat;
 mod health;
+mod jumbo;
 mod lan;
 mod nat;
 mod netns;
+mod nginx;
 mod pattern;
 mod pmtu;
 mod refusals;
@@ -73,6 +75,9 @@ fn trials(shared: &Shared) -> Vec<Trial> {
     let mut trials = vec![trial("the tests' own tunnel end".to_owned(), tunnels::all_combinations)];
     let name = "checksums by the device and by the balancer, in every mode";
     trials.push(trial(name.to_owned(), checksums::device_and_balancer_agree));
+    trials.push(trial("jumbo frames, in every mode".to_owned(), jumbo::in_every_mode));
+    let name = "frames longer than a buffer, with every driver";
+    trials.push(trial(name.to_owned(), jumbo::longer_than_a_buffer));
     trials.extend(
         REFUSALS
             .iter()
@@ -113,7 +118,7 @@ fn trials(shared: &Shared) -> Vec<Trial> {
 }
 
 fn setups() -> impl Iterator<Item = Setup> {
-    let drivers = [Driver::NetTap, Driver::NetAfPacket];
+    let drivers = [Driver::Tap, Driver::AfPacket];
     drivers.into_iter().flat_map(|driver| [1, 2].map(|workers| Setup { driver, workers }))
 }
 

@@ -89,7 +89,7 @@ pub(crate) const REFUSALS: &[Refused] = &[
 /// Tries it in a namespace of its own.
 pub(crate) fn refused(case: &Refused) {
     let lb = Netns::new("lb");
-    let segment = Segment::new(Setup { driver: Driver::NetTap, workers: 1 }, 0, &lb);
+    let segment = Segment::new(Setup { driver: Driver::Tap, workers: 1 }, 0, &lb);
     let mut config = Config {
         workers: 1,
         hugepages: "off",

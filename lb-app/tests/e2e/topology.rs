@@ -9,15 +9,17 @@ use crate::netns::{Netns, expect_success};
 /// The DPDK driver that weir's ports use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
-    NetTap,
-    NetAfPacket,
+    Tap,
+    AfPacket,
+    /// One queue, and no MAC address but its own; but it does jumbo frames.
+    Pcap,
 }
 
 impl Driver {
     /// Does it hand over IPv4 fragments as they come? `net_af_packet` asks the kernel to put them
     /// together (`PACKET_FANOUT_FLAG_DEFRAG`), and then has no room for the datagram.
     pub(crate) fn shows_ipv4_fragments(self) -> bool {
-        self == Self::NetTap
+        self != Self::AfPacket
     }
 }
 
@@ -31,8 +33,9 @@ pub(crate) struct Setup {
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let driver = match self.driver {
-            Driver::NetTap => "net_tap",
-            Driver::NetAfPacket => "net_af_packet",
+            Driver::Tap => "net_tap",
+            Driver::AfPacket => "net_af_packet",
+            Driver::Pcap => "net_pcap",
         };
         write!(f, "{driver}, {} worker{}", self.workers, if self.workers == 1 { "" } else { "s" })
     }
@@ -47,7 +50,7 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Makes the bridge and, for `net_af_packet`, the veth pair that is the wire.
+    /// Makes the bridge and, unless the driver makes it, the veth pair that is the wire.
     pub(crate) fn new(setup: Setup, index: u8, lb: &Netns) -> Self {
         let segment = Self { index, setup };
         let bridge = segment.bridge();
@@ -59,7 +62,7 @@ impl Segment {
         // The bridge is a switch, not a host: it must not answer for the kernel's addresses.
         lb.sysctl(&format!("net/ipv4/conf/{bridge}/arp_ignore"), "1");
         lb.sysctl(&format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1");
-        if setup.driver == Driver::NetAfPacket {
+        if setup.driver != Driver::Tap {
             lb.ip(&format!(
                 "link add wire{index} type veth peer name switch{index}\n\
                  link set wire{index} up\n\
@@ -89,6 +92,19 @@ impl Segment {
         host.ip(&format!("link set {eth} up"));
     }
 
+    /// Makes switch and wire take packets of so many bytes, when weir has set the wire up.
+    pub(crate) fn widen(self, lb: &Netns, mtu: u16) {
+        let (Self { index, .. }, bridge) = (self, self.bridge());
+        let wires: &[&str] = match self.setup.driver {
+            Driver::Tap => &["weir"],
+            Driver::AfPacket | Driver::Pcap => &["wire", "switch"],
+        };
+        for wire in wires {
+            lb.ip(&format!("link set {wire}{index} mtu {mtu}"));
+        }
+        lb.ip(&format!("link set {bridge} mtu {mtu}"));
+    }
+
     /// The name of the interface that weir makes for the kernel.
     pub(crate) fn kernel_side(self) -> String {
         format!("lan{}", self.index)
@@ -97,7 +113,7 @@ impl Segment {
     /// Connects weir's wire to the switch, when weir has set it up.
     pub(crate) fn connect_weir(self, lb: &Netns) {
         let Self { index, .. } = self;
-        if self.setup.driver == Driver::NetTap {
+        if self.setup.driver == Driver::Tap {
             // The driver has given the wire the port's MAC address. A bridge would take that for
             // one of its own and keep the port's frames: the wire needs another.
             lb.ip(&format!(
@@ -114,12 +130,18 @@ impl Segment {
         Port {
             name: self.kernel_side(),
             device: match driver {
-                Driver::NetTap => format!("net_tap{index},iface=weir{index}"),
-                Driver::NetAfPacket => {
+                Driver::Tap => format!("net_tap{index},iface=weir{index}"),
+                Driver::AfPacket => {
                     format!("net_af_packet{index},iface=wire{index},qpairs={workers}")
                 }
+                Driver::Pcap => {
+                    format!("net_pcap{index},rx_iface_in=wire{index},tx_iface=wire{index}")
+                }
             },
-            mac: format!("02:00:00:00:00:0{index}"),
+            mac: match driver {
+                Driver::Tap | Driver::AfPacket => format!("02:00:00:00:00:0{index}"),
+                Driver::Pcap => format!("02:70:63:61:70:0{index}"),
+            },
             addresses: vec![format!("{v4}/24"), format!("{v6}/64")],
             more: String::new(),
         }

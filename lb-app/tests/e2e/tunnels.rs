@@ -15,7 +15,7 @@ use crate::topology::{CLIENT, Driver, Setup, VIP_IPIP, v4, v6};
 
 /// Datagrams in hand-made tunnel packets reach the echo server, whose answers come back directly.
 pub(crate) fn all_combinations() {
-    let lan = Lan::new(Setup { driver: Driver::NetTap, workers: 1 });
+    let lan = Lan::new(Setup { driver: Driver::Tap, workers: 1 });
     let backend = &lan.backends[0];
     for (inner, outer) in [
         (Family::V4, Family::V4),

@@ -252,8 +252,8 @@ fn in_force(line: &str) -> Option<u64> {
 #[derive(Debug)]
 pub(crate) struct Counters {
     values: BTreeMap<String, u64>,
-    /// Frames of each service.
-    services: BTreeMap<String, u64>,
+    /// Frames and bytes of each service.
+    services: BTreeMap<String, (u64, u64)>,
 }
 
 impl Counters {
@@ -265,9 +265,10 @@ impl Counters {
                     let value = value.parse().unwrap_or_else(|_| panic!("a counter: {line}"));
                     counters.values.insert(name.to_owned(), value);
                 }
-                ["service", name, "frames", frames, "bytes", _] => {
-                    let frames = frames.parse().unwrap_or_else(|_| panic!("a counter: {line}"));
-                    counters.services.insert(name.to_owned(), frames);
+                ["service", name, "frames", frames, "bytes", bytes] => {
+                    let [frames, bytes] = [frames, bytes]
+                        .map(|it| it.parse().unwrap_or_else(|_| panic!("a counter: {line}")));
+                    counters.services.insert(name.to_owned(), (frames, bytes));
                 }
                 _ => panic!("neither `name value` nor a service: {line}"),
             }
@@ -282,6 +283,11 @@ impl Counters {
 
     /// Frames of the service with this name.
     pub(crate) fn service_frames(&self, name: &str) -> u64 {
+        self.service_frames_and_bytes(name).0
+    }
+
+    /// The same, and bytes of their packets.
+    pub(crate) fn service_frames_and_bytes(&self, name: &str) -> (u64, u64) {
         self.services.get(name).copied().unwrap_or_default()
     }
 

@@ -7,8 +7,9 @@
 //! * *PROXY protocol*, version 2 (`HAProxy`'s specification, §2.2): a header before the first byte of the
 //!   stream. The client knows nothing of it: its sequence numbers grow by the header's length, and
 //!   the backend's acknowledgements shrink by it. It is sent again with whatever the client sends
-//!   again from the beginning, until the backend has acknowledged it. A client that sends its first
-//!   bytes in fragments cannot be helped: there is no place for a header between them.
+//!   again from the beginning, until the backend has acknowledged it. Errors about the client's segments
+//!   are told as if there were none. A client that sends its first bytes in fragments cannot be helped:
+//!   there is no place for a header between them.
 
 use std::ops::Range;
 
@@ -21,11 +22,12 @@ use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::model::ClientAddress;
 use crate::pool::{Connection, Found};
+use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::ports::TCP_HEADER_BYTES;
 use crate::wire::tcp::{self, Tcp};
-use crate::wire::{TCP, ethernet};
+use crate::wire::{TCP, ethernet, icmp};
 
 /// Kind of the TOA option.
 const TOA: u8 = 254;
@@ -140,13 +142,7 @@ impl<'a> Stream<'a> {
         }
         let place = Place::find(frame.bytes())?;
         let segment = frame.bytes_mut().get_mut(place.l4..).ok_or(DropReason::Truncated)?;
-        let first = self.first();
-        let more = u32::from(proxy_bytes(self.is_ipv6()));
-        // Of what the backend has of the header, the client has sent nothing.
-        let before = |sequence: u32| match sequence.wrapping_sub(first) {
-            behind if !is_behind(behind) => sequence,
-            behind => first.wrapping_add(behind.saturating_sub(more)),
-        };
+        let before = |sequence| self.without_header(sequence);
         let (&Tcp { acknowledgement, flags, .. }, _) =
             Tcp::ref_from_prefix(segment).map_err(|_| DropReason::Truncated)?;
         if flags & tcp::ACK != 0 {
@@ -155,12 +151,64 @@ impl<'a> Stream<'a> {
         for edge in tcp::sack_edges(segment) {
             shift(segment, edge, before)?;
         }
-        let behind = acknowledgement.get().wrapping_sub(first);
+        let behind = acknowledgement.get().wrapping_sub(self.first());
+        let more = u32::from(proxy_bytes(self.is_ipv6()));
         Ok(!self.has_header && is_behind(behind) && behind >= more)
+    }
+
+    /// The same in a translated error about a packet of the client: of what fits a path, the header
+    /// takes its part, and the quoted sequence number is the backend's.
+    ///
+    /// # Errors
+    /// [`DropReason::Truncated`].
+    pub(super) fn error_to_client<F: Frame>(
+        &self,
+        frame: &mut F,
+        meta: &Meta,
+    ) -> Result<(), DropReason> {
+        if self.how != ClientAddress::Proxy || meta.tuple.protocol != TCP {
+            return Ok(());
+        }
+        let place = Place::find(frame.bytes())?;
+        let message = frame.bytes_mut().get_mut(place.l4..).ok_or(DropReason::Truncated)?;
+        let before = Sum::default().plus(message);
+        let (says, quote) = message.split_first_chunk_mut().ok_or(DropReason::Truncated)?;
+        let segment = quote.get_mut(transport_offset(quote, place.is_ipv6)?..);
+        let segment = segment.ok_or(DropReason::Truncated)?;
+        let quoted = segment.get(tcp::SEQUENCE).and_then(|bytes| U32::read_from_bytes(bytes).ok());
+        let Some(quoted) = quoted.map(U32::get) else { return Ok(()) };
+        let sent = self.without_header(quoted);
+        if sent != quoted {
+            // The checksum may be beyond the quote's end.
+            let [old, new] = [quoted, sent].map(u32::to_be_bytes);
+            segment.get_mut(tcp::SEQUENCE).ok_or(DropReason::Truncated)?.copy_from_slice(&new);
+            if let Some(place) = segment.get_mut(tcp::CHECKSUM) {
+                let sum = Checksum::from([place[0], place[1]]).replace(&old, &new);
+                place.copy_from_slice(sum.as_bytes());
+            }
+        } else if quoted == self.first() {
+            icmp::lower_mtu(says, place.is_ipv6, proxy_bytes(self.is_ipv6()));
+        }
+        let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
+        let sum = Checksum::from([bytes[0], bytes[1]]);
+        let sum = sum.replace_sum(before, Sum::default().plus(message));
+        let place = message.get_mut(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
+        place.copy_from_slice(sum.as_bytes());
+        Ok(())
     }
 
     fn is_ipv6(&self) -> bool {
         self.connection.is_ipv6()
+    }
+
+    /// A number of the backend's stream as the client counts: of what the backend has of the header,
+    /// the client has sent nothing.
+    fn without_header(&self, sequence: u32) -> u32 {
+        let (first, more) = (self.first(), u32::from(proxy_bytes(self.is_ipv6())));
+        match sequence.wrapping_sub(first) {
+            behind if !is_behind(behind) => sequence,
+            behind => first.wrapping_add(behind.saturating_sub(more)),
+        }
     }
 
     /// Sequence number of the first byte.
@@ -240,13 +288,17 @@ impl Place {
         let l3 = payload.offset;
         let packet = frame.get(l3..).ok_or(DropReason::Truncated)?;
         let is_ipv6 = payload.ether_type == ethernet::IPV6;
-        let header_bytes = if is_ipv6 {
-            ipv6::upper_layer_of_first(packet)?.offset
-        } else {
-            Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?.0.header_len()
-        };
-        Ok(Self { is_ipv6, l3, l4: l3 + header_bytes })
+        Ok(Self { is_ipv6, l3, l4: l3 + transport_offset(packet, is_ipv6)? })
     }
+}
+
+/// Bytes of a packet before its transport header.
+fn transport_offset(packet: &[u8], is_ipv6: bool) -> Result<usize, DropReason> {
+    if is_ipv6 {
+        return Ok(ipv6::upper_layer_of_first(packet)?.offset);
+    }
+    let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+    Ok(ip.header_len())
 }
 
 /// Puts `added`, words of 4 bytes, into the segment behind `at` bytes of it; and makes room for them

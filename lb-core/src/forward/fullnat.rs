@@ -59,7 +59,11 @@ pub fn to_client<F: Frame>(
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
-    if Stream::of(found, pooled.client_address).to_client(frame, meta)? {
+    let stream = Stream::of(found, pooled.client_address);
+    if meta.rule == Rule::ReturnError {
+        return stream.error_to_client(frame, meta);
+    }
+    if stream.to_client(frame, meta)? {
         pooled.pool.update(found, found.state.with_header());
     }
     Ok(())

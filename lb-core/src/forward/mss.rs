@@ -8,9 +8,8 @@ use crate::wire::ports::TCP_HEADER_BYTES;
 use crate::wire::{TCP, ipv4, ipv6, tcp};
 
 /// Lowers the segment size, if the frame is a SYN that announces more. `packet_max` is the largest
-/// packet that fits the way, in bytes. A size that is not announced, or cannot be found, stays so; and
-/// that of a SYN in pieces: a SYN is smaller than what every link carries, so whoever sends one in
-/// pieces does it to get past somebody who looks for it (RFC 1858).
+/// packet that fits the way, in bytes. A size that is not announced, or cannot be found, stays so. Of a
+/// SYN in pieces (RFC 7413 lets it have data) the first has it, if it has all options, and the checksum.
 #[cold]
 pub fn clamp<F: Frame>(frame: &mut F, meta: &Meta, clamp: MssClamp, packet_max: usize) {
     let headers = if meta.tuple.is_ipv6 { ipv6::HEADER_BYTES } else { ipv4::HEADER_BYTES };
@@ -22,8 +21,8 @@ pub fn clamp<F: Frame>(frame: &mut F, meta: &Meta, clamp: MssClamp, packet_max: 
             u16::try_from(max).unwrap_or(u16::MAX)
         }
     };
-    // An error about a flow has the flow's protocol, but not its header.
-    if meta.tuple.protocol == TCP && meta.rule.has_segment() && !meta.is_fragment {
+    // An error about a flow has the flow's protocol, but not its header; nor have later fragments.
+    if meta.tuple.protocol == TCP && meta.rule.has_segment() {
         let packet_end = usize::from(meta.l3_offset) + usize::from(meta.packet_len);
         if let Some(segment) = frame.bytes_mut().get_mut(meta.l4_offset.into()..packet_end) {
             lower(segment, max);

@@ -41,7 +41,8 @@ pub enum Cut {
 ///
 /// A packet that may not be cut is answered (RFC 1191, RFC 8201) with the MTU that its sender has;
 /// others are cut: inside a tunnel the outer packet (RFC 2003 §3.1, RFC 2473 §7.2), else what it has
-/// been translated to (RFC 791 §3.2, RFC 7915 §4).
+/// been translated to (RFC 791 §3.2, RFC 7915 §4): also an IPv6 packet, whose source is ours then (RFC
+/// 8200 §4.5), and whose sender cannot be asked for less than every link carries.
 ///
 /// # Errors
 /// [`DropReason::TooBig`], if nobody may be told, or too many are; [`DropReason::NoBuffer`];
@@ -58,7 +59,16 @@ pub fn handle<F: Frame>(
     let Narrow { hop, mut mtu, cut } = way;
     let (may_be_cut, can_be_cut) = if meta.tuple.is_ipv6 {
         mtu = mtu.max(ipv6::MTU_MIN); // less is never asked for
-        (meta.packet_len <= ipv6::MTU_MIN, cut == Cut::Outer)
+        let has_extensions =
+            usize::from(meta.l4_offset) != usize::from(meta.l3_offset) + ipv6::HEADER_BYTES;
+        let can_be_cut = match cut {
+            Cut::Nothing => false,
+            Cut::Outer => true,
+            // What has grown, by a PROXY header. Extension headers stand before or behind that of a
+            // fragment, by their kind: nobody sends them.
+            Cut::Translated => !has_extensions,
+        };
+        (meta.packet_len <= ipv6::MTU_MIN, can_be_cut)
     } else {
         let packet = frame.bytes().get(meta.l3_offset.into()..).ok_or(DropReason::Truncated)?;
         let (ip, _) = Ipv4::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::checksum::{Checksum, Sum};
-use super::{ICMPV6, ipv6};
+use super::{ICMPV6, ipv4, ipv6};
 use crate::drop_reason::DropReason;
 
 /// Bytes before what an error quotes: type, code, checksum, and four that depend on the type.
@@ -38,6 +38,23 @@ pub const V6_PARAMETER_PROBLEM: u8 = 4;
 
 /// What an error says before its quote: type, code, checksum, and what depends on type and code.
 pub type Says = [u8; HEADER_BYTES];
+
+/// Lowers the MTU that an error tells by so many bytes, but not below what every link carries (RFC 791
+/// §3.2, RFC 8201 §4). Other errors tell none, nor do some routers (RFC 1191 §5).
+pub fn lower_mtu(says: &mut Says, is_ipv6: bool, by: u16) {
+    let lowered =
+        |told: u32, least: u16| told.saturating_sub(by.into()).max(least.into()).min(told);
+    match (is_ipv6, says) {
+        (true, [V6_TOO_BIG, _, _, _, mtu @ ..]) => {
+            *mtu = lowered(u32::from_be_bytes(*mtu), ipv6::MTU_MIN).to_be_bytes();
+        }
+        (false, [UNREACHABLE, FRAGMENTATION_NEEDED, _, _, _, _, high, low]) => {
+            let told = u32::from_be_bytes([0, 0, *high, *low]);
+            [_, _, *high, *low] = lowered(told, ipv4::MTU_MIN).to_be_bytes();
+        }
+        _ => {}
+    }
+}
 
 /// Is this type of message an error about a packet that it quotes?
 #[must_use]
@@ -78,4 +95,30 @@ pub fn without_extensions(says: Says, quote: &[u8], is_ipv6: bool) -> &[u8] {
         _ => usize::from(fours) * 4,
     };
     if len < 128 { quote } else { quote.get(..len).unwrap_or(quote) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mtu_is_lowered_where_one_is_told_and_lower_makes_sense() {
+        for (is_ipv6, before, after) in [
+            (true, [2, 0, 7, 7, 0, 0, 5, 220], [2, 0, 7, 7, 0, 0, 5, 168]),
+            (true, [2, 0, 7, 7, 0, 1, 0, 0], [2, 0, 7, 7, 0, 0, 255, 204]),
+            (true, [2, 0, 7, 7, 0, 0, 5, 1], [2, 0, 7, 7, 0, 0, 5, 0]),
+            (true, [2, 0, 7, 7, 0, 0, 0, 9], [2, 0, 7, 7, 0, 0, 0, 9]),
+            (true, [1, 4, 7, 7, 0, 0, 5, 220], [1, 4, 7, 7, 0, 0, 5, 220]),
+            // The length of what is quoted (RFC 4884) stays.
+            (false, [3, 4, 7, 7, 0, 9, 5, 220], [3, 4, 7, 7, 0, 9, 5, 168]),
+            (false, [3, 4, 7, 7, 0, 0, 0, 100], [3, 4, 7, 7, 0, 0, 0, 68]),
+            (false, [3, 4, 7, 7, 0, 0, 0, 0], [3, 4, 7, 7, 0, 0, 0, 0]),
+            (false, [3, 3, 7, 7, 0, 0, 5, 220], [3, 3, 7, 7, 0, 0, 5, 220]),
+            (false, [2, 0, 7, 7, 0, 0, 5, 220], [2, 0, 7, 7, 0, 0, 5, 220]),
+        ] {
+            let mut says = before;
+            lower_mtu(&mut says, is_ipv6, 52);
+            assert_eq!(says, after, "{is_ipv6} {before:?}");
+        }
+    }
 }

@@ -9,6 +9,8 @@ use crate::drop_reason::DropReason;
 
 /// Bytes of a header without options.
 pub const HEADER_BYTES: usize = 20;
+/// Bytes of a packet that every link carries (RFC 791 §3.2).
+pub const MTU_MIN: u16 = 68;
 /// Don't fragment (RFC 791 §3.1).
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// More fragments follow this one.

@@ -144,6 +144,11 @@ fn syn(random: &mut Random) -> Packet {
         let place = 20 + usize::try_from(random.below(bytes.len() as u64 - 20)).unwrap();
         bytes[place] = u8::try_from(random.below(256)).unwrap();
     }
+    if random.once_in(6) {
+        // The first piece of one, which may end among the options.
+        packet.fragment = Some((0, true));
+        bytes.resize(*random.pick(&[16, 24, 32, 40]), 0);
+    }
     (packet.payload, packet.raw_segment) = (bytes, true);
     packet
 }

@@ -299,11 +299,13 @@ class Translator(World):
             for place in order
         ]
 
-    def cut_forth(self, name, packet, mtu=1500, pad=b""):
-        """A client's packet that is too big for the way, and may be cut: it leaves in pieces."""
+    def cut_forth(self, name, packet, mtu=1500, pad=b"", change=None):
+        """A client's packet that is too big for the way, and may be cut: it leaves in pieces. `change` is
+        what else becomes of it."""
         stand = self.stand(name)
         macs = {"dst": self.mac(name), "src": OUR_MAC}
-        whole = lambda end: bytes(translated(packet, end, self.backend(name)))
+        change = change or (lambda result: result)
+        whole = lambda end: bytes(change(translated(packet, end, self.backend(name))))
         outs = self.cut(whole, stand, packet.haslayer(UDP), mtu, macs)
         return self.sent(name, "flow", eth(packet, pad=pad), outs, flow_of(packet))
 

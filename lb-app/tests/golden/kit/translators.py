@@ -87,7 +87,25 @@ for fam in FAMILIES:
         )
     )
 
-CONFIGS += [NAT, FULLNAT]
+# Where IPv6 has no smaller MTU to tell of.
+NARROW = Config("narrow", "fullnat with the PROXY protocol, over the least MTU.", [port(mtu=1280)])
+for fam, back in PAIRS:
+    NARROW.services.append(
+        service(
+            f"proxy-{fam}{back}",
+            own_vip(82, fam, back),
+            82,
+            "tcp",
+            "fullnat",
+            server(back, 31),
+            BACKEND_MAC[back],
+            backend_port=8082,
+            pool=POOL_OF_ONE[back],
+            client_address="proxy",
+        )
+    )
+
+CONFIGS += [NAT, FULLNAT, NARROW]
 
 # One SYN a second, in every mode.
 SYN = Config("syn", "Bounds on new connections, in every mode.", [port()])

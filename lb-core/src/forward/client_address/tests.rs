@@ -1,6 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpHeaders, PacketBuilder, TcpHeader, TcpOptionElement};
+use etherparse::icmpv4::DestUnreachableHeader;
+use etherparse::{Icmpv4Type, Icmpv6Type, IpHeaders, PacketBuilder, TcpHeader, TcpOptionElement};
 
 use super::*;
 use crate::burst::Rule;
@@ -69,8 +70,8 @@ impl Given {
         Ok(sim.bytes().to_vec())
     }
 
-    fn to_client(&self, frame: &[u8]) -> Vec<u8> {
-        let meta = Meta { rule: Rule::Return, ..parsed(frame) };
+    fn to_client(&self, frame: &[u8], rule: Rule) -> Vec<u8> {
+        let meta = Meta { rule, ..parsed(frame) };
         let mut sim = SimFrame::new(frame);
         let connection = (&self.pooled, &self.found());
         fullnat::to_client(&mut sim, &meta, &hop(0, None, 1500), LAN, connection).unwrap();
@@ -232,7 +233,7 @@ fn acknowledgements_do_not_count_the_header() {
                     b"",
                 );
                 let what = format!("{backend} to {client}: {nops} {acknowledged}");
-                assert_same(&given.to_client(&came), expect, &what);
+                assert_same(&given.to_client(&came, Rule::Return), expect, &what);
             }
         }
         assert!(given.found().state.has_header(), "the backend has said so");
@@ -288,6 +289,63 @@ fn toa_is_an_option_of_the_first_segments() {
             );
             let found = given.to_backend(&came, 1500).unwrap();
             assert_same(&found, expect, &format!("{client} to {backend}: {after} {len}"));
+        }
+    }
+}
+
+/// A router's error about the packet of `frame`, up to `len` bytes of the segment: it takes 1400 bytes.
+fn too_big(frame: &[u8], len: usize) -> Vec<u8> {
+    let packet = &frame[14..];
+    let ethernet = PacketBuilder::ethernet2(CAME[1], CAME[0]);
+    let mut bytes = Vec::new();
+    if packet[0] >> 4 == 4 {
+        let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 };
+        let needed = Icmpv4Type::DestinationUnreachable(needed);
+        let to = packet[12..16].try_into().unwrap();
+        let builder = ethernet.ipv4([192, 0, 2, 9], to, 64).icmpv4(needed);
+        builder.write(&mut bytes, &packet[..20 + len]).unwrap();
+    } else {
+        let from = "2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let to = packet[8..24].try_into().unwrap();
+        let builder = ethernet.ipv6(from, to, 64).icmpv6(Icmpv6Type::PacketTooBig { mtu: 1400 });
+        builder.write(&mut bytes, &packet[..40 + len]).unwrap();
+    }
+    bytes
+}
+
+/// Errors about what a backend was sent say what the client has to know: how much of its own fits, of a
+/// segment that it has sent.
+#[test]
+fn errors_do_not_count_the_header() {
+    for (client, backend) in [(0, 0), (1, 1), (0, 1), (1, 0)] {
+        let given = Given::new(client, backend, ClientAddress::Proxy);
+        let more = u16::try_from(given.header().len()).unwrap();
+        let fits = match (client, backend) {
+            (0, 1) => 1380,
+            (1, 0) => 1420,
+            _ => 1400,
+        };
+        // As routers quote, and as the first ones did (RFC 792): then no checksum is there.
+        for (after, len) in [(0, 400), (0, 20), (0, 8), (9, 400), (9, 20), (9, 8)] {
+            let sent = given.to_backend(&from_client(&given, after, &[7; 1300]), 1500).unwrap();
+            let told = given.to_client(&too_big(&sent, len), Rule::ReturnError);
+            let what = format!("{backend} to {client}: {after} {len}");
+
+            let (header, is_ipv6) = if client == 0 { (20, false) } else { (40, true) };
+            let message = &told[14 + header..];
+            let addresses = is_ipv6.then(|| Sum::default().plus(&told[22..54]));
+            assert_eq!(icmp::checksum(message, addresses), Ok(Checksum::ZERO), "{what}");
+            let mtu = if is_ipv6 { &message[4..8] } else { &message[6..8] };
+            let mtu = mtu.iter().fold(0, |all, byte| all << 8 | u16::from(*byte));
+            assert_eq!(mtu, if after == 0 { fits - more } else { fits }, "{what}");
+            let quoted = &message[8 + header..];
+            let sequence = ISN.wrapping_add(1 + after).to_be_bytes();
+            assert_eq!(quoted[4..8], sequence, "{what}");
+            if after > 0 && len >= 20 {
+                // Nothing was put into it: so it is as it was, checksum and all.
+                let original = from_client(&given, after, &[7; 1300]);
+                assert_eq!(quoted[..20], original[14 + header..][..20], "{what}");
+            }
         }
     }
 }

@@ -240,10 +240,22 @@ fn fixed_translators() -> Vec<ServiceSpec> {
         full_nat("64", "tcp [fd00::112]:80", pool4, hidden, &near4),
         ServiceSpec {
             affinity: Affinity::Client,
-            ..full_nat("64-udp", "udp [fd00::112]:53", pool4, hidden, &[narrow4])
+            ..full_nat(
+                "64-udp",
+                "udp [fd00::112]:53",
+                pool4,
+                hidden,
+                std::slice::from_ref(&narrow4),
+            )
         },
         full_nat("64-toa", "tcp [fd00::112]:81", pool4, toa, &near4),
-        full_nat("64-proxy", "tcp [fd00::112]:82", pool4, proxy, &near4),
+        full_nat(
+            "64-proxy",
+            "tcp [fd00::112]:82",
+            pool4,
+            proxy,
+            &wide_and_narrow(&near4, &narrow4),
+        ),
         full_nat("46", "tcp 10.0.0.113:80", pool6, hidden, &near6),
         full_nat(
             "46-sctp",
@@ -259,13 +271,22 @@ fn fixed_translators() -> Vec<ServiceSpec> {
             hidden,
             &wide_and_narrow(&near6, &narrow6),
         ),
-        full_nat("46-udp", "udp 10.0.0.113:53", pool6, hidden, &[narrow6]),
+        full_nat("46-udp", "udp 10.0.0.113:53", pool6, hidden, std::slice::from_ref(&narrow6)),
         clamped(MssClamp::Auto, full_nat("46-toa", "tcp 10.0.0.113:81", pool6, toa, &near6)),
         full_nat("46-proxy", "tcp 10.0.0.113:82", pool6, proxy, &near6),
         full_nat("66", "tcp [fd00::113]:80", pool6, hidden, &near6),
         full_nat("66-udp", "udp [fd00::113]:53", pool6, hidden, &near6),
         full_nat("66-toa", "tcp [fd00::113]:81", pool6, toa, &near6),
-        clamped(MssClamp::Auto, full_nat("66-proxy", "tcp [fd00::113]:82", pool6, proxy, &near6)),
+        clamped(
+            MssClamp::Auto,
+            full_nat(
+                "66-proxy",
+                "tcp [fd00::113]:82",
+                pool6,
+                proxy,
+                &wide_and_narrow(&near6, &narrow6),
+            ),
+        ),
     ]
 }
 

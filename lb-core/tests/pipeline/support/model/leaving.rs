@@ -172,7 +172,9 @@ pub(super) fn clamped(ip: &Ip, clamp: MssClamp, packet_max: usize) -> Vec<u8> {
         MssClamp::Auto => u16::try_from(packet_max - headers).unwrap(),
     };
     let start = packet.len() - ip.segment.len();
-    if ip.protocol != IpNumber::TCP || ip.piece.is_some() || ip.segment[13] & 2 == 0 {
+    let is_later = ip.piece.is_some_and(|piece| piece.offset > 0);
+    if ip.protocol != IpNumber::TCP || is_later || ip.segment.len() < 20 || ip.segment[13] & 2 == 0
+    {
         return packet;
     }
     let header_len = usize::from(ip.segment[12] / 16) * 4;

@@ -120,8 +120,9 @@ impl<'w> Model<'w> {
                 if !may_be_cut {
                     return self.answer(arrival, packet, Some(fits));
                 }
-                // Options would have to be copied by their kind.
-                if ip.src.is_ipv6() || ip.packet[0] != 0x45 {
+                // Options and extension headers would have to be copied by their kind.
+                let l4 = ip.packet.len() - ip.segment.len();
+                if l4 != if ip.src.is_ipv6() { 40 } else { 20 } {
                     return Err(TooBig.into());
                 }
                 self.deliver(arrival, packet, &road, (&given, &told, u16::MAX))
@@ -247,6 +248,13 @@ impl<'w> Model<'w> {
                     if stream::hide_header(connection, &mut made.packet[l4..]) {
                         self.acknowledged(*number);
                     }
+                }
+                let is_error = packet.flow.protocol == 6 && packet.part == Part::Error;
+                if full_nat.client_address == ClientAddress::Proxy && is_error {
+                    stream::hide_header_in_error(
+                        &self.connections[*number],
+                        &mut made.packet[l4..],
+                    );
                 }
             }
             (To::BackendOf(..), Told::Shifted(more)) => {

@@ -6,6 +6,7 @@ use lb_core::drop_reason::DropReason::Untranslatable;
 use lb_core::model::ClientAddress;
 
 use super::connections::Connection;
+use super::headers::Ip;
 use super::nat::{repaired, word};
 use super::{Part, Verdict};
 
@@ -125,6 +126,46 @@ pub(super) fn hide_header(connection: &Connection, segment: &mut [u8]) -> bool {
         renumbered(segment, at, before(number(segment, at)));
     }
     (len..1 << 31).contains(&acknowledged.wrapping_sub(first))
+}
+
+/// The same of an error about a segment of the client.
+pub(super) fn hide_header_in_error(connection: &Connection, message: &mut [u8]) {
+    let (first, len) = (connection.isn.wrapping_add(1), proxy_len(connection.flow.src));
+    let before = message.to_vec();
+    let is_v6 = connection.flow.src.is_ipv6();
+    let at = 8 + if is_v6 {
+        Ip::of_quote(&before[8..], true).map_or(40, |ip| ip.packet.len() - ip.segment.len())
+    } else {
+        usize::from(message[8] & 15) * 4
+    };
+    if message.len() < at + 8 {
+        return;
+    }
+    let behind = number(message, at + 4).wrapping_sub(first);
+    if behind == 0 {
+        let (place, least) = match (is_v6, message[0], message[1]) {
+            (true, 2, _) => (4..8, 1280),
+            (false, 3, 4) => (6..8, 68),
+            _ => (0..0, 0),
+        };
+        let told = message[place.clone()].iter().fold(0, |all, byte| all << 8 | u32::from(*byte));
+        if told > least {
+            let told = told.saturating_sub(len).max(least).to_be_bytes();
+            message[place.clone()].copy_from_slice(&told[4 - place.len()..]);
+        }
+    } else if behind < 1 << 31 {
+        let sequence = first.wrapping_add(behind.saturating_sub(len));
+        message[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
+        if message.len() >= at + 18 {
+            let sum = repaired(
+                word(message, at + 16),
+                (&before[at + 4..at + 8], &message[at + 4..at + 8]),
+            );
+            message[at + 16..at + 18].copy_from_slice(&sum);
+        }
+    }
+    let sum = repaired(word(message, 2), (&before, message));
+    message[2..4].copy_from_slice(&sum);
 }
 
 /// Where the edges of selective acknowledgements lie (RFC 2018 §3).
