@@ -230,8 +230,9 @@ struct Shares {
     /// Slots that only this backend wants.
     uncontested: Vec<u32>,
     counts: Vec<u32>,
-    /// A second that came this many times later than the first has no chance.
-    lateness_max: f32,
+    /// How far its price may move. A second that came later than the first by more than both of
+    /// theirs has no chance.
+    reach: Vec<f32>,
 }
 
 impl Shares {
@@ -243,17 +244,18 @@ impl Shares {
     fn new(racers: &[Racer], slots: u32) -> Self {
         let sum: f64 = racers.iter().map(|racer| racer.weight).sum();
         let due = racers.iter().map(|racer| f64::from(slots) * racer.weight / sum);
-        // Shares before pricing stray by about 1 / √due, and few backends of unequal weights by more
-        // than many; both prices may move by five times that.
+        // Shares before pricing stray by about 1 / √due (so a light backend's by more than those of
+        // the heavy ones around it), and few backends of unequal weights by more than many; a price
+        // may move by five times that, and further where shares are a few slots and luck is skewed.
         let n = racers.len() as f32;
-        let stray = 3.0 / n + 5.0 / (slots as f32 / n).sqrt();
+        let reach = |due: f64| 1.0 + 3.0 / n + 5.0 / (due as f32).sqrt() + 10.0 / due as f32;
         Self {
             due: due.clone().map(|due| due as f32).collect(),
-            bounds: due.map(bounds).collect(),
+            bounds: due.clone().map(bounds).collect(),
             price: vec![1.0; racers.len()],
             uncontested: vec![0; racers.len()],
             counts: vec![0; racers.len()],
-            lateness_max: (1.0 + stray) * (1.0 + stray),
+            reach: due.map(reach).collect(),
         }
     }
 
@@ -263,7 +265,10 @@ impl Shares {
         let mut contests = Vec::new();
         for (slot, Arrivals(pair)) in (0..).zip(arrivals) {
             let [first, second] = *pair;
-            if second != Arrival::NONE && second.time() < first.time() * self.lateness_max {
+            let reach = |it: Arrival| self.reach[usize::from(it.rank())];
+            if second != Arrival::NONE
+                && second.time() < first.time() * (reach(first) * reach(second))
+            {
                 let (ranks, costs) = (pair.map(Arrival::rank), pair.map(Arrival::time));
                 contests.push(Contest { slot, pair: ranks, costs });
             } else {
@@ -416,6 +421,16 @@ mod tests {
         for n in [1, 2, 3, 10, 50, 100, 300, 655] {
             let weights = vec![1; n as usize];
             assert_eq!(unfair(&build(&identities(n, 77), &weights, SLOTS), &weights), None, "{n}");
+        }
+    }
+
+    /// Few of the slots that light backends come by are contests by the heavy ones' measure.
+    #[test]
+    fn light_backends_among_heavy_ones_have_their_share() {
+        for seed in 0..40 {
+            let identities = identities(300, seed);
+            let weights: Vec<u32> = (0..300).map(|i| 1 + (hash(i, seed) % 20) as u32).collect();
+            assert_eq!(unfair(&build(&identities, &weights, SLOTS), &weights), None, "{seed}");
         }
     }
 
