@@ -8,17 +8,23 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::continuity::{self, Remembered, Standing};
+use lb_core::continuity::{self, Remembered};
 use lb_core::model::{DesiredState, Forward, Health, Service, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
-use lb_core::rate::Tick;
+use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile, ways};
 use lb_core::tables::next_hop::{self, NextHops};
-use lb_core::tables::{ServiceId, Tables};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+mod sweeper;
+
+pub(crate) use sweeper::FlowCounts;
+use sweeper::{News, Sweeper};
+
+use crate::api::{self, View, proto};
 use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::health::Checkers;
@@ -52,10 +58,6 @@ const RESTART_MAX: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
-/// Parts of the flow table, of which one is swept at a time.
-const SWEEP_PARTS: usize = 16;
-/// Time from one to the next: all of them in a few seconds.
-const SWEEP_PAUSE: Duration = Duration::from_millis(250);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 /// Backends without a next hop that are named in the log, after each change.
@@ -85,6 +87,8 @@ pub(crate) enum StartError {
 pub(crate) enum ReloadError {
     #[error("[dataplane] or a [[port]] has changed; that takes a restart")]
     NeedsRestart,
+    #[error("[api] has changed; that takes a restart")]
+    OtherApi,
     #[error("`hash_key` has changed; that takes a restart, and moves most flows to other backends")]
     OtherKey,
     #[error(transparent)]
@@ -115,21 +119,28 @@ pub(crate) struct Control {
     next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
     config: Config,
-    next_hops: NextHops,
+    next_hops: Arc<NextHops>,
     checkers: Checkers,
     peers: Peers,
     /// Which backends may not serve, as last looked at.
     health: Health,
     /// Why backends take no traffic, by service and address, as last logged.
     unresolved: BTreeMap<(String, IpAddr), String>,
-    baselines: Baselines,
+    baselines: Arc<Baselines>,
+    /// What the API is shown.
+    shown: watch::Sender<Option<Arc<View>>>,
+    /// The CPU of each worker.
+    cpus: Vec<usize>,
     /// Last, so that the kernel's stack wakes up when its addresses are gone.
     _guards: Vec<Guard>,
 }
 
 impl Control {
     /// Starts everything. Services take traffic when this returns.
-    pub(crate) async fn start(config: Config) -> Result<Self, StartError> {
+    pub(crate) async fn start(
+        config: Config,
+        shown: watch::Sender<Option<Arc<View>>>,
+    ) -> Result<Self, StartError> {
         let started = memory::now();
         let mut guards = Vec::new();
         for port in &config.ports {
@@ -175,12 +186,14 @@ impl Control {
             next_sweep: Instant::now(),
             ports,
             config,
-            next_hops,
+            next_hops: Arc::new(next_hops),
             checkers,
             peers,
             health: Health::default(),
             unresolved: BTreeMap::new(),
-            baselines: Baselines::default(),
+            baselines: Arc::default(),
+            shown,
+            cpus,
             _guards: guards,
         };
         control.checkers.check(&control.config.desired);
@@ -245,7 +258,7 @@ impl Control {
     async fn resolve(&mut self) -> Result<(), KernelError> {
         let desired = &self.config.desired;
         self.kernel.want_fib(needs_fib(desired));
-        self.next_hops = self.kernel.resolve(&asked(desired, &self.tables)).await?;
+        self.next_hops = Arc::new(self.kernel.resolve(&asked(desired, &self.tables)).await?);
         self.checkers.follow_ways(desired, &self.ports, &self.next_hops);
         Ok(())
     }
@@ -254,6 +267,9 @@ impl Control {
     pub(crate) async fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         if (&config.dataplane, &config.ports) != (&self.config.dataplane, &self.config.ports) {
             return Err(ReloadError::NeedsRestart);
+        }
+        if config.api != self.config.api {
+            return Err(ReloadError::OtherApi);
         }
         if config.desired.hash_key() != self.config.desired.hash_key() {
             return Err(ReloadError::OtherKey);
@@ -318,17 +334,19 @@ impl Control {
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
         let now = memory::now();
-        let mut has_news = false;
+        let mut news = News::default();
         if self.next_sweep <= Instant::now() {
-            self.next_sweep = Instant::now() + SWEEP_PAUSE;
+            self.next_sweep = Instant::now() + sweeper::PAUSE;
             self.memory.note_alive();
-            if !self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables) {
-                has_news = self.sweeper.sweep(&self.tables, now);
+            if self.sweeper.has_work(&self.tables) {
+                news = self.sweeper.sweep(&self.tables, now);
             }
         }
-        if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
+        if news.has_idle || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
             self.publish_if_changed().await;
+        } else if news.has_counted {
+            self.show();
         }
         Ok(())
     }
@@ -368,6 +386,27 @@ impl Control {
         self.tables.version
     }
 
+    /// The ports, and what they have counted, for the API.
+    pub(crate) fn ports(&self) -> Vec<proto::Port> {
+        let devices = self.devices.iter().map(|(_, device)| device);
+        self.ports.iter().zip(devices).map(|(port, device)| api::port(port, device)).collect()
+    }
+
+    /// Shows the API how things are.
+    fn show(&self) {
+        let counters = self.workers.counters().iter().map(Arc::clone);
+        self.shown.send_replace(Some(Arc::new(View {
+            site: self.config.site.name.as_str().into(),
+            tables: Arc::clone(&self.tables),
+            in_force: self.publisher.in_force().min(self.tables.version),
+            health: self.health.clone(),
+            next_hops: Arc::clone(&self.next_hops),
+            flows: Arc::clone(self.sweeper.flows()),
+            baselines: Arc::clone(&self.baselines),
+            workers: self.cpus.iter().copied().zip(counters).collect(),
+        })));
+    }
+
     async fn put_in_force(&mut self) {
         let tables = self.compile();
         self.publish(tables).await;
@@ -376,7 +415,9 @@ impl Control {
     /// As [`Self::put_in_force`], if it makes a difference to workers.
     async fn publish_if_changed(&mut self) {
         let tables = self.compile();
-        if !tables.decides_like(&self.tables) {
+        if tables.decides_like(&self.tables) {
+            self.show(); // why a backend takes no flows may have changed
+        } else {
             self.publish(tables).await;
         }
     }
@@ -398,7 +439,7 @@ impl Control {
         self.tables = Arc::new(tables);
         self.sweeper.begin();
         self.memory.save(&self.tables);
-        self.baselines.update(&self.tables, self.workers.counters());
+        self.baselines = Arc::new(self.baselines.next(&self.tables, self.workers.counters()));
         let version = self.publisher.publish(&self.tables);
         self.peers.follow(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
@@ -407,11 +448,13 @@ impl Control {
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
                 error!("version {version} is not in force: a worker does not turn");
+                self.show();
                 return;
             }
             sleep(Duration::from_millis(1)).await;
         }
         self.publisher.reclaim();
+        self.show();
         let services = self.config.desired.services();
         let backends: usize = services.iter().map(|service| service.spec().backends.len()).sum();
         info!(
@@ -471,53 +514,6 @@ fn asked(desired: &DesiredState, tables: &Tables) -> BTreeSet<IpAddr> {
     let known = tables.services.iter().flat_map(|service| service.roster.serving());
     let backends = wanted.chain(known.map(|member| &member.backend));
     backends.filter(|backend| backend.static_hop.is_none()).map(|b| b.address).collect()
-}
-
-/// Goes over the tracked flows again and again, a part at a time.
-#[derive(Debug, Default)]
-struct Sweeper {
-    /// The part that comes next.
-    part: usize,
-    /// Has nothing changed since the first part?
-    is_whole: bool,
-    /// What this round has found so far: leaving backends without flows.
-    found: BTreeSet<(ServiceId, u16)>,
-    /// What the last whole round has found.
-    idle: BTreeSet<(ServiceId, u16)>,
-}
-
-impl Sweeper {
-    /// Goes over a part; does it follow that a leaving backend has no flow any more?
-    fn sweep(&mut self, tables: &Tables, now: Tick) -> bool {
-        let swept = continuity::sweep(tables, (self.part, SWEEP_PARTS), now);
-        if self.part == 0 {
-            (self.found, self.is_whole) = (swept.idle, true);
-        } else {
-            self.found.retain(|place| swept.idle.contains(place));
-        }
-        self.part = (self.part + 1) % SWEEP_PARTS;
-        if self.part > 0 || !self.is_whole {
-            return false;
-        }
-        self.idle = mem::take(&mut self.found);
-        !self.idle.is_empty()
-    }
-
-    /// Other tables: what was found is not known of them.
-    fn begin(&mut self) {
-        (self.part, self.is_whole) = (0, false);
-        self.idle.clear();
-    }
-
-    fn idle(&self) -> &BTreeSet<(ServiceId, u16)> {
-        &self.idle
-    }
-
-    /// Is there a backend that may leave when it has no flows?
-    fn is_waiting(tables: &Tables) -> bool {
-        let members = tables.services.iter().flat_map(|service| service.roster.serving());
-        members.into_iter().any(|member| matches!(member.standing, Standing::Leaving(_)))
-    }
 }
 
 /// Each TAP with its port's queues.

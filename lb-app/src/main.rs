@@ -1,6 +1,7 @@
 //! Weir: a layer-4 load balancer.
 
 mod adapter;
+mod api;
 mod capture;
 mod cli;
 mod control;
@@ -9,6 +10,7 @@ mod dataplane;
 mod health;
 mod kernel;
 mod memory;
+mod offline;
 mod peers;
 mod record;
 mod workers;

@@ -1,10 +1,17 @@
 //! The command `weir`: one file a subcommand.
 //!
-//! Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
+//! Exit status: 0 done, 1 the answer is no, 2 the request is wrong, 3 the balancer cannot be reached.
 
+mod backends;
 mod check;
+mod output;
+mod ports;
+pub(crate) mod remote;
 mod replay;
 mod run;
+mod services;
+mod status;
+mod workers;
 
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -31,6 +38,16 @@ enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Say which version of the tables is in force, and how the balancer that runs is.
+    Status(remote::Remote),
+    /// List the services of the balancer that runs.
+    Services(services::Args),
+    /// List the backends: their state and health, their share, and where their frames go.
+    Backends(backends::Args),
+    /// List the ports, and what their devices have counted.
+    Ports(remote::Remote),
+    /// List the workers, and what they have counted.
+    Workers(remote::Remote),
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
 }
@@ -41,6 +58,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check { file } => return check::check(&file),
         Command::Replay(args) => replay::replay(&args),
+        Command::Status(remote) => return status::status(&remote),
+        Command::Services(args) => return services::services(&args),
+        Command::Backends(args) => return backends::backends(&args),
+        Command::Ports(remote) => return ports::ports(&remote),
+        Command::Workers(remote) => return workers::workers(&remote),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_config::Config;
 use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
 use lb_core::continuity::{self, Member, Tracker};
@@ -25,8 +24,7 @@ use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
-use lb_core::tables::fib::{Fib, RouteWays};
-use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
+use lb_core::tables::next_hop::{NextHops, Port, PortId};
 use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::{self, MacAddr};
 use lb_core::worker::Worker;
@@ -34,6 +32,7 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::capture::{CaptureError, Captured, Reader, Writer};
+use crate::offline;
 
 /// What `weir replay` takes.
 ///
@@ -207,27 +206,12 @@ struct Replay {
 
 impl Replay {
     fn new(config: &Config, station: Option<MacAddr>) -> Self {
-        let ports: Arc<[Port]> = config
-            .ports
-            .iter()
-            .zip(0..)
-            .map(|(port, place)| Port {
-                name: port.name.clone(),
-                mac: port
-                    .mac
-                    .or(station.filter(|_| place == 0))
-                    .unwrap_or(MacAddr([2, 0, 0, 0, 0xff, place])),
-                mtu: port.mtu,
-                addresses: port.addresses.clone(),
-                kernel: port.kernel,
-                udp_checksums: false,
-            })
-            .collect();
-        let next_hops = next_hops(&config.desired, &ports);
+        let ports: Arc<[Port]> = offline::ports(config, station).into();
+        let next_hops = offline::next_hops(&config.desired, &ports);
         let circumstances = Circumstances::new(&ports, &next_hops);
         let mut tables = compile(&config.desired, &circumstances, None);
         tables.tracker = Arc::new(Tracker::new(config.dataplane.flows_max));
-        tables.fib = Arc::new(fib(&ports));
+        tables.fib = Arc::new(offline::fib(&ports));
         let tables = Arc::new(tables);
         let (publisher, mut subscribers) = publication(&tables, 1);
         let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
@@ -242,7 +226,7 @@ impl Replay {
     fn apply(&mut self, config: &Config, elapsed: Duration) {
         self.desired = config.desired.clone();
         // Backends that are no longer wanted keep their ways.
-        self.next_hops.extend(next_hops(&config.desired, &self.ports));
+        self.next_hops.extend(offline::next_hops(&config.desired, &self.ports));
         self.compile(elapsed);
     }
 
@@ -413,33 +397,4 @@ impl Io for Observed {
         // Of those that had to wait nothing is known but that.
         self.decided.entry(frame.number).or_insert((Meta::default(), fate)).1 = fate;
     }
-}
-
-/// Offline there is no kernel to ask: every backend is a station on a port's link.
-fn next_hops(desired: &DesiredState, ports: &[Port]) -> NextHops {
-    let services = desired.services().iter();
-    let backends = services.flat_map(|service| &service.spec().backends);
-    backends
-        .map(|backend| {
-            let is_on_link =
-                |port: &Port| port.addresses.iter().any(|n| n.contains(&backend.address));
-            let place = ports.iter().position(is_on_link).unwrap_or(0);
-            let octets = address_bytes(backend.address);
-            let hop = NextHop {
-                port: PortId(u8::try_from(place).unwrap_or(0)),
-                mac: MacAddr([2, 0, octets[12], octets[13], octets[14], octets[15]]),
-                vlan: None,
-            };
-            (backend.address, Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None }))
-        })
-        .collect()
-}
-
-/// Nor do clients' neighbours tell their MACs: all of them are behind a router on the first port.
-fn fib(ports: &[Port]) -> Fib {
-    const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-    let default =
-        || RouteWays::Gateways(vec![NextHop { port: PortId(0), mac: ROUTER, vlan: None }]);
-    let everything = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-    Fib::new(&everything.map(|net| (net, default())).into(), &BTreeMap::new(), ports)
 }

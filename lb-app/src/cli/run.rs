@@ -4,9 +4,11 @@ use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::{Failure, render};
+use crate::api::{Api, Ask};
 use crate::control::{Change, Control};
 
 /// What `weir run` takes.
@@ -21,6 +23,7 @@ pub(crate) struct Args {
 enum Event {
     Reload,
     Counters,
+    Asked(Ask),
     Leave,
     Follow(Change),
     Flows,
@@ -39,25 +42,37 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
+        let (shown, view) = watch::channel(None);
+        let address = config.api.as_ref().map(|api| &api.grpc);
+        let mut api = address.map(|address| Api::start(address, view)).transpose()?;
         let mut control = tokio::select! {
-            control = Control::start(config) => control?,
+            control = Control::start(config, shown) => control?,
             () = signals.leave() => return Ok(()),
         };
         info!("ready: clients may come");
         loop {
-            match signals.next(&mut control).await? {
+            match signals.next(&mut control, &mut api).await? {
                 Event::Leave => break,
                 Event::Counters => print!("{}", control.counters()),
                 Event::Reload => reload(args, &mut control).await,
+                Event::Asked(ask) => answer(ask, &control),
                 Event::Follow(Change::Network) => control.follow_network().await?,
                 Event::Follow(Change::Health) => control.follow_health().await,
                 Event::Flows => control.look_after_flows().await?,
             }
         }
         info!("leaving");
+        drop(api);
         print!("{}", control.leave().await);
         Ok(())
     })
+}
+
+/// Tells a client of the API what only control knows. If he has gone, nobody is told.
+fn answer(ask: Ask, control: &Control) {
+    match ask {
+        Ask::Ports(answer) => drop(answer.send(control.ports())),
+    }
 }
 
 /// Loads the file again. If it is not taken, says why, and what runs, runs on.
@@ -104,13 +119,24 @@ impl Signals {
         }
     }
 
-    async fn next(&mut self, control: &mut Control) -> Result<Event, Failure> {
+    async fn next(
+        &mut self,
+        control: &mut Control,
+        api: &mut Option<Api>,
+    ) -> Result<Event, Failure> {
         let care = control.flows_need_care();
+        let asked = async {
+            match api {
+                Some(api) => api.next().await,
+                None => std::future::pending().await,
+            }
+        };
         Ok(tokio::select! {
             _ = self.terminate.recv() => Event::Leave,
             _ = self.interrupt.recv() => Event::Leave,
             _ = self.hangup.recv() => Event::Reload,
             _ = self.user1.recv() => Event::Counters,
+            ask = asked => Event::Asked(ask),
             changed = control.changed() => Event::Follow(changed?),
             () = tokio::time::sleep_until(care) => Event::Flows,
         })
