@@ -19,8 +19,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+mod drains;
 mod sweeper;
 
+use drains::DrainsFile;
+pub(crate) use drains::{DrainError, Drains, Which};
 pub(crate) use sweeper::FlowCounts;
 use sweeper::{News, Sweeper};
 
@@ -97,6 +100,15 @@ pub(crate) enum ReloadError {
     Peers(#[from] ListenError),
 }
 
+/// Why a change that was asked for is not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    #[error(transparent)]
+    Drain(#[from] DrainError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
 /// What is true and no longer as it was.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Change {
@@ -118,7 +130,13 @@ pub(crate) struct Control {
     sweeper: Sweeper,
     next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
+    /// As the file has it.
     config: Config,
+    /// Who was drained by command, and where that is remembered.
+    drains: Arc<Drains>,
+    drains_file: DrainsFile,
+    /// What follows from both.
+    desired: DesiredState,
     next_hops: Arc<NextHops>,
     checkers: Checkers,
     peers: Peers,
@@ -158,6 +176,9 @@ impl Control {
         let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
         let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
         empty.tracker = Arc::clone(memory.tracker());
+        let drains_file = DrainsFile::new(state_dir);
+        let drains = drains_file.read().retained(&config.desired);
+        let desired = drains.applied_to(&config.desired);
         let peers = Peers::start(memory::key(&empty))?;
         let empty = Arc::new(empty);
         let (publisher, subscribers) = publication(&empty, cpus.len());
@@ -170,7 +191,7 @@ impl Control {
         let workers = Workers::start(eal, &cpus, queues, subscribers, settings)?;
         let exchanges = exchanges(taps, kernel_queues);
         let checkers = Checkers::start()?;
-        checkers.prepare(&config.desired, &ports)?;
+        checkers.prepare(&desired, &ports)?;
         let checks = Arc::clone(checkers.through());
         let pump = Pump::start(exchanges, pool, settings.punts_per_second, checks)?;
         let names = ports.iter().map(|port| port.name.clone());
@@ -186,6 +207,9 @@ impl Control {
             next_sweep: Instant::now(),
             ports,
             config,
+            drains: Arc::new(drains),
+            drains_file,
+            desired,
             next_hops: Arc::new(next_hops),
             checkers,
             peers,
@@ -196,7 +220,7 @@ impl Control {
             cpus,
             _guards: guards,
         };
-        control.checkers.check(&control.config.desired);
+        control.checkers.check(&control.desired);
         control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
         let is_restart = control.memory.away(started).is_some_and(|away| away < RESTART_MAX);
         let patience = if is_restart { AFTER_RESTART } else { AFTER_AN_ABSENCE };
@@ -211,7 +235,7 @@ impl Control {
         control.put_in_force().await;
         control.peers.first_flows(patience.flows).await;
         // Clients are invited only now.
-        control.kernel.set_vips(&vips(&control.config.desired)).await?;
+        control.kernel.set_vips(&vips(&control.desired)).await?;
         Ok(control)
     }
 
@@ -220,7 +244,7 @@ impl Control {
         let mut is_change = false;
         // Who knows most, last.
         states.sort_by_key(|state| state.iter().filter(|it| it.transitions.is_some()).count());
-        let wanted = self.config.desired.services().iter();
+        let wanted = self.desired.services().iter();
         let wanted: BTreeMap<&str, &Service> =
             wanted.map(|service| (service.spec().name.as_str(), &**service)).collect();
         for mut state in states {
@@ -256,7 +280,7 @@ impl Control {
     /// Asks for the ways to backends, and to clients if anything but answers about their own packets
     /// goes there.
     async fn resolve(&mut self) -> Result<(), KernelError> {
-        let desired = &self.config.desired;
+        let desired = &self.desired;
         self.kernel.want_fib(needs_fib(desired));
         self.next_hops = Arc::new(self.kernel.resolve(&asked(desired, &self.tables)).await?);
         self.checkers.follow_ways(desired, &self.ports, &self.next_hops);
@@ -274,21 +298,56 @@ impl Control {
         if config.desired.hash_key() != self.config.desired.hash_key() {
             return Err(ReloadError::OtherKey);
         }
-        // New VIPs first, since they may be refused; old ones last, since they are in use.
+        let drains = self.drains.retained(&config.desired);
+        let desired = drains.applied_to(&config.desired);
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
-        self.checkers.prepare(&config.desired, &self.ports)?;
-        let new = vips(&config.desired);
-        let both = new.union(&vips(&self.config.desired)).copied().collect();
-        self.kernel.set_vips(&both).await?;
+        self.prepare(&desired).await?;
         if config.site.peering != self.config.site.peering {
             self.peers.talk(peers);
         }
         self.config = config;
-        self.checkers.check(&self.config.desired);
+        self.follow_drains(drains);
+        self.want(desired).await?;
+        Ok(())
+    }
+
+    /// Gives backends no new flows, or (not `drain`) gives them some again. The services that have them.
+    pub(crate) async fn drain(
+        &mut self,
+        which: &Which,
+        drain: bool,
+    ) -> Result<Vec<String>, ChangeError> {
+        let file = &self.config.desired;
+        let change = if drain { Drains::with } else { Drains::without };
+        let (drains, services) = change(&self.drains, which, file)?;
+        let desired = drains.applied_to(file);
+        self.prepare(&desired).await?;
+        self.follow_drains(drains);
+        self.want(desired).await?;
+        Ok(services)
+    }
+
+    fn follow_drains(&mut self, drains: Drains) {
+        if drains != *self.drains {
+            self.drains_file.write(&drains);
+            self.drains = Arc::new(drains);
+        }
+    }
+
+    /// Does what of a change may be refused: new VIPs first; old ones go last, since they are in use.
+    async fn prepare(&mut self, desired: &DesiredState) -> Result<(), KernelError> {
+        self.checkers.prepare(desired, &self.ports)?;
+        let both = vips(desired).union(&vips(&self.desired)).copied().collect();
+        self.kernel.set_vips(&both).await
+    }
+
+    /// Puts what was prepared in force.
+    async fn want(&mut self, desired: DesiredState) -> Result<(), KernelError> {
+        self.desired = desired;
+        self.checkers.check(&self.desired);
         self.resolve().await?;
         self.put_in_force().await;
-        self.kernel.set_vips(&new).await?;
-        Ok(())
+        self.kernel.set_vips(&vips(&self.desired)).await
     }
 
     /// Returns when the world has changed; see [`Kernel::changed`], [`Checkers::changed`].
@@ -315,7 +374,7 @@ impl Control {
             }
         }
         // What somebody else did is no reason to end: a VIP of theirs is theirs to take back.
-        if let Err(error) = self.kernel.set_vips(&vips(&self.config.desired)).await {
+        if let Err(error) = self.kernel.set_vips(&vips(&self.desired)).await {
             warn!("{error}");
         }
         self.resolve().await?;
@@ -386,6 +445,12 @@ impl Control {
         self.tables.version
     }
 
+    /// The version that every worker goes by.
+    pub(crate) fn in_force(&self) -> u64 {
+        // Before the first, no version is anybody's.
+        self.publisher.in_force().min(self.tables.version)
+    }
+
     /// The ports, and what they have counted, for the API.
     pub(crate) fn ports(&self) -> Vec<proto::Port> {
         let devices = self.devices.iter().map(|(_, device)| device);
@@ -398,8 +463,9 @@ impl Control {
         self.shown.send_replace(Some(Arc::new(View {
             site: self.config.site.name.as_str().into(),
             tables: Arc::clone(&self.tables),
-            in_force: self.publisher.in_force().min(self.tables.version),
+            in_force: self.in_force(),
             health: self.health.clone(),
+            drains: Arc::clone(&self.drains),
             next_hops: Arc::clone(&self.next_hops),
             flows: Arc::clone(self.sweeper.flows()),
             baselines: Arc::clone(&self.baselines),
@@ -423,13 +489,13 @@ impl Control {
     }
 
     fn compile(&mut self) -> Tables {
-        let Self { config, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
+        let Self { desired, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
         let idle = sweeper.idle();
-        let pools = memory.pools(&config.desired.pools());
+        let pools = memory.pools(&desired.pools());
         let health = Some(&*health);
         let circumstances =
             Circumstances { ports, next_hops, health, pools, idle, now: memory::now() };
-        let mut tables = compile(&config.desired, &circumstances, Some(tables));
+        let mut tables = compile(desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables
     }
@@ -455,7 +521,7 @@ impl Control {
         }
         self.publisher.reclaim();
         self.show();
-        let services = self.config.desired.services();
+        let services = self.desired.services();
         let backends: usize = services.iter().map(|service| service.spec().backends.len()).sum();
         info!(
             "version {version} is in force on every worker: services {}, backends {backends}",
@@ -466,7 +532,7 @@ impl Control {
     /// Says which backends take no traffic for want of a next hop, and which do again.
     fn log_unresolved(&mut self) {
         let mut now = BTreeMap::new();
-        for service in self.config.desired.services() {
+        for service in self.desired.services() {
             let spec = service.spec();
             for backend in &spec.backends {
                 let key = (spec.name.clone(), backend.address);

@@ -19,6 +19,8 @@ use lb_config::ApiAddress;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
+use crate::control::{ChangeError, Which};
+
 mod connections;
 mod listen;
 pub(crate) mod proto;
@@ -42,6 +44,20 @@ const ASKS_MAX: usize = 16;
 pub(crate) enum Ask {
     /// What the ports have counted.
     Ports(oneshot::Sender<Vec<proto::Port>>),
+    /// The file is to be loaded again.
+    Reload(oneshot::Sender<proto::ReloadResponse>),
+    /// These backends are to be drained; or, if not, no more.
+    Drain(Which, bool, oneshot::Sender<Result<Drained, ChangeError>>),
+}
+
+/// What became of [`Ask::Drain`].
+#[derive(Debug)]
+pub(crate) struct Drained {
+    /// The newest version, and the one that every worker goes by.
+    pub(crate) version: u64,
+    pub(crate) in_force: u64,
+    /// Those that have the backends.
+    pub(crate) services: Vec<String>,
 }
 
 /// Why there is no API. One line: the cause, and what to do.

@@ -1,10 +1,13 @@
 //! The answers.
 
+use std::collections::BTreeMap;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server as Transport;
@@ -13,11 +16,15 @@ use tonic::{Request, Response, Status};
 use super::connections::incoming;
 use super::listen::Listener;
 use super::proto::balancer_server::{Balancer, BalancerServer};
+use super::proto::service_change::Change;
 use super::proto::{
-    self, GetStatusRequest, ListBackendsRequest, ListPortsRequest, ListPortsResponse,
-    ListServicesRequest, ListWorkersRequest, ListWorkersResponse,
+    self, BackendName, DrainRequest, DrainResponse, GetStatusRequest, ListBackendsRequest,
+    ListPortsRequest, ListPortsResponse, ListServicesRequest, ListWorkersRequest,
+    ListWorkersResponse, ReloadRequest, ReloadResponse, ServiceChange, UndrainRequest,
+    UndrainResponse, WatchServicesRequest,
 };
-use super::{Ask, View, state};
+use super::{Ask, Drained, View, state};
+use crate::control::{ChangeError, DrainError, Which};
 
 /// Calls at a time of one client.
 const CALLS_MAX: u32 = 16;
@@ -95,37 +102,130 @@ impl Server {
     }
 }
 
+impl Server {
+    async fn set_drain(&self, name: Option<BackendName>, drain: bool) -> Result<Drained, Status> {
+        let which = which(name.unwrap_or_default())?;
+        let answer = self.ask(|answer| Ask::Drain(which, drain, answer)).await?;
+        answer.map_err(|error| match &error {
+            ChangeError::Drain(DrainError::NoBackend(_) | DrainError::NotOfService(..)) => {
+                Status::not_found(error.to_string())
+            }
+            _ => Status::failed_precondition(error.to_string()),
+        })
+    }
+}
+
+fn which(BackendName { address, port, service }: BackendName) -> Result<Which, Status> {
+    let wrong = |what: String| Status::invalid_argument(what);
+    let port = port.map(|port| {
+        u16::try_from(port).map_err(|_| wrong(format!("{port} is not a port (1 to 65535)")))
+    });
+    Ok(Which {
+        address: address.parse().map_err(|_| wrong(format!("{address:?} is not an IP address")))?,
+        port: port.transpose()?,
+        service,
+    })
+}
+
 /// Messages, one after the other.
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Sends what `messages` yields as the client reads it. One that reads nothing for too long gets no
-/// more: the version of the tables that the messages are made of is to be freed.
+/// Sends what `messages` yields as the client reads it.
 fn told<T: Send + 'static>(
     messages: impl Iterator<Item = T> + Send + 'static,
 ) -> Response<Messages<T>> {
-    let (tell, told) = mpsc::channel(MESSAGES_MAX);
+    telling(async move |tell| {
+        for message in messages {
+            tell.tell(message).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Sends what `tell` tells as the client reads it. A client that reads nothing for too long gets no
+/// more: the version of the tables that messages are made of is to be freed.
+fn telling<T, F>(tell: impl FnOnce(Teller<T>) -> F + Send + 'static) -> Response<Messages<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<(), Given>> + Send + 'static,
+{
+    let (teller, told) = mpsc::channel(MESSAGES_MAX);
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
-        for message in messages {
-            match tell.send_timeout(Ok(message), UNREAD_TIME_MAX).await {
-                Ok(()) => {}
-                Err(mpsc::error::SendTimeoutError::Closed(_)) => return,
-                // It must not take what it has for all there is.
-                Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
-                    let _ = end.send(Status::deadline_exceeded("the answer was not read in time"));
-                    return;
-                }
-            }
+        // It must not take what it has for all there is.
+        if let Err(Given::Up) = tell(Teller(teller)).await {
+            let _ = end.send(Status::deadline_exceeded("the answer was not read in time"));
         }
     });
     let failure = stream::once(ended).filter_map(async |ended| ended.ok().map(Err));
     Response::new(Box::pin(ReceiverStream::new(told).chain(failure)))
 }
 
+/// Sends messages, one after the other.
+struct Teller<T>(mpsc::Sender<Result<T, Status>>);
+
+/// Why no more are sent.
+enum Given {
+    /// The client has gone.
+    Over,
+    /// It does not read.
+    Up,
+}
+
+impl<T> Teller<T> {
+    async fn tell(&self, message: T) -> Result<(), Given> {
+        let told = self.0.send_timeout(Ok(message), UNREAD_TIME_MAX).await;
+        told.map_err(|error| match error {
+            SendTimeoutError::Closed(_) => Given::Over,
+            SendTimeoutError::Timeout(_) => Given::Up,
+        })
+    }
+}
+
+/// Tells of services as they are, and of each one that changes.
+async fn watch_services(
+    mut view: watch::Receiver<Option<Arc<View>>>,
+    teller: Teller<ServiceChange>,
+) -> Result<(), Given> {
+    let mut known: BTreeMap<String, proto::Service> = BTreeMap::new();
+    loop {
+        let seen = view.borrow_and_update().clone();
+        if let Some(view) = seen {
+            let mut before = mem::take(&mut known);
+            for table in &view.tables.services {
+                let uncounted = proto::Service {
+                    tracked_flows: 0,
+                    frames: 0,
+                    bytes: 0,
+                    ..state::service(&view, table)
+                };
+                let name = uncounted.name.clone();
+                if before.remove(&name).as_ref() != Some(&uncounted) {
+                    teller.tell(of(Change::Service(uncounted.clone()))).await?;
+                }
+                known.insert(name, uncounted);
+            }
+            for name in before.into_keys() {
+                teller.tell(of(Change::Removed(name))).await?;
+            }
+            teller.tell(of(Change::Version(view.tables.version))).await?;
+        }
+        tokio::select! {
+            changed = view.changed() => changed.map_err(|_| Given::Over)?,
+            () = teller.0.closed() => return Err(Given::Over),
+        }
+    }
+}
+
+fn of(change: Change) -> ServiceChange {
+    ServiceChange { change: Some(change) }
+}
+
 #[tonic::async_trait]
 impl Balancer for Server {
     type ListServicesStream = Messages<proto::Service>;
     type ListBackendsStream = Messages<proto::Backend>;
+    type WatchServicesStream = Messages<ServiceChange>;
 
     async fn get_status(
         &self,
@@ -153,6 +253,37 @@ impl Balancer for Server {
         let backends =
             move |place| view.tables.services.get(place).map(|table| state::backends(&view, table));
         Ok(told(places.filter_map(backends).flatten()))
+    }
+
+    async fn watch_services(
+        &self,
+        _: Request<WatchServicesRequest>,
+    ) -> Result<Response<Self::WatchServicesStream>, Status> {
+        self.view()?;
+        let view = self.view.clone();
+        Ok(telling(|teller| watch_services(view, teller)))
+    }
+
+    async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        Ok(Response::new(self.ask(Ask::Reload).await?))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<DrainResponse>, Status> {
+        let Drained { version, in_force, services } =
+            self.set_drain(request.into_inner().backend, true).await?;
+        Ok(Response::new(DrainResponse { version, in_force, services }))
+    }
+
+    async fn undrain(
+        &self,
+        request: Request<UndrainRequest>,
+    ) -> Result<Response<UndrainResponse>, Status> {
+        let Drained { version, in_force, services } =
+            self.set_drain(request.into_inner().backend, false).await?;
+        Ok(Response::new(UndrainResponse { version, in_force, services }))
     }
 
     async fn list_ports(

@@ -201,7 +201,10 @@ fn condition(view: &View, table: &ServiceTable, member: &Member) -> Condition {
             (BackendState::Failed, "it has failed its health checks".into())
         }
         (_, Err(unresolved)) => (BackendState::Unresolved, unresolved.to_string()),
-        _ if backend.drain => (BackendState::Drained, "it is drained".into()),
+        _ if view.drains.has(spec, backend) => {
+            (BackendState::Drained, "it is drained by command".into())
+        }
+        _ if backend.drain => (BackendState::Drained, "the file drains it".into()),
         _ if backend.weight == 0 => (BackendState::Drained, "its weight is 0".into()),
         _ => (BackendState::Active, String::new()),
     };

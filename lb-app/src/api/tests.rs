@@ -21,11 +21,14 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::connections::CONNECTIONS_MAX;
+use super::proto::service_change::Change;
 use super::proto::{
-    BackendState, GetStatusRequest, Health as ShownHealth, ListBackendsRequest, ListServicesRequest,
+    BackendName, BackendState, DrainRequest, GetStatusRequest, Health as ShownHealth,
+    ListBackendsRequest, ListServicesRequest, UndrainRequest, WatchServicesRequest,
 };
 use super::{Api, Ask, View};
 use crate::cli::remote::{Remote, all};
+use crate::control::DrainError;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -84,6 +87,7 @@ pub(crate) fn view(config: &Config) -> View {
         in_force: tables.version,
         tables,
         health,
+        drains: Arc::default(),
         next_hops: Arc::new(next_hops),
         flows: Arc::new(BTreeMap::from([((web, 1), 7)])),
         baselines: Arc::default(),
@@ -145,7 +149,7 @@ async fn a_balancer_says_how_it_is() {
         [
             (BackendState::Active, ShownHealth::Passing, ""),
             (BackendState::Active, ShownHealth::Passing, ""),
-            (BackendState::Drained, ShownHealth::Passing, "it is drained"),
+            (BackendState::Drained, ShownHealth::Passing, "the file drains it"),
             (BackendState::Failed, ShownHealth::Failed, "it has failed its health checks"),
             (BackendState::Unresolved, ShownHealth::Passing, "10.0.0.15 does not answer on lan0"),
         ]
@@ -169,7 +173,8 @@ async fn what_control_is_asked_it_answers() {
     let mut client = served.remote.connect().await.unwrap();
     let asked =
         tokio::spawn(async move { client.list_ports(super::proto::ListPortsRequest {}).await });
-    let Ask::Ports(answer) = timeout(PATIENCE, served.api.next()).await.unwrap();
+    let ask = timeout(PATIENCE, served.api.next()).await.unwrap();
+    let Ask::Ports(answer) = ask else { panic!("{ask:?}") };
     answer.send(vec![super::proto::Port { name: "lan0".into(), ..Default::default() }]).unwrap();
     let ports = asked.await.unwrap().unwrap().into_inner().ports;
     assert_eq!(ports[0].name, "lan0");
@@ -254,4 +259,65 @@ async fn who_does_not_read_is_given_up() {
         }
     };
     assert_eq!(refused.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn backends_are_named_well_or_not_at_all() {
+    let mut served = Served::showing(FILE);
+    let mut client = served.remote.connect().await.unwrap();
+    for (name, says) in [
+        (
+            BackendName { address: "web".into(), ..Default::default() },
+            "\"web\" is not an IP address",
+        ),
+        (
+            BackendName { address: "::1".into(), port: Some(1 << 16), ..Default::default() },
+            "65536 is not a port (1 to 65535)",
+        ),
+    ] {
+        let refused = client.drain(DrainRequest { backend: Some(name) }).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, says));
+    }
+    let backend = Some(BackendName { address: "::1".into(), ..Default::default() });
+    let asked = tokio::spawn(async move { client.undrain(UndrainRequest { backend }).await });
+    let ask = timeout(PATIENCE, served.api.next()).await.unwrap();
+    let Ask::Drain(which, false, answer) = ask else { panic!("{ask:?}") };
+    let nobody = DrainError::NoBackend(which.to_string());
+    answer.send(Err(nobody.into())).unwrap();
+    let refused = asked.await.unwrap().unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::NotFound, "no service has a backend ::1")
+    );
+}
+
+/// All there is at first; then what has changed, and nothing else.
+#[tokio::test]
+async fn whoever_watches_is_told_of_changes() {
+    let served = Served::showing(FILE);
+    let mut client = served.remote.connect().await.unwrap();
+    let mut changes = client.watch_services(WatchServicesRequest {}).await.unwrap().into_inner();
+    let mut next = async || {
+        let mut told = Vec::new();
+        loop {
+            let message = timeout(PATIENCE, changes.message()).await.unwrap().unwrap().unwrap();
+            match message.change.unwrap() {
+                Change::Service(it) => told.push(format!("{} {}", it.name, it.backends_active)),
+                Change::Removed(name) => told.push(format!("{name} -")),
+                Change::Version(_) => return told,
+            }
+        }
+    };
+    assert_eq!(next().await, ["web 2", "dns 0"]);
+    let drained = FILE.replace("weight = 3", "state = \"drain\"");
+    let without = FILE.split("[[service]]\n    name = \"dns\"").next().unwrap();
+    for (file, told) in [
+        (FILE, &[][..]),
+        (&drained, &["web 1"]),
+        (without, &["web 2", "dns -"]),
+        (FILE, &["dns 0"]),
+    ] {
+        served.shown.send_replace(Some(Arc::new(view(&config(file)))));
+        assert_eq!(next().await, told);
+    }
 }

@@ -7,7 +7,7 @@ use lb_core::model::Health;
 use lb_core::tables::Tables;
 use lb_core::tables::next_hop::NextHops;
 
-use crate::control::FlowCounts;
+use crate::control::{Drains, FlowCounts};
 use crate::counters::Baselines;
 
 /// How a balancer is after a change.
@@ -21,6 +21,8 @@ pub(crate) struct View {
     pub(crate) in_force: u64,
     /// What is known of backends' health.
     pub(crate) health: Health,
+    /// Who was drained by command.
+    pub(crate) drains: Arc<Drains>,
     /// The ways to backends, and why there are none.
     pub(crate) next_hops: Arc<NextHops>,
     /// Tracked flows, by service and place of their backend, as last counted.

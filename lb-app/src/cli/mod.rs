@@ -4,8 +4,10 @@
 
 mod backends;
 mod check;
+mod drain;
 mod output;
 mod ports;
+mod reload;
 pub(crate) mod remote;
 mod replay;
 mod run;
@@ -48,6 +50,12 @@ enum Command {
     Ports(remote::Remote),
     /// List the workers, and what they have counted.
     Workers(remote::Remote),
+    /// Have the file loaded again; say which version is in force then, or why it was not taken.
+    Reload(remote::Remote),
+    /// Give a backend no new flows; it keeps those that it has.
+    Drain(drain::Args),
+    /// Give a drained backend new flows again.
+    Undrain(drain::Args),
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
 }
@@ -62,6 +70,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Services(args) => return services::services(&args),
         Command::Backends(args) => return backends::backends(&args),
         Command::Ports(remote) => return ports::ports(&remote),
+        Command::Reload(remote) => return reload::reload(&remote),
+        Command::Drain(args) => return drain::drain(&args, true),
+        Command::Undrain(args) => return drain::drain(&args, false),
         Command::Workers(remote) => return workers::workers(&remote),
     };
     match result {
@@ -75,6 +86,15 @@ pub(crate) fn main() -> ExitCode {
 
 /// Any failure that ends the program: one line with the cause and what to do.
 type Failure = Box<dyn std::error::Error>;
+
+/// Whether a version that was just made is in force, as a line.
+fn in_force(version: u64, in_force: u64) -> String {
+    if in_force >= version {
+        format!("version {version} is in force on every worker\n")
+    } else {
+        format!("version {version} is NOT in force on every worker, but {in_force}: see the log\n")
+    }
+}
 
 /// Loads `file` and prints its warnings; its errors are printed in full, and `None` returned.
 fn load(file: &Path) -> Option<Config> {

@@ -11,6 +11,14 @@ pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<()> {
     writeln!(out)
 }
 
+/// Prints JSON in one line, at once.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    out.flush()
+}
+
 /// Prints text.
 pub(crate) fn text(text: &str) -> io::Result<()> {
     io::stdout().lock().write_all(text.as_bytes())

@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::{Failure, render};
-use crate::api::{Api, Ask};
+use crate::api::proto::ReloadResponse;
+use crate::api::{Api, Ask, Drained};
 use crate::control::{Change, Control};
 
 /// What `weir run` takes.
@@ -54,8 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             match signals.next(&mut control, &mut api).await? {
                 Event::Leave => break,
                 Event::Counters => print!("{}", control.counters()),
-                Event::Reload => reload(args, &mut control).await,
-                Event::Asked(ask) => answer(ask, &control),
+                Event::Reload => drop(reload(args, &mut control).await),
+                Event::Asked(ask) => answer(ask, args, &mut control).await,
                 Event::Follow(Change::Network) => control.follow_network().await?,
                 Event::Follow(Change::Health) => control.follow_health().await,
                 Event::Flows => control.look_after_flows().await?,
@@ -68,31 +69,51 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     })
 }
 
-/// Tells a client of the API what only control knows. If he has gone, nobody is told.
-fn answer(ask: Ask, control: &Control) {
+/// Does what a client of the API asks for, and tells it. If he has gone, nobody is told.
+async fn answer(ask: Ask, args: &Args, control: &mut Control) {
     match ask {
         Ask::Ports(answer) => drop(answer.send(control.ports())),
+        Ask::Reload(answer) => drop(answer.send(reload(args, control).await)),
+        Ask::Drain(which, drain, answer) => {
+            let drained = control.drain(&which, drain).await;
+            let done = drained.map(|services| {
+                let (version, in_force) = (control.version(), control.in_force());
+                let what = if drain { "drained" } else { "drained no more" };
+                info!("{which} is {what}: version {version}");
+                Drained { version, in_force, services }
+            });
+            drop(answer.send(done));
+        }
     }
 }
 
 /// Loads the file again. If it is not taken, says why, and what runs, runs on.
-async fn reload(args: &Args, control: &mut Control) {
+async fn reload(args: &Args, control: &mut Control) -> ReloadResponse {
+    let mut response = ReloadResponse::default();
     let result = match lb_config::load(&args.config) {
         Ok(config) => {
             for warning in &config.warnings {
                 tracing::warn!("{}: {warning}", args.config.display());
             }
+            response.warnings = config.warnings.iter().map(ToString::to_string).collect();
             control.reload(config).await.map_err(|error| error.to_string())
         }
         Err(invalid) => {
             eprintln!("{}", render(&invalid));
+            response.reason = format!("{invalid}\n");
             Err(format!("{} is not valid", args.config.display()))
         }
     };
+    (response.version, response.in_force) = (control.version(), control.in_force());
+    response.taken = result.is_ok();
     match result {
-        Ok(()) => info!("reloaded: version {}", control.version()),
-        Err(why) => error!("not reloaded: {why}; version {} stays in force", control.version()),
+        Ok(()) => info!("reloaded: version {}", response.version),
+        Err(why) => {
+            error!("not reloaded: {why}; version {} stays in force", response.version);
+            response.reason.push_str(&why);
+        }
     }
+    response
 }
 
 struct Signals {

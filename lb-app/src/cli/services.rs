@@ -1,29 +1,72 @@
 //! `weir services`
 
+use std::mem;
 use std::process::ExitCode;
 
+use tonic::Status;
+
 use super::output::Lean::{Left, Right};
-use super::output::{bytes, table};
-use super::remote::{Remote, all};
-use crate::api::proto::{ListServicesRequest, Service};
+use super::output::{self, bytes, table};
+use super::remote::{Client, Remote, RemoteError, all};
+use crate::api::proto::service_change::Change;
+use crate::api::proto::{ListServicesRequest, Service, WatchServicesRequest};
 
 /// What `weir services` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only this service.
     service: Option<String>,
+    /// Go on, and tell of each change.
+    #[arg(long, conflicts_with = "service")]
+    watch: bool,
     #[command(flatten)]
     remote: Remote,
 }
 
 /// Lists the services.
 pub(crate) fn services(args: &Args) -> ExitCode {
-    let Args { service, remote } = args;
+    let Args { service, watch, remote } = args;
+    if *watch {
+        return remote.run(async |client| follow(client, remote.json).await);
+    }
     remote.run(async |mut client| {
         let request = ListServicesRequest { service: service.clone() };
         let services = all(client.list_services(request).await?.into_inner()).await?;
         remote.show(&services, |services| text(services))
     })
+}
+
+/// Tells of the services as they are, and then of each change, until the balancer ends.
+async fn follow(mut client: Client, json: bool) -> Result<ExitCode, RemoteError> {
+    let mut changes = client.watch_services(WatchServicesRequest {}).await?.into_inner();
+    let mut untold = Vec::new();
+    while let Some(message) = changes.message().await? {
+        if json {
+            output::json_line(&message)?;
+            continue;
+        }
+        // The version comes last, and is told first.
+        match message.change {
+            Some(Change::Service(service)) => untold.push(line(&service)),
+            Some(Change::Removed(name)) => untold.push(format!("{name}: gone")),
+            Some(Change::Version(version)) if !untold.is_empty() => {
+                let changes = mem::take(&mut untold).join("\n  ");
+                output::text(&format!("version {version}\n  {changes}\n"))?;
+            }
+            _ => {}
+        }
+    }
+    // It never ends of itself.
+    Err(Status::unavailable("the balancer has ended").into())
+}
+
+fn line(service: &Service) -> String {
+    let Service { name, address, port, protocol, backends, backends_active, .. } = service;
+    let (moving, forward) = (moving(service), &service.forward);
+    format!(
+        "{name}: {protocol} {address} port {port}, {forward}, backends {backends_active}/{backends}, \
+         moving {moving}"
+    )
 }
 
 fn text(services: &[Service]) -> String {
