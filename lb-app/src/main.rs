@@ -13,6 +13,7 @@ mod memory;
 mod offline;
 mod peers;
 mod record;
+mod verdict;
 mod workers;
 
 use std::process::ExitCode;

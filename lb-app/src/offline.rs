@@ -1,14 +1,28 @@
 //! The world as a configuration file alone says it is: for what is tried without a network.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_config::Config;
+use lb_core::continuity::Tracker;
 use lb_core::model::DesiredState;
+use lb_core::tables::Tables;
+use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::fib::{Fib, RouteWays};
 use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
 use lb_core::tuple::address_bytes;
 use lb_core::wire::ethernet::MacAddr;
+
+/// The tables, and the ways to backends that they are made of.
+pub(crate) fn tables(config: &Config, station: Option<MacAddr>) -> (Tables, NextHops) {
+    let ports: Arc<[Port]> = ports(config, station).into();
+    let next_hops = next_hops(&config.desired, &ports);
+    let mut tables = compile(&config.desired, &Circumstances::new(&ports, &next_hops), None);
+    tables.tracker = Arc::new(Tracker::new(config.dataplane.flows_max));
+    tables.fib = Arc::new(fib(&ports));
+    (tables, next_hops)
+}
 
 /// The ports. The first one is `station`, if nothing else is written.
 pub(crate) fn ports(config: &Config, station: Option<MacAddr>) -> Vec<Port> {

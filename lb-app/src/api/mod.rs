@@ -22,6 +22,8 @@ use tracing::error;
 use crate::control::{ChangeError, Which};
 
 mod connections;
+pub(crate) mod explain;
+pub(crate) mod flow;
 mod listen;
 pub(crate) mod proto;
 mod server;

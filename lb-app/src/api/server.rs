@@ -14,17 +14,19 @@ use tonic::transport::Server as Transport;
 use tonic::{Request, Response, Status};
 
 use super::connections::incoming;
+use super::flow::{Flow, FlowError};
 use super::listen::Listener;
 use super::proto::balancer_server::{Balancer, BalancerServer};
 use super::proto::service_change::Change;
 use super::proto::{
-    self, BackendName, DrainRequest, DrainResponse, GetStatusRequest, ListBackendsRequest,
-    ListPortsRequest, ListPortsResponse, ListServicesRequest, ListWorkersRequest,
-    ListWorkersResponse, ReloadRequest, ReloadResponse, ServiceChange, UndrainRequest,
-    UndrainResponse, WatchServicesRequest,
+    self, BackendName, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse,
+    GetStatusRequest, ListBackendsRequest, ListPortsRequest, ListPortsResponse,
+    ListServicesRequest, ListWorkersRequest, ListWorkersResponse, ReloadRequest, ReloadResponse,
+    ServiceChange, UndrainRequest, UndrainResponse, WatchServicesRequest,
 };
-use super::{Ask, Drained, View, state};
+use super::{Ask, Drained, View, explain, state};
 use crate::control::{ChangeError, DrainError, Which};
+use crate::memory;
 
 /// Calls at a time of one client.
 const CALLS_MAX: u32 = 16;
@@ -262,6 +264,18 @@ impl Balancer for Server {
         self.view()?;
         let view = self.view.clone();
         Ok(telling(|teller| watch_services(view, teller)))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        let flow = request.into_inner().flow.parse();
+        let flow: Flow =
+            flow.map_err(|error: FlowError| Status::invalid_argument(error.to_string()))?;
+        let view = self.view()?;
+        let workers = view.workers.len();
+        Ok(Response::new(explain::explain(&view.tables, &flow, workers, memory::now())))
     }
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {

@@ -5,6 +5,7 @@
 mod backends;
 mod check;
 mod drain;
+mod explain;
 mod output;
 mod ports;
 mod reload;
@@ -50,6 +51,8 @@ enum Command {
     Ports(remote::Remote),
     /// List the workers, and what they have counted.
     Workers(remote::Remote),
+    /// Say what becomes of a flow's packets, and why.
+    Explain(explain::Args),
     /// Have the file loaded again; say which version is in force then, or why it was not taken.
     Reload(remote::Remote),
     /// Give a backend no new flows; it keeps those that it has.
@@ -70,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Services(args) => return services::services(&args),
         Command::Backends(args) => return backends::backends(&args),
         Command::Ports(remote) => return ports::ports(&remote),
+        Command::Explain(args) => return explain::explain(&args),
         Command::Reload(remote) => return reload::reload(&remote),
         Command::Drain(args) => return drain::drain(&args, true),
         Command::Undrain(args) => return drain::drain(&args, false),

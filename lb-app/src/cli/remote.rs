@@ -81,6 +81,11 @@ impl Remote {
             Ok(runtime) => runtime.block_on(async { command(self.connect().await?).await }),
             Err(error) => Err(error.into()),
         };
+        Self::end(result)
+    }
+
+    /// With which status a command ends; says what is wrong.
+    pub(crate) fn end(result: Result<ExitCode, RemoteError>) -> ExitCode {
         match result {
             Ok(code) => code,
             // Whoever reads has had enough.
