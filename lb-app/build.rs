@@ -8,7 +8,9 @@ use prost::Message as _;
 
 /// Fields that hold an enumeration's number, which JSON shows by its name.
 const ENUMERATIONS: &[(&str, &str)] = &[
+    ("BackendPlan.action", "Action"),
     ("Service.source", "Source"),
+    ("ServicePlan.action", "Action"),
     ("Backend.state", "BackendState"),
     ("Backend.health", "Health"),
 ];

@@ -131,7 +131,7 @@ pub(crate) struct Control {
     next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
     /// As the file has it.
-    config: Config,
+    config: Arc<Config>,
     /// Who was drained by command, and where that is remembered.
     drains: Arc<Drains>,
     drains_file: DrainsFile,
@@ -206,7 +206,7 @@ impl Control {
             sweeper: Sweeper::default(),
             next_sweep: Instant::now(),
             ports,
-            config,
+            config: Arc::new(config),
             drains: Arc::new(drains),
             drains_file,
             desired,
@@ -289,15 +289,7 @@ impl Control {
 
     /// Takes a new configuration. All of it is in force when this returns, or nothing of it.
     pub(crate) async fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
-        if (&config.dataplane, &config.ports) != (&self.config.dataplane, &self.config.ports) {
-            return Err(ReloadError::NeedsRestart);
-        }
-        if config.api != self.config.api {
-            return Err(ReloadError::OtherApi);
-        }
-        if config.desired.hash_key() != self.config.desired.hash_key() {
-            return Err(ReloadError::OtherKey);
-        }
+        takes_no_restart(&self.config, &config)?;
         let drains = self.drains.retained(&config.desired);
         let desired = drains.applied_to(&config.desired);
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
@@ -305,7 +297,7 @@ impl Control {
         if config.site.peering != self.config.site.peering {
             self.peers.talk(peers);
         }
-        self.config = config;
+        self.config = Arc::new(config);
         self.follow_drains(drains);
         self.want(desired).await?;
         Ok(())
@@ -461,7 +453,7 @@ impl Control {
     fn show(&self) {
         let counters = self.workers.counters().iter().map(Arc::clone);
         self.shown.send_replace(Some(Arc::new(View {
-            site: self.config.site.name.as_str().into(),
+            config: Arc::clone(&self.config),
             tables: Arc::clone(&self.tables),
             in_force: self.in_force(),
             health: self.health.clone(),
@@ -555,6 +547,20 @@ impl Control {
             warn!("{more} more backends take no traffic");
         }
     }
+}
+
+/// Can a balancer go from one configuration to the other while it runs?
+pub(crate) fn takes_no_restart(old: &Config, new: &Config) -> Result<(), ReloadError> {
+    if (&new.dataplane, &new.ports) != (&old.dataplane, &old.ports) {
+        return Err(ReloadError::NeedsRestart);
+    }
+    if new.api != old.api {
+        return Err(ReloadError::OtherApi);
+    }
+    if new.desired.hash_key() != old.desired.hash_key() {
+        return Err(ReloadError::OtherKey);
+    }
+    Ok(())
 }
 
 /// All service addresses that the kernel is to have, and those of pools, so that it answers ARP and

@@ -16,7 +16,7 @@ use tracing::warn;
 use super::listen::Listener;
 
 /// Clients at a time; others are turned away at once.
-pub(super) const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 32;
 /// How long a client may take until it has spoken the first words of HTTP/2.
 const PREFACE_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// Bytes of those words (RFC 9113 §3.4). From then on clients that are silent are asked whether they

@@ -25,6 +25,7 @@ mod connections;
 pub(crate) mod explain;
 pub(crate) mod flow;
 mod listen;
+mod plan;
 pub(crate) mod proto;
 mod server;
 mod state;

@@ -21,21 +21,22 @@ use super::proto::service_change::Change;
 use super::proto::{
     self, BackendName, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse,
     GetStatusRequest, ListBackendsRequest, ListPortsRequest, ListPortsResponse,
-    ListServicesRequest, ListWorkersRequest, ListWorkersResponse, ReloadRequest, ReloadResponse,
-    ServiceChange, UndrainRequest, UndrainResponse, WatchServicesRequest,
+    ListServicesRequest, ListWorkersRequest, ListWorkersResponse, PlanRequest, PlanResponse,
+    ReloadRequest, ReloadResponse, ServiceChange, UndrainRequest, UndrainResponse,
+    WatchServicesRequest,
 };
-use super::{Ask, Drained, View, explain, state};
+use super::{Ask, Drained, View, explain, plan, state};
 use crate::control::{ChangeError, DrainError, Which};
 use crate::memory;
 
 /// Calls at a time of one client.
-const CALLS_MAX: u32 = 16;
+const CALLS_MAX: u32 = 8;
 /// How long a call may take until its answer begins.
 const CALL_TIME_MAX: Duration = Duration::from_mins(1);
 /// How often a client is asked whether it is there, and how long it may take to say so.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Bytes of a request, at most.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a request, at most: a file of 100,000 backends.
+const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Messages of an answer that wait for the client to read, and how long they wait: what they are made
 /// of is kept so long.
 const MESSAGES_MAX: usize = 64;
@@ -276,6 +277,11 @@ impl Balancer for Server {
         let view = self.view()?;
         let workers = view.workers.len();
         Ok(Response::new(explain::explain(&view.tables, &flow, workers, memory::now())))
+    }
+
+    async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
+        let PlanRequest { file_name, text } = request.into_inner();
+        Ok(Response::new(plan::plan(&*self.view()?, &file_name, &text, memory::now())))
     }
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {

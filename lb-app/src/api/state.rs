@@ -24,7 +24,7 @@ pub(super) fn status(view: &View) -> proto::Status {
         |state: &BackendState| matches!(state, BackendState::Failed | BackendState::Unresolved);
     let in_transition = tables.services.iter().filter(|table| table.transitions.is_some()).count();
     proto::Status {
-        site: (*view.site).into(),
+        site: view.config.site.name.clone(),
         release: env!("CARGO_PKG_VERSION").into(),
         version: tables.version,
         in_force: view.in_force,

@@ -83,7 +83,7 @@ pub(crate) fn view(config: &Config) -> View {
     let web = tables.services[0].id;
     counters.forwarded(web, 1000);
     View {
-        site: config.site.name.as_str().into(),
+        config: Arc::new(config.clone()),
         in_force: tables.version,
         tables,
         health,

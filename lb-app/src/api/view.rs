@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lb_config::Config;
 use lb_core::counters::Counters;
 use lb_core::model::Health;
 use lb_core::tables::Tables;
@@ -13,8 +14,8 @@ use crate::counters::Baselines;
 /// How a balancer is after a change.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    /// The site's name.
-    pub(crate) site: Arc<str>,
+    /// What the file says.
+    pub(crate) config: Arc<Config>,
     /// The newest version.
     pub(crate) tables: Arc<Tables>,
     /// The version that all workers have acknowledged.

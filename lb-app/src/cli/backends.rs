@@ -37,32 +37,31 @@ fn text(backends: &[Backend]) -> String {
         ("SLOTS", Right),
         ("SHARE", Right),
         ("TRACKED", Right),
-        ("NEXT HOP", Left),
+        ("NEXT HOP, OR WHY NOT", Left),
     ];
     let row = |backend: &Backend| {
-        let hops = backend.next_hops.join(", ");
-        let last =
-            if backend.reason.is_empty() || !hops.is_empty() { &hops } else { &backend.reason };
+        let is_taking = backend.reason.is_empty();
+        let last = if is_taking { backend.next_hops.join(", ") } else { backend.reason.clone() };
         [
             backend.service.clone(),
-            server(backend),
+            server(&backend.address, backend.port),
             backend.state().as_str_name().trim_start_matches("BACKEND_STATE_").to_lowercase(),
             backend.health().as_str_name().trim_start_matches("HEALTH_").to_lowercase(),
             backend.weight.to_string(),
             backend.slots.to_string(),
             format!("{:.1}%", backend.share * 100.0),
             backend.tracked_flows.to_string(),
-            last.clone(),
+            last,
         ]
     };
     table(columns, backends.iter().map(row))
 }
 
 /// Address and, if it has one of its own, port.
-fn server(backend: &Backend) -> String {
-    match (backend.port, backend.address.parse::<IpAddr>()) {
-        (None, _) => backend.address.clone(),
+pub(super) fn server(address: &str, port: Option<u32>) -> String {
+    match (port, address.parse::<IpAddr>()) {
+        (None, _) => address.to_owned(),
         (Some(port), Ok(IpAddr::V6(address))) => format!("[{address}]:{port}"),
-        (Some(port), _) => format!("{}:{port}", backend.address),
+        (Some(port), _) => format!("{address}:{port}"),
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod drain;
 mod explain;
 mod output;
+mod plan;
 mod ports;
 mod reload;
 pub(crate) mod remote;
@@ -53,6 +54,8 @@ enum Command {
     Workers(remote::Remote),
     /// Say what becomes of a flow's packets, and why.
     Explain(explain::Args),
+    /// Say what would change if a file were loaded: services, backends, and how much would move.
+    Plan(plan::Args),
     /// Have the file loaded again; say which version is in force then, or why it was not taken.
     Reload(remote::Remote),
     /// Give a backend no new flows; it keeps those that it has.
@@ -74,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Backends(args) => return backends::backends(&args),
         Command::Ports(remote) => return ports::ports(&remote),
         Command::Explain(args) => return explain::explain(&args),
+        Command::Plan(args) => return plan::plan(&args),
         Command::Reload(remote) => return reload::reload(&remote),
         Command::Drain(args) => return drain::drain(&args, true),
         Command::Undrain(args) => return drain::drain(&args, false),

@@ -46,12 +46,12 @@ impl Drains {
     }
 
     /// What is wanted then.
-    pub(super) fn applied_to(&self, desired: &DesiredState) -> DesiredState {
+    pub(crate) fn applied_to(&self, desired: &DesiredState) -> DesiredState {
         desired.draining(|spec, backend| self.has(spec, backend))
     }
 
     /// Those of backends that are wanted: for the others it was said in vain, or is over.
-    pub(super) fn retained(&self, desired: &DesiredState) -> Self {
+    pub(crate) fn retained(&self, desired: &DesiredState) -> Self {
         let wanted = desired.services().iter().flat_map(|service| {
             let spec = service.spec();
             spec.backends.iter().map(|backend| entry(spec, backend))
