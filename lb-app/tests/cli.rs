@@ -143,6 +143,33 @@ fn a_balancer_that_cannot_be_reached() {
     assert!(text(&output.stderr).contains("write \"unix:\" and the absolute path"), "{output:?}");
 }
 
+/// What shells and `man` are told names every command.
+#[test]
+fn completions_and_manual_pages() {
+    let help = text(&weir(&["help"]).stdout);
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands: Vec<&str> = commands
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.len() >= 15, "{help}");
+    let page = text(&weir(&["man"]).stdout);
+    for shell in ["bash", "zsh", "fish"] {
+        let output = weir(&["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        let script = text(&output.stdout);
+        for command in &commands {
+            assert!(script.contains(command), "{shell}: {command}");
+            assert!(page.contains(&command.replace('-', "\\-")), "{command}");
+        }
+    }
+    let page = text(&weir(&["man", "drain"]).stdout);
+    assert!(page.contains("weir\\-drain") && page.contains("no new flows"), "{page}");
+    assert_eq!(weir(&["man", "nothing"]).status.code(), Some(2));
+    assert_eq!(weir(&["completions", "nothing"]).status.code(), Some(2));
+}
+
 #[test]
 fn check_says_valid_or_what_to_change() {
     let folder = Folder::new("check");

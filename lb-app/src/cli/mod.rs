@@ -4,6 +4,7 @@
 
 mod backends;
 mod check;
+mod documents;
 mod drain;
 mod explain;
 mod output;
@@ -62,6 +63,17 @@ enum Command {
     Drain(drain::Args),
     /// Give a drained backend new flows again.
     Undrain(drain::Args),
+    /// Print what a shell needs to complete this command, as for bash: `weir completions bash >
+    /// /usr/share/bash-completion/completions/weir`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page: `weir man | man -l -`.
+    Man {
+        /// Of this command.
+        command: Option<String>,
+    },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
 }
@@ -72,6 +84,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check { file } => return check::check(&file),
         Command::Replay(args) => replay::replay(&args),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { command } => match documents::man(command.as_deref()) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Status(remote) => return status::status(&remote),
         Command::Services(args) => return services::services(&args),
         Command::Backends(args) => return backends::backends(&args),

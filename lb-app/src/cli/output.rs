@@ -21,7 +21,12 @@ pub(crate) fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
 
 /// Prints text.
 pub(crate) fn text(text: &str) -> io::Result<()> {
-    io::stdout().lock().write_all(text.as_bytes())
+    bytes_as_they_are(text.as_bytes())
+}
+
+/// Prints bytes.
+pub(crate) fn bytes_as_they_are(bytes: &[u8]) -> io::Result<()> {
+    io::stdout().lock().write_all(bytes)
 }
 
 /// Which way a column leans.
