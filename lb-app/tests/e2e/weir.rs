@@ -176,6 +176,25 @@ impl Weir {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// Starts a command that asks this balancer, and goes on.
+    pub(crate) fn start_command(&self, args: &[&str]) -> Running {
+        let mut command = Command::new(BINARY);
+        command.args(args).args(["--api", &api(&self.file)]).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary under test runs");
+        let lines = Lines::read(child.stdout.take().expect("is piped"));
+        Running { child, lines }
+    }
+
+    /// Writes another configuration, and does no more.
+    pub(crate) fn write(&self, config: &str) {
+        write_config(&self.file, config);
+    }
+
+    /// The configuration file.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Where its socket is.
     pub(crate) fn socket(&self) -> PathBuf {
         self.file.with_extension("sock")
@@ -273,6 +292,31 @@ impl Said {
     pub(crate) fn done(self) -> String {
         assert_eq!(self.status, Some(0), "{self:?}");
         self.text
+    }
+}
+
+/// A command that goes on. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    lines: Arc<Lines>,
+}
+
+impl Running {
+    /// Waits until it has printed a line, `from` this one on, that has all of this in it. Returns how many
+    /// lines there are then.
+    pub(crate) fn wait_for_line(&self, from: usize, parts: &[&str]) -> usize {
+        let has_all = |line: &str| parts.iter().all(|part| line.contains(part)).then_some(());
+        let found = self.lines.wait(from, PATIENCE, has_all);
+        assert!(found.is_some(), "waited in vain for {parts:?} in {:?}", self.lines.since(from));
+        self.lines.count()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
