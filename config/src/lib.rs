@@ -10,6 +10,7 @@
 //!
 //! A file is taken as a whole or not at all, and every problem in it is told at once.
 
+mod api;
 mod diagnostics;
 mod problem;
 mod read;
@@ -30,6 +31,7 @@ use lb_core::wire::ethernet::MacAddr;
 use schemars::generate::SchemaSettings;
 use toml::de::DeTable;
 
+pub use api::{API_SOCKET_DEFAULT, Api, ApiAddress, ApiAddressError};
 use diagnostics::Report;
 pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX};
 pub use problem::Problem;
@@ -65,6 +67,8 @@ pub struct Config {
     pub site: Site,
     /// Workers and memory.
     pub dataplane: Dataplane,
+    /// How programs and the command reach it; absent: they do not.
+    pub api: Option<Api>,
     /// In the order of the file.
     pub ports: Vec<PortConfig>,
     /// The services, and the site's hash key.
@@ -352,6 +356,8 @@ mod tests {
             idle = 'poll'
             eal_args = ['--a', 'b']
             punts_per_second = 7
+            [api]
+            grpc = '127.0.0.1:9301'
             [[port]]
             name = 'wan0'
             device = '0000:01:00.0'
@@ -378,6 +384,7 @@ mod tests {
         assert_eq!(peering.listen.to_string(), "10.0.0.2:9302");
         assert_eq!(peering.peers, ["[fd00::3]:7000".parse().unwrap()]);
         assert_eq!(config.warnings, []);
+        assert_eq!(config.api, Some(Api { grpc: "127.0.0.1:9301".parse().unwrap() }));
         assert_eq!(
             config.dataplane,
             Dataplane {

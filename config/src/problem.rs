@@ -1,11 +1,13 @@
 //! What can be wrong with a file: each problem says what it is, and what to write instead.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use lb_core::model::Invalid;
 use miette::Diagnostic;
+
+use crate::API_SOCKET_DEFAULT;
 
 /// One thing that is wrong with a configuration.
 ///
@@ -83,6 +85,15 @@ pub enum Problem {
     #[error("{0} is a port's own address, and what comes from it is not known to be an answer")]
     #[diagnostic(help("use another address for the service, or write `via = \"backend\"`"))]
     CheckOfOwn(IpAddr),
+
+    #[error(
+        "{0} is reached from other machines, and whoever reaches the API may change everything"
+    )]
+    #[diagnostic(help(
+        "write a Unix socket, as in \"{API_SOCKET_DEFAULT}\", or a loopback address: \
+         \"127.0.0.1:{}\"", .0.port()
+    ))]
+    ApiNotLoopback(SocketAddr),
 
     #[error("there is no [[peer]]")]
     #[diagnostic(help("add a [[peer]] for each of the other balancers, or remove this key"))]

@@ -14,7 +14,7 @@ use toml::de::DeValue;
 use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{Node, Read, kind};
-use crate::{ChecksumOffload, Hugepages, Idle, PEER_PORT_DEFAULT, PeerKey};
+use crate::{ApiAddress, ChecksumOffload, Hugepages, Idle, PEER_PORT_DEFAULT, PeerKey};
 
 mod health;
 
@@ -388,6 +388,25 @@ impl Scalar for PeerAddress {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string" })
+    }
+}
+
+impl Scalar for ApiAddress {
+    const EXPECTED: &'static str = "a Unix socket's path, or an IP address with a port";
+    const EXAMPLE: &'static str = "\"unix:/run/weir/weir.sock\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        given.parse().map_err(|_| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "pattern": "^unix:/" },
+                { "type": "string", "pattern": "^[0-9A-Fa-f.:\\[\\]]+:[0-9]{1,5}$" },
+            ],
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::scalar::{
     BackendState, CheckKind, Device, Directory, EalArgument, Expect, ForwardMode, InterfaceName,
     Mss, Payload, PeerAddress, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
 };
-use crate::{ChecksumOffload, Hugepages, Idle, PeerKey};
+use crate::{ApiAddress, ChecksumOffload, Hugepages, Idle, PeerKey};
 
 /// MiB of packet memory, if not written.
 pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
@@ -41,6 +41,8 @@ table! {
         site: Optional<Site>,
         /// The workers and the memory that move packets.
         dataplane: Optional<Dataplane>,
+        /// How programs and the command `weir` reach the balancer. Absent: they do not.
+        api: Optional<Api>,
         /// The network ports.
         port: List<Port>,
         /// The other balancers of the site. Each one is told of the flows that the others remember, so
@@ -99,6 +101,16 @@ table! {
         eal_args: List<EalArgument> = Vec::<String>::new(),
         /// Frames a second that go to the kernel, and as many back, at most; for each port.
         punts_per_second: Optional<Within<u32, 1, 10_000_000>> = PUNTS_PER_SECOND_DEFAULT,
+    }
+}
+
+table! {
+    /// How programs and the command `weir` reach the balancer.
+    Api("[api]", "[api]") {
+        /// Where gRPC is served: a Unix socket, "unix:" and its absolute path, which root and its group
+        /// may use; or a loopback address with a port, as in "127.0.0.1:9301", which everybody on this
+        /// machine may use.
+        grpc: Optional<ApiAddress> = crate::API_SOCKET_DEFAULT,
     }
 }
 

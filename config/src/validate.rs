@@ -1,5 +1,6 @@
 //! From what was written to what is valid.
 
+mod api;
 mod health;
 mod peers;
 mod ports;
@@ -26,6 +27,7 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
     let site = site(site_spec, &file.peer, report);
     let dataplane =
         dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), &site, report);
+    let api = file.api.map(|api| api::api(&api.value, report));
     let ports = ports::Ports::new(file.port, report);
     let services = services::services(&file.service, &ports, report);
     if report.count() > 0 {
@@ -43,7 +45,7 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
         })
         .ok()?;
     let warnings = if hash_key.is_none() { vec![Warning::DemoHashKey] } else { Vec::new() };
-    Some(Config { site, dataplane, ports: ports.configs, desired, warnings })
+    Some(Config { site, dataplane, api, ports: ports.configs, desired, warnings })
 }
 
 fn site(spec: spec::Site, peers: &List<spec::Peer>, report: &mut Report) -> Site {

@@ -8,17 +8,26 @@ use std::time::Duration;
 
 use dpdk::{Port, Started};
 use lb_config::Config;
-use lb_core::continuity::{self, Remembered, Standing};
+use lb_core::continuity::{self, Remembered};
 use lb_core::model::{DesiredState, Forward, Health, Service, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
-use lb_core::rate::Tick;
+use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile, ways};
 use lb_core::tables::next_hop::{self, NextHops};
-use lb_core::tables::{ServiceId, Tables};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+mod drains;
+mod sweeper;
+
+use drains::DrainsFile;
+pub(crate) use drains::{DrainError, Drains, Which};
+pub(crate) use sweeper::FlowCounts;
+use sweeper::{News, Sweeper};
+
+use crate::api::{self, View, proto};
 use crate::counters::{self, Baselines};
 use crate::dataplane::{Dataplane, DataplaneError, KernelQueues};
 use crate::health::Checkers;
@@ -52,10 +61,6 @@ const RESTART_MAX: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
-/// Parts of the flow table, of which one is swept at a time.
-const SWEEP_PARTS: usize = 16;
-/// Time from one to the next: all of them in a few seconds.
-const SWEEP_PAUSE: Duration = Duration::from_millis(250);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 /// Backends without a next hop that are named in the log, after each change.
@@ -85,12 +90,23 @@ pub(crate) enum StartError {
 pub(crate) enum ReloadError {
     #[error("[dataplane] or a [[port]] has changed; that takes a restart")]
     NeedsRestart,
+    #[error("[api] has changed; that takes a restart")]
+    OtherApi,
     #[error("`hash_key` has changed; that takes a restart, and moves most flows to other backends")]
     OtherKey,
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Peers(#[from] ListenError),
+}
+
+/// Why a change that was asked for is not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    #[error(transparent)]
+    Drain(#[from] DrainError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 /// What is true and no longer as it was.
@@ -114,22 +130,35 @@ pub(crate) struct Control {
     sweeper: Sweeper,
     next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
-    config: Config,
-    next_hops: NextHops,
+    /// As the file has it.
+    config: Arc<Config>,
+    /// Who was drained by command, and where that is remembered.
+    drains: Arc<Drains>,
+    drains_file: DrainsFile,
+    /// What follows from both.
+    desired: DesiredState,
+    next_hops: Arc<NextHops>,
     checkers: Checkers,
     peers: Peers,
     /// Which backends may not serve, as last looked at.
     health: Health,
     /// Why backends take no traffic, by service and address, as last logged.
     unresolved: BTreeMap<(String, IpAddr), String>,
-    baselines: Baselines,
+    baselines: Arc<Baselines>,
+    /// What the API is shown.
+    shown: watch::Sender<Option<Arc<View>>>,
+    /// The CPU of each worker.
+    cpus: Vec<usize>,
     /// Last, so that the kernel's stack wakes up when its addresses are gone.
     _guards: Vec<Guard>,
 }
 
 impl Control {
     /// Starts everything. Services take traffic when this returns.
-    pub(crate) async fn start(config: Config) -> Result<Self, StartError> {
+    pub(crate) async fn start(
+        config: Config,
+        shown: watch::Sender<Option<Arc<View>>>,
+    ) -> Result<Self, StartError> {
         let started = memory::now();
         let mut guards = Vec::new();
         for port in &config.ports {
@@ -147,6 +176,9 @@ impl Control {
         let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
         let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
         empty.tracker = Arc::clone(memory.tracker());
+        let drains_file = DrainsFile::new(state_dir);
+        let drains = drains_file.read().retained(&config.desired);
+        let desired = drains.applied_to(&config.desired);
         let peers = Peers::start(memory::key(&empty))?;
         let empty = Arc::new(empty);
         let (publisher, subscribers) = publication(&empty, cpus.len());
@@ -159,7 +191,7 @@ impl Control {
         let workers = Workers::start(eal, &cpus, queues, subscribers, settings)?;
         let exchanges = exchanges(taps, kernel_queues);
         let checkers = Checkers::start()?;
-        checkers.prepare(&config.desired, &ports)?;
+        checkers.prepare(&desired, &ports)?;
         let checks = Arc::clone(checkers.through());
         let pump = Pump::start(exchanges, pool, settings.punts_per_second, checks)?;
         let names = ports.iter().map(|port| port.name.clone());
@@ -174,16 +206,21 @@ impl Control {
             sweeper: Sweeper::default(),
             next_sweep: Instant::now(),
             ports,
-            config,
-            next_hops,
+            config: Arc::new(config),
+            drains: Arc::new(drains),
+            drains_file,
+            desired,
+            next_hops: Arc::new(next_hops),
             checkers,
             peers,
             health: Health::default(),
             unresolved: BTreeMap::new(),
-            baselines: Baselines::default(),
+            baselines: Arc::default(),
+            shown,
+            cpus,
             _guards: guards,
         };
-        control.checkers.check(&control.config.desired);
+        control.checkers.check(&control.desired);
         control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
         let is_restart = control.memory.away(started).is_some_and(|away| away < RESTART_MAX);
         let patience = if is_restart { AFTER_RESTART } else { AFTER_AN_ABSENCE };
@@ -198,7 +235,7 @@ impl Control {
         control.put_in_force().await;
         control.peers.first_flows(patience.flows).await;
         // Clients are invited only now.
-        control.kernel.set_vips(&vips(&control.config.desired)).await?;
+        control.kernel.set_vips(&vips(&control.desired)).await?;
         Ok(control)
     }
 
@@ -207,7 +244,7 @@ impl Control {
         let mut is_change = false;
         // Who knows most, last.
         states.sort_by_key(|state| state.iter().filter(|it| it.transitions.is_some()).count());
-        let wanted = self.config.desired.services().iter();
+        let wanted = self.desired.services().iter();
         let wanted: BTreeMap<&str, &Service> =
             wanted.map(|service| (service.spec().name.as_str(), &**service)).collect();
         for mut state in states {
@@ -243,36 +280,66 @@ impl Control {
     /// Asks for the ways to backends, and to clients if anything but answers about their own packets
     /// goes there.
     async fn resolve(&mut self) -> Result<(), KernelError> {
-        let desired = &self.config.desired;
+        let desired = &self.desired;
         self.kernel.want_fib(needs_fib(desired));
-        self.next_hops = self.kernel.resolve(&asked(desired, &self.tables)).await?;
+        self.next_hops = Arc::new(self.kernel.resolve(&asked(desired, &self.tables)).await?);
         self.checkers.follow_ways(desired, &self.ports, &self.next_hops);
         Ok(())
     }
 
     /// Takes a new configuration. All of it is in force when this returns, or nothing of it.
     pub(crate) async fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
-        if (&config.dataplane, &config.ports) != (&self.config.dataplane, &self.config.ports) {
-            return Err(ReloadError::NeedsRestart);
-        }
-        if config.desired.hash_key() != self.config.desired.hash_key() {
-            return Err(ReloadError::OtherKey);
-        }
-        // New VIPs first, since they may be refused; old ones last, since they are in use.
+        takes_no_restart(&self.config, &config)?;
+        let drains = self.drains.retained(&config.desired);
+        let desired = drains.applied_to(&config.desired);
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
-        self.checkers.prepare(&config.desired, &self.ports)?;
-        let new = vips(&config.desired);
-        let both = new.union(&vips(&self.config.desired)).copied().collect();
-        self.kernel.set_vips(&both).await?;
+        self.prepare(&desired).await?;
         if config.site.peering != self.config.site.peering {
             self.peers.talk(peers);
         }
-        self.config = config;
-        self.checkers.check(&self.config.desired);
+        self.config = Arc::new(config);
+        self.follow_drains(drains);
+        self.want(desired).await?;
+        Ok(())
+    }
+
+    /// Gives backends no new flows, or (not `drain`) gives them some again. The services that have them.
+    pub(crate) async fn drain(
+        &mut self,
+        which: &Which,
+        drain: bool,
+    ) -> Result<Vec<String>, ChangeError> {
+        let file = &self.config.desired;
+        let change = if drain { Drains::with } else { Drains::without };
+        let (drains, services) = change(&self.drains, which, file)?;
+        let desired = drains.applied_to(file);
+        self.prepare(&desired).await?;
+        self.follow_drains(drains);
+        self.want(desired).await?;
+        Ok(services)
+    }
+
+    fn follow_drains(&mut self, drains: Drains) {
+        if drains != *self.drains {
+            self.drains_file.write(&drains);
+            self.drains = Arc::new(drains);
+        }
+    }
+
+    /// Does what of a change may be refused: new VIPs first; old ones go last, since they are in use.
+    async fn prepare(&mut self, desired: &DesiredState) -> Result<(), KernelError> {
+        self.checkers.prepare(desired, &self.ports)?;
+        let both = vips(desired).union(&vips(&self.desired)).copied().collect();
+        self.kernel.set_vips(&both).await
+    }
+
+    /// Puts what was prepared in force.
+    async fn want(&mut self, desired: DesiredState) -> Result<(), KernelError> {
+        self.desired = desired;
+        self.checkers.check(&self.desired);
         self.resolve().await?;
         self.put_in_force().await;
-        self.kernel.set_vips(&new).await?;
-        Ok(())
+        self.kernel.set_vips(&vips(&self.desired)).await
     }
 
     /// Returns when the world has changed; see [`Kernel::changed`], [`Checkers::changed`].
@@ -299,7 +366,7 @@ impl Control {
             }
         }
         // What somebody else did is no reason to end: a VIP of theirs is theirs to take back.
-        if let Err(error) = self.kernel.set_vips(&vips(&self.config.desired)).await {
+        if let Err(error) = self.kernel.set_vips(&vips(&self.desired)).await {
             warn!("{error}");
         }
         self.resolve().await?;
@@ -318,17 +385,19 @@ impl Control {
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
         let now = memory::now();
-        let mut has_news = false;
+        let mut news = News::default();
         if self.next_sweep <= Instant::now() {
-            self.next_sweep = Instant::now() + SWEEP_PAUSE;
+            self.next_sweep = Instant::now() + sweeper::PAUSE;
             self.memory.note_alive();
-            if !self.tables.tracker.is_empty() || Sweeper::is_waiting(&self.tables) {
-                has_news = self.sweeper.sweep(&self.tables, now);
+            if self.sweeper.has_work(&self.tables) {
+                news = self.sweeper.sweep(&self.tables, now);
             }
         }
-        if has_news || self.tables.next_change().is_some_and(|change| change <= now) {
+        if news.has_idle || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
             self.publish_if_changed().await;
+        } else if news.has_counted {
+            self.show();
         }
         Ok(())
     }
@@ -368,6 +437,34 @@ impl Control {
         self.tables.version
     }
 
+    /// The version that every worker goes by.
+    pub(crate) fn in_force(&self) -> u64 {
+        // Before the first, no version is anybody's.
+        self.publisher.in_force().min(self.tables.version)
+    }
+
+    /// The ports, and what they have counted, for the API.
+    pub(crate) fn ports(&self) -> Vec<proto::Port> {
+        let devices = self.devices.iter().map(|(_, device)| device);
+        self.ports.iter().zip(devices).map(|(port, device)| api::port(port, device)).collect()
+    }
+
+    /// Shows the API how things are.
+    fn show(&self) {
+        let counters = self.workers.counters().iter().map(Arc::clone);
+        self.shown.send_replace(Some(Arc::new(View {
+            config: Arc::clone(&self.config),
+            tables: Arc::clone(&self.tables),
+            in_force: self.in_force(),
+            health: self.health.clone(),
+            drains: Arc::clone(&self.drains),
+            next_hops: Arc::clone(&self.next_hops),
+            flows: Arc::clone(self.sweeper.flows()),
+            baselines: Arc::clone(&self.baselines),
+            workers: self.cpus.iter().copied().zip(counters).collect(),
+        })));
+    }
+
     async fn put_in_force(&mut self) {
         let tables = self.compile();
         self.publish(tables).await;
@@ -376,19 +473,21 @@ impl Control {
     /// As [`Self::put_in_force`], if it makes a difference to workers.
     async fn publish_if_changed(&mut self) {
         let tables = self.compile();
-        if !tables.decides_like(&self.tables) {
+        if tables.decides_like(&self.tables) {
+            self.show(); // why a backend takes no flows may have changed
+        } else {
             self.publish(tables).await;
         }
     }
 
     fn compile(&mut self) -> Tables {
-        let Self { config, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
+        let Self { desired, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
         let idle = sweeper.idle();
-        let pools = memory.pools(&config.desired.pools());
+        let pools = memory.pools(&desired.pools());
         let health = Some(&*health);
         let circumstances =
             Circumstances { ports, next_hops, health, pools, idle, now: memory::now() };
-        let mut tables = compile(&config.desired, &circumstances, Some(tables));
+        let mut tables = compile(desired, &circumstances, Some(tables));
         tables.fib = kernel.fib(ports);
         tables
     }
@@ -398,7 +497,7 @@ impl Control {
         self.tables = Arc::new(tables);
         self.sweeper.begin();
         self.memory.save(&self.tables);
-        self.baselines.update(&self.tables, self.workers.counters());
+        self.baselines = Arc::new(self.baselines.next(&self.tables, self.workers.counters()));
         let version = self.publisher.publish(&self.tables);
         self.peers.follow(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
@@ -407,12 +506,14 @@ impl Control {
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
                 error!("version {version} is not in force: a worker does not turn");
+                self.show();
                 return;
             }
             sleep(Duration::from_millis(1)).await;
         }
         self.publisher.reclaim();
-        let services = self.config.desired.services();
+        self.show();
+        let services = self.desired.services();
         let backends: usize = services.iter().map(|service| service.spec().backends.len()).sum();
         info!(
             "version {version} is in force on every worker: services {}, backends {backends}",
@@ -423,7 +524,7 @@ impl Control {
     /// Says which backends take no traffic for want of a next hop, and which do again.
     fn log_unresolved(&mut self) {
         let mut now = BTreeMap::new();
-        for service in self.config.desired.services() {
+        for service in self.desired.services() {
             let spec = service.spec();
             for backend in &spec.backends {
                 let key = (spec.name.clone(), backend.address);
@@ -446,6 +547,20 @@ impl Control {
             warn!("{more} more backends take no traffic");
         }
     }
+}
+
+/// Can a balancer go from one configuration to the other while it runs?
+pub(crate) fn takes_no_restart(old: &Config, new: &Config) -> Result<(), ReloadError> {
+    if (&new.dataplane, &new.ports) != (&old.dataplane, &old.ports) {
+        return Err(ReloadError::NeedsRestart);
+    }
+    if new.api != old.api {
+        return Err(ReloadError::OtherApi);
+    }
+    if new.desired.hash_key() != old.desired.hash_key() {
+        return Err(ReloadError::OtherKey);
+    }
+    Ok(())
 }
 
 /// All service addresses that the kernel is to have, and those of pools, so that it answers ARP and
@@ -471,53 +586,6 @@ fn asked(desired: &DesiredState, tables: &Tables) -> BTreeSet<IpAddr> {
     let known = tables.services.iter().flat_map(|service| service.roster.serving());
     let backends = wanted.chain(known.map(|member| &member.backend));
     backends.filter(|backend| backend.static_hop.is_none()).map(|b| b.address).collect()
-}
-
-/// Goes over the tracked flows again and again, a part at a time.
-#[derive(Debug, Default)]
-struct Sweeper {
-    /// The part that comes next.
-    part: usize,
-    /// Has nothing changed since the first part?
-    is_whole: bool,
-    /// What this round has found so far: leaving backends without flows.
-    found: BTreeSet<(ServiceId, u16)>,
-    /// What the last whole round has found.
-    idle: BTreeSet<(ServiceId, u16)>,
-}
-
-impl Sweeper {
-    /// Goes over a part; does it follow that a leaving backend has no flow any more?
-    fn sweep(&mut self, tables: &Tables, now: Tick) -> bool {
-        let swept = continuity::sweep(tables, (self.part, SWEEP_PARTS), now);
-        if self.part == 0 {
-            (self.found, self.is_whole) = (swept.idle, true);
-        } else {
-            self.found.retain(|place| swept.idle.contains(place));
-        }
-        self.part = (self.part + 1) % SWEEP_PARTS;
-        if self.part > 0 || !self.is_whole {
-            return false;
-        }
-        self.idle = mem::take(&mut self.found);
-        !self.idle.is_empty()
-    }
-
-    /// Other tables: what was found is not known of them.
-    fn begin(&mut self) {
-        (self.part, self.is_whole) = (0, false);
-        self.idle.clear();
-    }
-
-    fn idle(&self) -> &BTreeSet<(ServiceId, u16)> {
-        &self.idle
-    }
-
-    /// Is there a backend that may leave when it has no flows?
-    fn is_waiting(tables: &Tables) -> bool {
-        let members = tables.services.iter().flat_map(|service| service.roster.serving());
-        members.into_iter().any(|member| matches!(member.standing, Standing::Leaving(_)))
-    }
 }
 
 /// Each TAP with its port's queues.

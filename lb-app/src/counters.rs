@@ -1,4 +1,4 @@
-//! The counters as people read them, until there is an API: one `name value` a line.
+//! The counters as people read them: one `name value` a line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use dpdk::{Port, Started};
 use lb_core::counters::{Counter, Counters};
 use lb_core::drop_reason::DropReason;
 use lb_core::stopwatch::Step;
-use lb_core::tables::{ServiceId, Tables};
+use lb_core::tables::{ServiceId, ServiceTable, Tables};
 
 use crate::kernel::PumpCounters;
 
@@ -22,18 +22,23 @@ pub(crate) struct Baselines(BTreeMap<ServiceId, (Arc<str>, Totals)>);
 
 impl Baselines {
     /// Notes the ids that `tables` gives to other services than before.
-    pub(crate) fn update(&mut self, tables: &Tables, workers: &[Arc<Counters>]) {
-        let mut new = BTreeMap::new();
-        for table in &tables.services {
+    #[must_use]
+    pub(crate) fn next(&self, tables: &Tables, workers: &[Arc<Counters>]) -> Self {
+        let entry = |table: &ServiceTable| {
             let name = table.source.spec().name.as_str();
-            let known = self.0.remove(&table.id).filter(|(known, _)| **known == *name);
-            let entry = known.unwrap_or_else(|| (name.into(), totals(table.id, workers)));
-            new.insert(table.id, entry);
-        }
-        self.0 = new;
+            let known = self.0.get(&table.id).filter(|(known, _)| **known == *name).cloned();
+            let counted = || totals(table.id, workers.iter().map(|counters| &**counters));
+            (table.id, known.unwrap_or_else(|| (name.into(), counted())))
+        };
+        Self(tables.services.iter().map(entry).collect())
     }
 
-    fn since(&self, id: ServiceId, workers: &[Arc<Counters>]) -> Totals {
+    /// What a service has counted since it is there.
+    pub(crate) fn since<'a>(
+        &self,
+        id: ServiceId,
+        workers: impl IntoIterator<Item = &'a Counters>,
+    ) -> Totals {
         let (frames, bytes) = totals(id, workers);
         let (_, (frames_before, bytes_before)) =
             self.0.get(&id).map_or((None, (0, 0)), |(name, totals)| (Some(name), *totals));
@@ -41,9 +46,9 @@ impl Baselines {
     }
 }
 
-fn totals(id: ServiceId, workers: &[Arc<Counters>]) -> Totals {
+fn totals<'a>(id: ServiceId, workers: impl IntoIterator<Item = &'a Counters>) -> Totals {
     workers
-        .iter()
+        .into_iter()
         .filter_map(|counters| counters.service(id))
         .fold((0, 0), |sum, traffic| (sum.0 + traffic.frames.get(), sum.1 + traffic.bytes.get()))
 }
@@ -114,7 +119,8 @@ pub(crate) fn table(
         }
     }
     for service in &tables.services {
-        let (frames, bytes) = baselines.since(service.id, workers);
+        let (frames, bytes) =
+            baselines.since(service.id, workers.iter().map(|counters| &**counters));
         let name = &service.source.spec().name;
         lines.push((format!("service {name}"), format!("frames {frames} bytes {bytes}")));
     }

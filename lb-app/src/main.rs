@@ -1,6 +1,7 @@
 //! Weir: a layer-4 load balancer.
 
 mod adapter;
+mod api;
 mod capture;
 mod cli;
 mod control;
@@ -9,8 +10,10 @@ mod dataplane;
 mod health;
 mod kernel;
 mod memory;
+mod offline;
 mod peers;
 mod record;
+mod verdict;
 mod workers;
 
 use std::process::ExitCode;

@@ -122,6 +122,54 @@ fn frames(path: &Path) -> Vec<Vec<u8>> {
     frames
 }
 
+/// Where no balancer runs, commands say so in one line, by exit status 3.
+#[test]
+fn a_balancer_that_cannot_be_reached() {
+    let folder = Folder::new("unreachable");
+    let socket = format!("unix:{}", folder.0.join("weir.sock").display());
+    for command in ["status", "services", "backends", "ports", "workers"] {
+        let output = weir(&[command, "--api", &socket]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let errors = text(&output.stderr);
+        let says = format!("no balancer can be reached at {socket}: No such file or directory");
+        assert!(errors.contains(&says) && errors.lines().count() == 1, "{errors}");
+    }
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = weir(&["status", "--api", &nobody.to_string()]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("Connection refused"), "{output:?}");
+    let output = weir(&["status", "--api", "weir.sock"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains("write \"unix:\" and the absolute path"), "{output:?}");
+}
+
+/// What shells and `man` are told names every command.
+#[test]
+fn completions_and_manual_pages() {
+    let help = text(&weir(&["help"]).stdout);
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands: Vec<&str> = commands
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.len() >= 15, "{help}");
+    let page = text(&weir(&["man"]).stdout);
+    for shell in ["bash", "zsh", "fish"] {
+        let output = weir(&["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        let script = text(&output.stdout);
+        for command in &commands {
+            assert!(script.contains(command), "{shell}: {command}");
+            assert!(page.contains(&command.replace('-', "\\-")), "{command}");
+        }
+    }
+    let page = text(&weir(&["man", "drain"]).stdout);
+    assert!(page.contains("weir\\-drain") && page.contains("no new flows"), "{page}");
+    assert_eq!(weir(&["man", "nothing"]).status.code(), Some(2));
+    assert_eq!(weir(&["completions", "nothing"]).status.code(), Some(2));
+}
+
 #[test]
 fn check_says_valid_or_what_to_change() {
     let folder = Folder::new("check");

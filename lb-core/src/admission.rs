@@ -65,6 +65,13 @@ impl Gate {
         Self { bound, rate: SharedRate::new(bound.rate), challenged: AtomicU64::new(0) }
     }
 
+    /// One to which as many have come: for who tries what would become of a packet.
+    #[must_use]
+    pub(crate) fn trial(&self) -> Self {
+        let challenged = AtomicU64::new(self.challenged.load(Ordering::Relaxed));
+        Self { bound: self.bound, rate: self.rate.clone(), challenged }
+    }
+
     /// What it was made from.
     #[must_use]
     pub fn bound(&self) -> SynBound {

@@ -23,6 +23,7 @@ use crate::tables::{ServiceId, ServiceTable, Tables};
 
 pub mod growth;
 pub mod join;
+pub mod moves;
 pub mod remembered;
 pub mod roster;
 pub mod tracker;
@@ -30,6 +31,7 @@ pub mod transition;
 
 pub use growth::Growth;
 pub use join::join;
+pub use moves::{Moves, moves};
 pub use remembered::{Remembered, Seat};
 pub use roster::{Member, Roster, Standing};
 pub use tracker::{Flow, Tracker};

@@ -18,13 +18,14 @@
 //!    their flows.
 //!    [`admission`]: who may open connections above a service's rate.
 //! 6. [`publish`]: how a new version of the tables reaches the workers.
-//! 7. [`sim`]: the world in memory.
+//! 7. [`sim`]: the world in memory; [`explain`]: what would become of a packet.
 
 pub mod admission;
 pub mod burst;
 pub mod continuity;
 pub mod counters;
 pub mod drop_reason;
+pub mod explain;
 pub mod flow_hash;
 pub mod forward;
 pub mod fragments;

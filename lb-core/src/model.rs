@@ -413,6 +413,21 @@ impl DesiredState {
         Self { hash_key: self.hash_key, services: services.collect() }
     }
 
+    /// The same, but that backends are drained that `is_drained` says, too.
+    #[must_use]
+    pub fn draining(&self, is_drained: impl Fn(&ServiceSpec, &Backend) -> bool) -> Self {
+        let drained = |service: &Arc<Service>| {
+            let mut new = Arc::clone(service);
+            for (place, backend) in service.spec.backends.iter().enumerate() {
+                if !backend.drain && is_drained(&service.spec, backend) {
+                    Arc::make_mut(&mut new).spec.backends[place].drain = true;
+                }
+            }
+            new
+        };
+        Self { hash_key: self.hash_key, services: self.services.iter().map(drained).collect() }
+    }
+
     /// The key of the flow hash.
     #[must_use]
     pub fn hash_key(&self) -> HashKey {

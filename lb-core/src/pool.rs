@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use ipnet::IpNet;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(loom))]
+use zerocopy::FromZeros;
 
 use crate::flow_hash::two_choices;
 use crate::prefetch::prefetch;
@@ -70,6 +72,7 @@ const LINE_WORDS: usize = 8;
 const BUCKET_LINES: usize = 1 + WAYS;
 
 #[derive(Debug, Default)]
+#[cfg_attr(not(loom), derive(FromZeros))]
 #[repr(align(64))]
 struct CacheLine(Line);
 
@@ -203,8 +206,29 @@ impl Pool {
     /// Nobody's yet. Of the prefix, [`ADDRESSES_MAX`] addresses are used at most.
     #[must_use]
     pub fn new(net: IpNet) -> Self {
-        let lines = (0..Self::words(net) / LINE_WORDS).map(|_| CacheLine::default());
-        Self::of(net, Memory::Own(lines.collect()))
+        Self::of(net, Memory::Own(zeroed(Self::words(net) / LINE_WORDS)))
+    }
+
+    /// One that has what this one has where a flow with this hash may be, and around `place`: for who
+    /// tries what would become of a packet.
+    #[must_use]
+    pub(crate) fn trial(&self, hash: u64, place: Option<u32>) -> Self {
+        let trial = Self::new(self.net);
+        let around = place.map(|place| place / WAYS_U32);
+        for bucket in self.buckets_of(hash).into_iter().chain(around) {
+            for place in (bucket * WAYS_U32..).take(WAYS) {
+                let (Some((state, content)), Some((new_state, new_content))) =
+                    (self.entry(place), trial.entry(place))
+                else {
+                    continue;
+                };
+                new_state.store(state.load(Ordering::Acquire), Ordering::Relaxed);
+                for (word, new_word) in content.iter().zip(new_content) {
+                    new_word.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+            }
+        }
+        trial
     }
 
     /// Over the words of a file, which has been a pool of this prefix before, or is all zero. `None`:
@@ -497,6 +521,17 @@ fn keep_oldest(oldest: &mut Option<Candidate>, other: Candidate) {
     if oldest.as_ref().is_none_or(|oldest| other.age > oldest.age) {
         *oldest = Some(other);
     }
+}
+
+/// All zero; memory is taken when it is used.
+#[cfg(not(loom))]
+pub(crate) fn zeroed<T: FromZeros>(len: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(len).unwrap_or_default()
+}
+
+#[cfg(loom)]
+pub(crate) fn zeroed<T: Default>(len: usize) -> Box<[T]> {
+    (0..len).map(|_| T::default()).collect()
 }
 
 /// How many addresses of a prefix a pool uses.

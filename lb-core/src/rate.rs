@@ -64,6 +64,13 @@ pub struct SharedRate {
     due: AtomicU64,
 }
 
+impl Clone for SharedRate {
+    fn clone(&self) -> Self {
+        let Self { interval, tolerance, .. } = *self;
+        Self { interval, tolerance, due: AtomicU64::new(self.due.load(Ordering::Relaxed)) }
+    }
+}
+
 impl SharedRate {
     /// How often one tries when others are faster; then it is refused.
     const TRIES: usize = 8;

@@ -1,10 +1,22 @@
 //! The command `weir`: one file a subcommand.
 //!
-//! Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
+//! Exit status: 0 done, 1 the answer is no, 2 the request is wrong, 3 the balancer cannot be reached.
 
+mod backends;
 mod check;
+mod documents;
+mod drain;
+mod explain;
+mod output;
+mod plan;
+mod ports;
+mod reload;
+pub(crate) mod remote;
 mod replay;
 mod run;
+mod services;
+mod status;
+mod workers;
 
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -31,6 +43,37 @@ enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Say which version of the tables is in force, and how the balancer that runs is.
+    Status(remote::Remote),
+    /// List the services of the balancer that runs.
+    Services(services::Args),
+    /// List the backends: their state and health, their share, and where their frames go.
+    Backends(backends::Args),
+    /// List the ports, and what their devices have counted.
+    Ports(remote::Remote),
+    /// List the workers, and what they have counted.
+    Workers(remote::Remote),
+    /// Say what becomes of a flow's packets, and why.
+    Explain(explain::Args),
+    /// Say what would change if a file were loaded: services, backends, and how much would move.
+    Plan(plan::Args),
+    /// Have the file loaded again; say which version is in force then, or why it was not taken.
+    Reload(remote::Remote),
+    /// Give a backend no new flows; it keeps those that it has.
+    Drain(drain::Args),
+    /// Give a drained backend new flows again.
+    Undrain(drain::Args),
+    /// Print what a shell needs to complete this command, as for bash: `weir completions bash >
+    /// /usr/share/bash-completion/completions/weir`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page: `weir man | man -l -`.
+    Man {
+        /// Of this command.
+        command: Option<String>,
+    },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
 }
@@ -41,6 +84,21 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check { file } => return check::check(&file),
         Command::Replay(args) => replay::replay(&args),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { command } => match documents::man(command.as_deref()) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Status(remote) => return status::status(&remote),
+        Command::Services(args) => return services::services(&args),
+        Command::Backends(args) => return backends::backends(&args),
+        Command::Ports(remote) => return ports::ports(&remote),
+        Command::Explain(args) => return explain::explain(&args),
+        Command::Plan(args) => return plan::plan(&args),
+        Command::Reload(remote) => return reload::reload(&remote),
+        Command::Drain(args) => return drain::drain(&args, true),
+        Command::Undrain(args) => return drain::drain(&args, false),
+        Command::Workers(remote) => return workers::workers(&remote),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,6 +111,15 @@ pub(crate) fn main() -> ExitCode {
 
 /// Any failure that ends the program: one line with the cause and what to do.
 type Failure = Box<dyn std::error::Error>;
+
+/// Whether a version that was just made is in force, as a line.
+fn in_force(version: u64, in_force: u64) -> String {
+    if in_force >= version {
+        format!("version {version} is in force on every worker\n")
+    } else {
+        format!("version {version} is NOT in force on every worker, but {in_force}: see the log\n")
+    }
+}
 
 /// Loads `file` and prints its warnings; its errors are printed in full, and `None` returned.
 fn load(file: &Path) -> Option<Config> {

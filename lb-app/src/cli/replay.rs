@@ -5,18 +5,15 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::mem;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_config::Config;
-use lb_core::burst::{Exit, Fate, Meta, Rule, WorkerId};
-use lb_core::continuity::{self, Member, Tracker};
+use lb_core::burst::{Exit, Fate, Meta, WorkerId};
+use lb_core::continuity;
 use lb_core::counters::Counters;
 use lb_core::drop_reason::DropReason;
-use lb_core::flow_hash::reduce;
 use lb_core::fragments::{LIFETIME_MS, WAITING_MAX};
 use lb_core::frame::{Frame as _, Frames, Io};
 use lb_core::model::{DesiredState, SERVICES_MAX};
@@ -25,15 +22,15 @@ use lb_core::sim::{SimFrame, SimIo};
 use lb_core::state::Settings;
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
-use lb_core::tables::fib::{Fib, RouteWays};
-use lb_core::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved};
-use lb_core::tuple::address_bytes;
+use lb_core::tables::next_hop::{NextHops, Port, PortId};
 use lb_core::wire::ethernet::{self, MacAddr};
 use lb_core::worker::Worker;
 use serde::Serialize;
 
 use super::Failure;
 use crate::capture::{CaptureError, Captured, Reader, Writer};
+use crate::offline;
+use crate::verdict::{ANSWER, DROP, PUNT, SEND, Verdict};
 
 /// What `weir replay` takes.
 ///
@@ -59,11 +56,6 @@ pub(crate) struct Args {
     at: Vec<String>,
 }
 
-const SEND: &str = "send";
-const PUNT: &str = "punt";
-const DROP: &str = "drop";
-const ANSWER: &str = "answer";
-
 /// What became of one frame.
 #[derive(Clone, Debug, Serialize)]
 struct Decision {
@@ -71,21 +63,8 @@ struct Decision {
     frame: usize,
     /// Seconds since the first frame.
     time: f64,
-    /// `send`, `punt`, `drop` or `answer`.
-    verdict: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    service: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slot: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backend: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<String>,
-    /// Why it is the service's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<&'static str>,
+    #[serde(flatten)]
+    verdict: Verdict,
 }
 
 /// A configuration, and when it comes.
@@ -136,7 +115,7 @@ struct Report {
 impl Report {
     fn write(&mut self, decisions: impl Iterator<Item = Decision>) -> Result<(), Failure> {
         for decision in decisions {
-            *self.totals.entry(decision.verdict).or_default() += 1;
+            *self.totals.entry(decision.verdict.word).or_default() += 1;
             if let Some(file) = &mut self.verdicts {
                 serde_json::to_writer(&mut *file, &decision)?;
                 file.write_all(b"\n")?;
@@ -207,28 +186,8 @@ struct Replay {
 
 impl Replay {
     fn new(config: &Config, station: Option<MacAddr>) -> Self {
-        let ports: Arc<[Port]> = config
-            .ports
-            .iter()
-            .zip(0..)
-            .map(|(port, place)| Port {
-                name: port.name.clone(),
-                mac: port
-                    .mac
-                    .or(station.filter(|_| place == 0))
-                    .unwrap_or(MacAddr([2, 0, 0, 0, 0xff, place])),
-                mtu: port.mtu,
-                addresses: port.addresses.clone(),
-                kernel: port.kernel,
-                udp_checksums: false,
-            })
-            .collect();
-        let next_hops = next_hops(&config.desired, &ports);
-        let circumstances = Circumstances::new(&ports, &next_hops);
-        let mut tables = compile(&config.desired, &circumstances, None);
-        tables.tracker = Arc::new(Tracker::new(config.dataplane.flows_max));
-        tables.fib = Arc::new(fib(&ports));
-        let tables = Arc::new(tables);
+        let (tables, next_hops) = offline::tables(config, station);
+        let (ports, tables) = (Arc::clone(&tables.ports), Arc::new(tables));
         let (publisher, mut subscribers) = publication(&tables, 1);
         let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
         let io = Observed { io: SimIo::new(ports.len()), decided: BTreeMap::new() };
@@ -242,7 +201,7 @@ impl Replay {
     fn apply(&mut self, config: &Config, elapsed: Duration) {
         self.desired = config.desired.clone();
         // Backends that are no longer wanted keep their ways.
-        self.next_hops.extend(next_hops(&config.desired, &self.ports));
+        self.next_hops.extend(offline::next_hops(&config.desired, &self.ports));
         self.compile(elapsed);
     }
 
@@ -257,11 +216,16 @@ impl Replay {
         self.turn(self.times.last().copied().unwrap_or_default());
     }
 
-    /// Takes one frame through the pipeline; the frames that are sent.
-    fn frame(&mut self, captured: &Captured, elapsed: Duration) -> Vec<SimFrame> {
+    /// What changes by itself has changed by then.
+    fn follow(&mut self, elapsed: Duration) {
         if self.tables.next_change().is_some_and(|change| change <= elapsed.into()) {
             self.compile(elapsed);
         }
+    }
+
+    /// Takes one frame through the pipeline; the frames that are sent.
+    fn frame(&mut self, captured: &Captured, elapsed: Duration) -> Vec<SimFrame> {
+        self.follow(elapsed);
         let mut frame = SimFrame::new(&captured.bytes);
         frame.number = self.times.len();
         self.times.push(elapsed);
@@ -304,62 +268,8 @@ impl Replay {
 
     /// `None`: it is not decided yet.
     fn decision(&self, number: usize, meta: &Meta, fate: Fate) -> Option<Decision> {
-        let is_read = meta.rule != Rule::None;
-        let addressed = is_read.then(|| self.tables.vips.lookup(&meta.tuple)).flatten();
-        let is_answered = matches!(meta.rule, Rule::Answer(_) | Rule::TunnelError);
-        // What addresses no service and is one's all the same comes from a backend; but an error about
-        // a tunnel is the client's flow's.
-        let is_return = meta.rule != Rule::TunnelError && meta.rule.is_return()
-            || is_answered && addressed.is_none();
-        let place = if is_return { Some(meta.service) } else { addressed };
-        let service = place.and_then(|place| self.tables.services.get(place as usize));
-        let spec = service.map(|service| service.source.spec());
-        let mut decision = Decision {
-            frame: number + 1,
-            time: self.times.get(number)?.as_secs_f64(),
-            verdict: DROP,
-            reason: None,
-            service: spec.map(|spec| spec.name.clone()),
-            slot: None,
-            backend: None,
-            port: None,
-            rule: None,
-        };
-        match fate {
-            Fate::Send(out) | Fate::Exit(Exit::Answer(out)) => {
-                let roster = service.map(|service| &service.roster);
-                let member = if is_return {
-                    let is_src = |it: &&Member| address_bytes(it.backend.address) == meta.tuple.src;
-                    roster.and_then(|roster| roster.serving().find(is_src))
-                } else {
-                    roster.and_then(|roster| roster.get(meta.backend))
-                };
-                // What was challenged has none yet.
-                let is_forwarded = matches!(fate, Fate::Send(_));
-                let member = member.filter(|_| is_forwarded);
-                decision.backend = member.map(|member| member.backend.address);
-                // Of a pool's connection, `meta` has its place there.
-                let slot = service.map(|service| reduce(meta.hash, service.slots.len()));
-                decision.slot = slot.filter(|_| !is_return);
-                decision.port = self.ports.get(out.index()).map(|port| port.name.clone());
-                decision.verdict = if is_answered { ANSWER } else { SEND };
-                decision.rule = match meta.rule {
-                    Rule::None => None,
-                    _ if is_return => Some("return"),
-                    Rule::Fragment => Some("fragment"),
-                    Rule::IcmpError => Some("icmp_error"),
-                    Rule::TunnelError => Some("tunnel_error"),
-                    _ => Some("flow"),
-                };
-                if let Rule::Answer(reason) = meta.rule {
-                    decision.reason = Some(reason.to_string());
-                }
-            }
-            Fate::Exit(Exit::Punt) => (decision.verdict, decision.service) = (PUNT, None),
-            Fate::Exit(Exit::Drop(reason)) => decision.reason = Some(reason.to_string()),
-            Fate::Exit(Exit::Hold | Exit::HandOver(_)) => return None,
-        }
-        Some(decision)
+        let verdict = Verdict::new(&self.tables, meta, fate)?;
+        Some(Decision { frame: number + 1, time: self.times.get(number)?.as_secs_f64(), verdict })
     }
 }
 
@@ -415,31 +325,5 @@ impl Io for Observed {
     }
 }
 
-/// Offline there is no kernel to ask: every backend is a station on a port's link.
-fn next_hops(desired: &DesiredState, ports: &[Port]) -> NextHops {
-    let services = desired.services().iter();
-    let backends = services.flat_map(|service| &service.spec().backends);
-    backends
-        .map(|backend| {
-            let is_on_link =
-                |port: &Port| port.addresses.iter().any(|n| n.contains(&backend.address));
-            let place = ports.iter().position(is_on_link).unwrap_or(0);
-            let octets = address_bytes(backend.address);
-            let hop = NextHop {
-                port: PortId(u8::try_from(place).unwrap_or(0)),
-                mac: MacAddr([2, 0, octets[12], octets[13], octets[14], octets[15]]),
-                vlan: None,
-            };
-            (backend.address, Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None }))
-        })
-        .collect()
-}
-
-/// Nor do clients' neighbours tell their MACs: all of them are behind a router on the first port.
-fn fib(ports: &[Port]) -> Fib {
-    const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-    let default =
-        || RouteWays::Gateways(vec![NextHop { port: PortId(0), mac: ROUTER, vlan: None }]);
-    let everything = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-    Fib::new(&everything.map(|net| (net, default())).into(), &BTreeMap::new(), ports)
-}
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@
 mod backend;
 mod checksums;
 mod client;
+mod commands;
 mod config;
 mod decap;
 mod fragments;

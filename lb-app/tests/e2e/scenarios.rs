@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::client::{self, Http, Outcome, assert_fair, ping};
+use crate::commands;
 use crate::config::{Service, Spec};
 use crate::decap::{Family, Kind};
 use crate::fragments;
@@ -31,6 +32,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("UDP echo of 30,000 bytes, in fragments and shuffled", fragmented_echo),
     ("1000 concurrent connections spread by weight", spread),
     ("a client port stays with its backend", same_port_same_backend),
+    ("commands say how the balancer is", commands::how_it_is),
+    ("weir reload says what is in force, or why not", commands::reload),
+    ("weir drain and undrain, beside the file", commands::drain),
+    ("weir services --watch tells of changes", commands::watch),
+    ("weir explain says where a connection is", commands::explain),
+    ("weir plan foretells the slots that move", commands::plan),
     ("reloads break no transfer", reloads_in_mid_transfer),
     ("a backend joins", backend_joins),
     ("a drained backend gets no new connection", backend_drains),
@@ -331,7 +338,10 @@ fn vlan_tagged(stage: &mut Stage) {
 
 fn clean_leave(stage: &mut Stage) {
     let pid = stage.weir().pid();
+    let socket = stage.weir().socket();
+    assert!(socket.exists());
     stage.leave();
+    assert!(!socket.exists());
     stage.bare.assert_nothing_left(&stage.lan.lb, pid);
 }
 

@@ -55,6 +55,12 @@ impl Stage {
         self.broken = false;
     }
 
+    /// As [`start`](Self::start), where not every backend takes connections.
+    pub(crate) fn start_without_waiting(&mut self) {
+        let Lan { lb, segment, .. } = &self.lan;
+        self.weir = Some(Weir::start(lb, &self.base.to_string(), &[*segment]));
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.weir.as_mut().is_some_and(Weir::is_running)
     }

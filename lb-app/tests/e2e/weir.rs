@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::netns::Netns;
 use crate::topology::Segment;
@@ -156,6 +157,49 @@ impl Weir {
         self.wait_for(from, |line| line.contains(text).then_some(0), text);
     }
 
+    /// Runs a command that asks this balancer.
+    pub(crate) fn command(&self, args: &[&str]) -> Said {
+        let mut command = Command::new(BINARY);
+        let output = command.args(args).args(["--api", &api(&self.file)]).output();
+        let output = output.expect("the binary under test runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("is text");
+        Said {
+            status: output.status.code(),
+            text: text(output.stdout),
+            errors: text(output.stderr),
+        }
+    }
+
+    /// What a command says as JSON.
+    pub(crate) fn ask(&self, args: &[&str]) -> Value {
+        let text = self.command(&[args, &["--json"]].concat()).done();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Starts a command that asks this balancer, and goes on.
+    pub(crate) fn start_command(&self, args: &[&str]) -> Running {
+        let mut command = Command::new(BINARY);
+        command.args(args).args(["--api", &api(&self.file)]).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary under test runs");
+        let lines = Lines::read(child.stdout.take().expect("is piped"));
+        Running { child, lines }
+    }
+
+    /// Writes another configuration, and does no more.
+    pub(crate) fn write(&self, config: &str) {
+        write_config(&self.file, config);
+    }
+
+    /// The configuration file.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Where its socket is.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.file.with_extension("sock")
+    }
+
     /// The counters as of now.
     pub(crate) fn counters(&mut self) -> Counters {
         let printed = self.printed.count();
@@ -226,14 +270,65 @@ impl Drop for Weir {
             self.child.wait().ok();
         }
         fs::remove_file(&self.file).ok();
+        fs::remove_file(self.socket()).ok();
     }
 }
 
-/// Writes a configuration, with the namespace's directory for what outlives the process.
+/// Where the balancer of this configuration file serves its API.
+fn api(file: &Path) -> String {
+    format!("unix:{}", file.with_extension("sock").display())
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: Option<i32>,
+    pub(crate) text: String,
+    pub(crate) errors: String,
+}
+
+impl Said {
+    /// What was printed, of a command that is to be done.
+    pub(crate) fn done(self) -> String {
+        assert_eq!(self.status, Some(0), "{self:?}");
+        self.text
+    }
+}
+
+/// A command that goes on. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    lines: Arc<Lines>,
+}
+
+impl Running {
+    /// Waits until it has printed a line, `from` this one on, that has all of this in it. Returns how many
+    /// lines there are then.
+    pub(crate) fn wait_for_line(&self, from: usize, parts: &[&str]) -> usize {
+        let has_all = |line: &str| parts.iter().all(|part| line.contains(part)).then_some(());
+        let found = self.lines.wait(from, PATIENCE, has_all);
+        assert!(found.is_some(), "waited in vain for {parts:?} in {:?}", self.lines.since(from));
+        self.lines.count()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Writes a configuration, with the namespace's directory for what outlives the process, and its socket
+/// for commands.
 fn write_config(file: &Path, config: &str) {
-    let state_dir = file.with_extension("state");
-    let state_dir = format!("[dataplane]\nstate_dir = \"{}\"\n", state_dir.display());
-    let config = config.replacen("[dataplane]\n", &state_dir, 1);
+    let dataplane = format!(
+        "[api]\ngrpc = \"{}\"\n[dataplane]\nstate_dir = \"{}\"\n",
+        api(file),
+        file.with_extension("state").display(),
+    );
+    let config = config.replacen("[dataplane]\n", &dataplane, 1);
     fs::write(file, config).expect("the temporary folder can be written");
 }
 

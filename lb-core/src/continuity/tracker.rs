@@ -20,13 +20,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-#[cfg(not(loom))]
-use zerocopy::FromZeros;
 
 use super::TOLD_TIMES;
 use crate::burst::Meta;
 use crate::model::SERVICES_MAX;
-use crate::pool::units;
+use crate::pool::{units, zeroed};
 use crate::rate::Tick;
 use crate::sign::Sign;
 use crate::tables::{ServiceId, ServiceTable};
@@ -68,6 +66,9 @@ pub const FLOWS_MAX: u32 = 1 << 28;
 const LOAD_PERCENT: u64 = 66;
 /// Ids of services that flows are counted for: as many as there are at once.
 const IDS: usize = if cfg!(loom) { 1 } else { 2 * SERVICES_MAX };
+
+/// Room for one flow.
+const FLOWS_OF_TRIAL: u32 = 8;
 
 /// What a flow's key has to say, besides who the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,6 +347,16 @@ impl Tracker {
         place.is_some()
     }
 
+    /// One that knows of this flow what this one knows: for who tries what would become of a packet.
+    #[must_use]
+    pub(crate) fn trial(&self, flow: &Flow, now: Tick) -> Self {
+        let trial = Self::new(FLOWS_OF_TRIAL);
+        if let Some(found) = self.find(flow) {
+            trial.put(flow, found.mark, units(now));
+        }
+        trial
+    }
+
     /// Where it was put; `None`: there is no room.
     fn put(&self, flow: &Flow, mark: Mark, now: u16) -> Option<usize> {
         let taken = table_of!(self, flow.shape, table => table.insert(flow, mark, now))?;
@@ -403,17 +414,6 @@ impl Counts {
             self.all.fetch_sub(1, Ordering::Relaxed);
         }
     }
-}
-
-/// All zero; memory is taken when it is used.
-#[cfg(not(loom))]
-fn zeroed<T: FromZeros>(len: usize) -> Box<[T]> {
-    <[T]>::new_box_zeroed_with_elems(len).unwrap_or_default()
-}
-
-#[cfg(loom)]
-fn zeroed<T: Default>(len: usize) -> Box<[T]> {
-    (0..len).map(|_| T::default()).collect()
 }
 
 /// Words of each table.

@@ -193,7 +193,7 @@ fn service() -> ServiceTable {
 
 #[test]
 fn another_process_finds_what_this_one_has_left() {
-    let words = <[AtomicU64]>::new_box_zeroed_with_elems(Tracker::words(100)).unwrap();
+    let words = zeroed::<AtomicU64>(Tracker::words(100));
     let words: &'static [AtomicU64] = Box::leak(words);
     let first = Tracker::over(words, 100).unwrap();
     for n in 0..10 {

@@ -1,0 +1,54 @@
+//! `weir status`
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use super::remote::Remote;
+use crate::api::proto::{GetStatusRequest, Status, Traffic};
+
+/// Says which version is in force, and how the balancer is.
+pub(crate) fn status(remote: &Remote) -> ExitCode {
+    remote.run(async |mut client| {
+        let status = client.get_status(GetStatusRequest {}).await?.into_inner();
+        remote.show(&status, text)
+    })
+}
+
+fn text(status: &Status) -> String {
+    let Status { version, in_force, .. } = status;
+    let version = if in_force == version {
+        format!("{version}, in force on every worker")
+    } else {
+        format!("{version} is published, {in_force} in force on every worker")
+    };
+    let traffic = status.traffic.clone().unwrap_or_default();
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:9} {value}"); // a String takes all
+    };
+    line("site", &format!("{}, Weir {}", status.site, status.release));
+    line("version", &version);
+    line("services", &with(status.services, "in transition", status.services_in_transition));
+    line("backends", &with(status.backends, "out of service", status.backends_out));
+    line("flows", &format!("{} tracked", status.tracked_flows));
+    line("frames", &frames(&traffic));
+    text
+}
+
+fn with(count: u32, what: &str, of_these: u32) -> String {
+    if of_these == 0 { count.to_string() } else { format!("{count}, {what} {of_these}") }
+}
+
+fn frames(traffic: &Traffic) -> String {
+    let Traffic { received, sent, injected, punted, .. } = traffic;
+    let dropped: u64 = traffic.dropped.iter().map(|it| it.frames).sum();
+    let mut text = format!(
+        "{received} received + {injected} from the kernel, {sent} sent + {punted} to the kernel, \
+         {dropped} dropped"
+    );
+    for (place, dropped) in traffic.dropped.iter().enumerate() {
+        let before = if place == 0 { ": " } else { ", " };
+        let _ = write!(text, "{before}{} {}", dropped.reason, dropped.frames);
+    }
+    text
+}
