@@ -15,7 +15,6 @@ mod maglev;
 mod scale;
 mod spoofed;
 mod tracked;
-mod traffic;
 mod wire;
 mod world;
 
@@ -26,9 +25,10 @@ use std::path::PathBuf;
 use cases::{Case, TRACKED, cases};
 use clap::Parser;
 use instructions::Counts;
+use lb_bench::Random;
+use lb_bench::traffic::BenchFrame;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
-use lb_core::flow_hash::reduce;
 use lb_core::frame::Frames;
 use lb_core::pipeline::process;
 use lb_core::state::State;
@@ -38,7 +38,6 @@ use lb_core::wire::tcp;
 use quanta::Clock;
 use serde::Serialize;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use traffic::BenchFrame;
 use world::{MAC, SETTINGS};
 
 #[global_allocator]
@@ -191,22 +190,6 @@ fn timed(
     state: &mut State<BenchFrame>,
 ) {
     process(burst, tables, counters, state);
-}
-
-/// A linear congruential generator (Knuth, MMIX): the same numbers in every run.
-struct Random(u64);
-
-impl Default for Random {
-    fn default() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
-    }
-}
-
-impl Random {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        reduce(self.0, n)
-    }
 }
 
 fn nanoseconds_per_cycle(clock: &Clock) -> f64 {

@@ -29,7 +29,7 @@ use zerocopy::FromBytes as _;
 
 use crate::Failure;
 use crate::tracked::memory;
-use crate::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
+use lb_bench::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
 
 /// The balancer's MAC.
 pub(crate) const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);

@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 the answer is no, 2 the request is wrong.
 
+mod bench;
 mod check;
 mod replay;
 mod run;
@@ -33,17 +34,20 @@ enum Command {
     },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
+    /// Measure how fast it is here, or how fast another balancer is: no network card is needed.
+    Bench(bench::Args),
 }
 
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Check { file } => return check::check(&file),
-        Command::Replay(args) => replay::replay(&args),
+        Command::Replay(args) => replay::replay(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::bench(args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("weir: {error}");
             ExitCode::FAILURE
