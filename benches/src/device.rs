@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -37,8 +38,8 @@ pub enum Device {
 
 /// In a command, where the device's name and arguments are to be.
 pub const DEVICE_PLACE: &str = "{device}";
-/// Lines of a log that are told.
-const LOG_LINES: usize = 15;
+/// Lines that are told of a log's beginning, and of its end.
+const LOG_LINES: usize = 8;
 /// How long a process may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -101,24 +102,55 @@ impl Running {
         }
     }
 
-    /// The last that it said.
+    /// The first and the last that it said.
     #[must_use]
-    pub fn last_words(&self) -> String {
+    pub fn words(&self) -> String {
         let text = self.process.as_ref().and_then(|(_, log)| fs::read(log).ok());
         let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+        let (first, last) = lines.split_at(lines.len().min(LOG_LINES));
+        let last = &last[last.len().saturating_sub(LOG_LINES)..];
+        [first, last].concat().join("\n")
     }
 
-    /// For how long the thread that has run most was kept from running, so far; `None`: nobody knows.
+    /// Its busiest thread, to see when that is kept from running; `None`: nobody knows.
     #[must_use]
-    pub fn kept_waiting(&self) -> Option<Duration> {
+    pub fn busiest(&self) -> Option<Thread> {
+        /// How long that is looked at.
+        const LOOK: Duration = Duration::from_millis(50);
         let (child, _) = self.process.as_ref()?;
-        let threads = fs::read_dir(format!("/proc/{}/task", child.id())).ok()?;
-        let schedules = threads.flatten().filter_map(|thread| {
-            schedule(&fs::read_to_string(thread.path().join("schedstat")).ok()?)
+        let entries = fs::read_dir(format!("/proc/{}/task", child.id())).ok()?;
+        let threads = entries.flatten().filter_map(|entry| {
+            let thread = Thread { schedstat: File::open(entry.path().join("schedstat")).ok()? };
+            let (ran, _) = thread.schedule()?;
+            Some((thread, ran))
         });
-        schedules.max().map(|(_, waited)| waited)
+        let threads: Vec<(Thread, Duration)> = threads.collect();
+        thread::sleep(LOOK);
+        let has_run = |(thread, before): &(Thread, Duration)| {
+            thread.schedule().unwrap_or_default().0.saturating_sub(*before)
+        };
+        threads.into_iter().max_by_key(has_run).map(|(thread, _)| thread)
+    }
+}
+
+/// A thread of the device's.
+#[derive(Debug)]
+pub struct Thread {
+    schedstat: File,
+}
+
+impl Thread {
+    /// For how long it was kept from running, so far: it could run, but its CPU was somebody else's.
+    #[must_use]
+    pub fn kept_waiting(&self) -> Duration {
+        self.schedule().unwrap_or_default().1
+    }
+
+    fn schedule(&self) -> Option<(Duration, Duration)> {
+        let mut text = [0; 80];
+        let len = self.schedstat.read_at(&mut text, 0).ok()?;
+        schedule(str::from_utf8(&text[..len]).ok()?)
     }
 }
 
@@ -172,11 +204,11 @@ mod tests {
         let device = command("sh -c 'echo {device}; sleep 60'");
         let mut running = Running::start(&device, "net_memif0,id=7", "", folder.path()).unwrap();
         let start = Instant::now();
-        while running.last_words().is_empty() && start.elapsed() < LEAVE {
+        while running.words().is_empty() && start.elapsed() < LEAVE {
             thread::sleep(Duration::from_millis(5));
         }
         assert!(running.is_there());
-        assert_eq!(running.last_words(), "net_memif0,id=7");
+        assert_eq!(running.words(), "net_memif0,id=7");
         let pid = running.process.as_ref().unwrap().0.id();
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
@@ -198,7 +230,10 @@ mod tests {
         let time = |run, wait| Some((Duration::from_nanos(run), Duration::from_nanos(wait)));
         assert_eq!(schedule("123 456 7\n"), time(123, 456));
         assert_eq!(schedule(""), None);
-        let own = fs::read_to_string("/proc/self/schedstat").unwrap();
-        assert!(schedule(&own).unwrap().0 > Duration::ZERO);
+        let folder = tempfile::tempdir().unwrap();
+        let device = command("sh -c 'while :; do :; done'");
+        let running = Running::start(&device, "", "", folder.path()).unwrap();
+        let thread = running.busiest().unwrap();
+        assert!(thread.schedule().unwrap().0 > Duration::ZERO);
     }
 }

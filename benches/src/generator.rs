@@ -18,11 +18,11 @@ const BURST: usize = 64;
 /// Frames in a queue of a port's.
 const DESCRIPTORS: u16 = 1024;
 /// Who is behind by more than this does not catch up: a burst that long would be the generator's own.
-const BEHIND_MAX: Duration = Duration::from_micros(100);
+const BEHIND_MAX: Duration = Duration::from_micros(20);
 /// A turn of the loop takes a microsecond or two. When one takes this long, the CPU was somebody else's.
 const TURN_MAX: Duration = Duration::from_micros(20);
 /// How often it is asked whether the device was interrupted.
-const WINDOW: Duration = Duration::from_millis(20);
+const WINDOW: Duration = Duration::from_millis(2);
 /// When nothing has come for so long, what is not back is lost.
 const SILENCE: Duration = Duration::from_millis(50);
 /// Flows that begin in a second, before a measurement.
@@ -74,7 +74,8 @@ pub struct Count {
     pub away: f64,
     /// From sending to receiving, in nanoseconds.
     pub latency: Histogram<u64>,
-    /// The same without the windows in which the generator or the device was interrupted.
+    /// The same without the frames that were on their way while the generator was interrupted, and without
+    /// the windows in which the device was.
     pub calm: Histogram<u64>,
 }
 
@@ -244,18 +245,18 @@ impl Line {
                 pace.made += made;
             }
             outgoing.send(&mut self.tx, rate);
-            if tally.receive(&mut self.rx, &self.clock) {
+            if tally.receive(&mut self.rx, &self.clock, turns.resumed) {
                 last_came = now.max(end);
             }
             if now >= turns.window_end {
-                tally.end_window(turns.is_calm && !was_interrupted());
+                tally.end_window(!was_interrupted());
                 turns.begin_window(self.clock.raw()); // what this takes is no absence
             }
             if now >= end && now - last_came.min(now) > silence {
                 break;
             }
         }
-        tally.end_window(turns.is_calm && !was_interrupted());
+        tally.end_window(!was_interrupted());
         Count {
             seconds,
             // What no queue has taken at full speed was never sent.
@@ -429,28 +430,28 @@ struct Turns {
     turn_max: u64,
     window: u64,
     window_end: u64,
-    /// Nothing has, in this window.
-    is_calm: bool,
+    /// When the last interruption was over.
+    resumed: u64,
     /// Cycles that were somebody else's.
     away: u64,
 }
 
 impl Turns {
     fn new(now: u64, [turn_max, window]: [u64; 2]) -> Self {
-        Self { now, turn_max, window, window_end: now + window, is_calm: true, away: 0 }
+        Self { now, turn_max, window, window_end: now + window, resumed: now, away: 0 }
     }
 
     #[inline]
     fn begin(&mut self, now: u64) {
         if now - self.now > self.turn_max {
             self.away += now - self.now;
-            self.is_calm = false;
+            self.resumed = now;
         }
         self.now = now;
     }
 
     fn begin_window(&mut self, now: u64) {
-        (self.now, self.window_end, self.is_calm) = (now, now + self.window, true);
+        (self.now, self.window_end) = (now, now + self.window);
     }
 }
 
@@ -463,9 +464,10 @@ struct Tally {
     frames: ArrayVec<Mbuf, BURST>,
     latency: Histogram<u64>,
     calm: Histogram<u64>,
+    /// Of this window, what may become calm.
     window: Histogram<u64>,
-    /// Frames with the same latency, which are entered together.
-    same: (u64, u64),
+    /// Frames in a row with the same latency, which are entered together: how many, and are they calm?
+    same: (u64, u64, bool),
 }
 
 impl Tally {
@@ -478,17 +480,19 @@ impl Tally {
             latency: empty.clone(),
             calm: empty.clone(),
             window: empty.clone(),
-            same: (0, 0),
+            same: (0, 0, false),
         }
     }
 
-    /// Receives a burst; false, if nothing has come.
+    /// Receives a burst; false, if nothing has come. `resumed`: when an interruption of the generator was
+    /// over.
     #[inline]
-    fn receive(&mut self, rx: &mut RxQueue, clock: &Clock) -> bool {
+    fn receive(&mut self, rx: &mut RxQueue, clock: &Clock, resumed: u64) -> bool {
         if rx.receive(&mut self.frames) == 0 {
             return false;
         }
-        let now = low(clock.raw());
+        let now = clock.raw();
+        let undisturbed = now - resumed;
         for place in 0..self.frames.len() {
             let Some(time) = stamped(self.frames[place].bytes()).filter(|_| !self.is_captured)
             else {
@@ -500,21 +504,24 @@ impl Tally {
                 continue;
             };
             self.received += 1;
-            let latency = u64::from(now.wrapping_sub(time)).max(1);
-            if latency == self.same.0 {
-                self.same.1 += 1;
-            } else {
+            let latency = u64::from(low(now).wrapping_sub(time)).max(1);
+            let is_calm = latency < undisturbed;
+            if (latency, is_calm) != (self.same.0, self.same.2) {
                 self.enter();
-                self.same = (latency, 1);
+                self.same = (latency, 0, is_calm);
             }
+            self.same.1 += 1;
         }
         free_bulk(&mut self.frames);
         true
     }
 
     fn enter(&mut self) {
-        let (latency, count) = self.same;
+        let (latency, count, is_calm) = self.same;
         if count > 0 {
+            self.latency.saturating_record_n(latency, count);
+        }
+        if count > 0 && is_calm {
             self.window.saturating_record_n(latency, count);
         }
         self.same.1 = 0;
@@ -522,10 +529,8 @@ impl Tally {
 
     fn end_window(&mut self, is_calm: bool) {
         self.enter();
-        // They have the same bounds: nothing can go wrong.
-        let _ = self.latency.add(&self.window);
         if is_calm {
-            let _ = self.calm.add(&self.window);
+            let _ = self.calm.add(&self.window); // of the same bounds: nothing can go wrong
         }
         self.window.reset();
     }

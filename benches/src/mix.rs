@@ -4,10 +4,12 @@
 //! a frame takes a few nanoseconds. Flow `n` is client `n`'s; it belongs to a service and a family by its
 //! number.
 
+use std::ops::Range;
+
 use lb_config::profile::{AttackKind, Made, Size};
 use lb_core::model::Protocol;
 use lb_core::tuple::address_bytes;
-use lb_core::wire::checksum::Checksum;
+use lb_core::wire::checksum::Sum;
 use lb_core::wire::ethernet::MacAddr;
 use lb_core::wire::{TCP, UDP, tcp, udp};
 use zerocopy::IntoBytes;
@@ -15,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::Random;
 use crate::network::vip;
 use crate::stamp::STAMP_BYTES;
-use crate::traffic::{ETHERNET, cut, datagram, headers, segment, to_vip};
+use crate::traffic::{ETHERNET, client, cut, datagram, headers, segment, to_vip};
 
 /// Bytes of the frame check sequence, which is counted in a frame's length, and made by the NIC.
 const FCS: usize = 4;
@@ -26,6 +28,8 @@ const SCHEDULE: usize = 1200;
 const STRANGERS: u32 = 1 << 31;
 /// "Discard": no service has it.
 const STRAY_PORT: u16 = 9;
+/// Of IPv4, the number that fragments of a datagram have in common.
+const DATAGRAM: Range<usize> = ETHERNET + 4..ETHERNET + 6;
 /// More fragments follow (RFC 791 §3.1).
 const MORE: u16 = 0x2000;
 
@@ -211,25 +215,20 @@ impl Mix {
 #[derive(Debug)]
 struct Template {
     bytes: Vec<u8>,
-    /// Where the client's number is: four bytes of its address; its port, if it is in this frame.
+    /// The last three bytes of the client's address.
     address_at: usize,
+    /// Its port, if it is in this frame.
     port_at: Option<usize>,
-    /// Of IPv4's header, and of the transport's.
-    ip_checksum_at: Option<usize>,
-    checksum_at: Option<usize>,
+    /// The checksums of IPv4's header, and of the transport's: where they are, and the sum of what is the
+    /// same for every client.
+    ip_checksum: Option<(usize, Sum)>,
+    checksum: Option<(usize, Sum)>,
     /// The datagram's number is in the IP header.
     is_fragment: bool,
     /// The rest of its datagram follows.
     is_first: bool,
     /// It has to come back.
     is_stamped: bool,
-}
-
-/// What a client's number changes: the last four bytes of its address, and its port.
-fn client(is_ipv6: bool, number: u32) -> ([u8; 4], [u8; 2]) {
-    let flow = to_vip(address_bytes(vip(0, is_ipv6)), number);
-    let [.., a, b, c, d] = flow.src;
-    ([a, b, c, d], flow.ports[0].to_be_bytes())
 }
 
 impl Template {
@@ -283,11 +282,19 @@ impl Template {
             cut(&mut bytes[ETHERNET..], 0, place);
         }
         bytes[ip..].copy_from_slice(&l4);
+        // Without the client, whose bytes are put in later.
+        let (address, port) = client(0);
+        let address = Sum::default().plus(&in_words(address));
+        let sum = |bytes: &[u8], at: usize, client: Sum| {
+            let rest = Sum::default().plus(&[!bytes[at], !bytes[at + 1]]).minus(client);
+            (at, Sum::default().plus(rest.partial().as_bytes()))
+        };
+        let with_port = address.plus(&port);
         Self {
-            address_at: ETHERNET + if is_ipv6 { 20 } else { 12 },
+            address_at: ETHERNET + if is_ipv6 { 21 } else { 13 },
             port_at: has_ports.then_some(ip),
-            ip_checksum_at: (!is_ipv6).then_some(ETHERNET + 10),
-            checksum_at: has_ports.then_some(ip + checksum),
+            ip_checksum: (!is_ipv6).then(|| sum(&bytes, ETHERNET + 10, address)),
+            checksum: has_ports.then(|| sum(&bytes, ip + checksum, with_port)),
             is_fragment: place != 0,
             is_first: place == MORE,
             is_stamped: !matches!(kind, Kind::Attack(_)),
@@ -298,23 +305,25 @@ impl Template {
     #[inline]
     fn write(&self, number: u32, datagram: u16, stamp: [u8; STAMP_BYTES], bytes: &mut [u8]) {
         bytes.copy_from_slice(&self.bytes);
-        let is_ipv6 = self.ip_checksum_at.is_none();
-        let (address, port) = client(is_ipv6, number);
-        let mut change = |at: usize, new: &[u8], checksums: [Option<usize>; 2]| {
-            let place = at..at + new.len();
-            for checksum in checksums.into_iter().flatten() {
-                let sum = Checksum::from([bytes[checksum], bytes[checksum + 1]]);
-                let sum = sum.replace(&self.bytes[place.clone()], new);
-                bytes[checksum..checksum + 2].copy_from_slice(sum.as_bytes());
+        let (address, port) = client(number);
+        bytes[self.address_at..self.address_at + 3].copy_from_slice(&address);
+        let address = Sum::default().plus(&in_words(address));
+        if let Some((at, sum)) = self.ip_checksum {
+            let mut sum = sum.join(address);
+            if self.is_fragment {
+                let datagram = datagram.to_be_bytes();
+                bytes[DATAGRAM].copy_from_slice(&datagram);
+                sum = sum.plus(&datagram);
             }
-            bytes[place].copy_from_slice(new);
-        };
-        change(self.address_at, &address, [self.ip_checksum_at, self.checksum_at]);
-        if let Some(at) = self.port_at {
-            change(at, &port, [self.checksum_at, None]);
+            bytes[at..at + 2].copy_from_slice(sum.checksum().as_bytes());
         }
-        if self.is_fragment {
-            change(ETHERNET + 4, &datagram.to_be_bytes(), [self.ip_checksum_at, None]);
+        if let Some(at) = self.port_at {
+            bytes[at..at + 2].copy_from_slice(&port);
+        }
+        if let Some((at, sum)) = self.checksum {
+            // Of UDP, zero would be none; of TCP, both are zero.
+            let checksum = sum.join(address).plus(&port).checksum().never_zero();
+            bytes[at..at + 2].copy_from_slice(checksum.as_bytes());
         }
         if self.is_stamped
             && let Some(end) = bytes.last_chunk_mut()
@@ -322,6 +331,12 @@ impl Template {
             *end = stamp;
         }
     }
+}
+
+/// The last three bytes of an address, as words of it.
+#[inline]
+fn in_words([a, b, c]: [u8; 3]) -> [u8; 4] {
+    [0, a, b, c]
 }
 
 #[cfg(test)]
@@ -399,7 +414,7 @@ mod tests {
                     }
                     other => panic!("{what}: {other:?}"),
                 };
-                assert_eq!(given, right.expect(what), "{what}");
+                assert_eq!(given % u16::MAX, right.expect(what) % u16::MAX, "{what}");
                 ip.destination.to_vec()
             }
             etherparse::NetHeaders::Ipv6(ip, _) => {
@@ -412,7 +427,7 @@ mod tests {
                     }
                     other => panic!("{what}: {other:?}"),
                 };
-                assert_eq!(given, right.expect(what), "{what}");
+                assert_eq!(given % u16::MAX, right.expect(what) % u16::MAX, "{what}");
                 ip.destination.to_vec()
             }
             arp @ etherparse::NetHeaders::Arp(_) => panic!("{what}: {arp:?}"),

@@ -1,12 +1,13 @@
 //! Results as a page: plots, and all figures with their spread.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde::{Deserialize, Serialize};
 
 use crate::plot::{Axis, Curve, plot};
 use crate::results::{FULL, HIGHEST, Latency, Point, Results, Series, Spread, Trial};
 
 /// A figure of the engine in memory, as `lb-bench` saves it.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct EngineFigure {
     /// What was measured.
     pub name: String,

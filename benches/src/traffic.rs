@@ -60,16 +60,25 @@ impl Flows {
 /// Of client number `number` to a VIP.
 #[must_use]
 pub fn to_vip(vip: [u8; 16], number: u32) -> Flow {
-    let [high, mid, low, last] = number.to_be_bytes();
+    let (address, port) = client(number);
     let mut src = vip;
     if is_ipv6(&vip) {
         src = [0; 16];
         src[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
-        src[12..].copy_from_slice(&[1, high, mid, low]);
+        src[12] = 1;
     } else {
-        src[12..].copy_from_slice(&[11, high, mid, low]);
+        src[12] = 11;
     }
-    Flow { src, dst: vip, ports: [u16::from_be_bytes([0x80 | last >> 1, last]), VIP_PORT] }
+    src[13..].copy_from_slice(&address);
+    Flow { src, dst: vip, ports: [u16::from_be_bytes(port), VIP_PORT] }
+}
+
+/// What clients differ in: the last three bytes of the address, and the port.
+#[inline]
+#[must_use]
+pub fn client(number: u32) -> ([u8; 3], [u8; 2]) {
+    let [high, mid, low, last] = number.to_be_bytes();
+    ([high, mid, low], [0x80 | last >> 1, last])
 }
 
 /// A frame whose bytes end where the buffer does, so that they are found as fast as those of DPDK's.

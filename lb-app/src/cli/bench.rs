@@ -106,7 +106,7 @@ const RUN_EXAMPLES: &str = r#"Examples:
   weir bench run                                    64-byte frames of TCP, as many as are taken
   weir bench run --profile web.toml --rate 1M --rate 2M -o web.json
   weir bench run --against 'macswap=dpdk-testpmd --lcores 0@0,1@1 --no-huge --no-shconf -m 256
-      --no-pci --total-num-mbufs 16383 --vdev={device} -- --forward-mode=macswap --auto-start'
+      --no-pci --vdev={device} -- --total-num-mbufs=16383 --forward-mode=macswap --auto-start'
 
 The profile says what is sent (TOML; every key may be absent):
   sizes = [64, 512, 1518, "imix"]    # bytes of a frame, its check sequence included
@@ -301,7 +301,8 @@ fn frames(
     }
     writer.finish()?;
     if let [file, device] = config {
-        let state = std::env::temp_dir().join("weir-bench-state");
+        let folder = std::path::absolute(file)?;
+        let state = folder.parent().unwrap_or(Path::new("/")).join("state");
         let text = configuration(&profile, profile.modes[0], (device, &[1], &state));
         fs::write(file, text).map_err(|error| format!("cannot write {file}: {error}"))?;
     }
