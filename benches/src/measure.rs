@@ -27,12 +27,9 @@ use crate::search::{Goal, Outcome, highest};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What is sent before a trial, so that caches are warm.
 const WARM_UP_SECONDS: f64 = 0.1;
-/// Trials of a search at the same rate, at most: those that lose frames while a CPU is somebody else's say
-/// nothing.
-const REPETITIONS: usize = 5;
 /// Rounds for one that counts, at most.
 const ATTEMPTS: usize = 2;
-/// A device that was kept from running for less than this share of a trial was not interrupted.
+/// An interruption that is told: a share of the time.
 const AWAY_MAX: f64 = 1e-3;
 /// The same for a window of a trial, in which the latency is to be that of the device.
 const WAIT_MAX: Duration = Duration::from_micros(20);
@@ -232,7 +229,7 @@ fn describe(trial: &Trial) -> String {
         "{:.3} of {:.3} million frames/s, lost {:.3}%",
         trial.received / 1e6,
         trial.offered / 1e6,
-        trial.loss * 100.0
+        trial.own_loss() * 100.0
     );
     if let Some(latency) = trial.calm.or(trial.latency) {
         let micros = |nanos: u64| nanos as f64 / 1e3;
@@ -244,9 +241,14 @@ fn describe(trial: &Trial) -> String {
             micros(latency.p99_9)
         );
     }
-    let away = trial.generator_away.max(trial.device_away.unwrap_or(0.0));
-    if away > AWAY_MAX {
-        let _ = write!(text, " (a CPU was somebody else's for {:.1}%)", away * 100.0);
+    let device_away = trial.device_away.unwrap_or(0.0);
+    if trial.generator_away.max(device_away) > AWAY_MAX {
+        let _ = write!(
+            text,
+            " (the generator was interrupted for {:.1}% of the time, the device for {:.1}%)",
+            trial.generator_away * 100.0,
+            device_away * 100.0
+        );
     }
     text
 }
@@ -335,32 +337,16 @@ impl Bench<'_> {
         let ceiling = full.received * CEILING;
         trials.push((FULL.into(), full));
         let found = highest(ceiling, self.plan.goal, |rate| {
-            let trial = self.undisturbed(rate);
-            Ok::<_, MeasureError>(Outcome { offered: trial.offered, loss: trial.loss })
+            let trial = self.trial(Rate::Of(rate));
+            Ok::<_, MeasureError>(Outcome { offered: trial.offered, loss: trial.own_loss() })
         })?;
         let highest = found.ok_or_else(|| MeasureError::Lossy { device: device.into() })?;
-        trials.push((HIGHEST.into(), self.undisturbed(highest)));
+        trials.push((HIGHEST.into(), self.trial(Rate::Of(highest))));
         for &share in shares {
             let rate = Rate::Of(highest * f64::from(share) / 100.0);
             trials.push((format!("{share}%"), self.trial(rate)));
         }
         Ok(trials)
-    }
-
-    /// A trial at a rate, again if it lost frames while a CPU was somebody else's.
-    fn undisturbed(&mut self, rate: f64) -> Trial {
-        let mut trial = self.trial(Rate::Of(rate));
-        for _ in 1..REPETITIONS {
-            let away = trial.generator_away.max(trial.device_away.unwrap_or(0.0));
-            if trial.loss <= self.plan.goal.loss_max || away <= AWAY_MAX {
-                break;
-            }
-            let again = self.trial(Rate::Of(rate));
-            if again.loss < trial.loss {
-                trial = again;
-            }
-        }
-        trial
     }
 
     fn trial(&mut self, rate: Rate) -> Trial {

@@ -88,7 +88,9 @@ fn measurement(name: &str, results: &Results) -> Markup {
         }
         p { small {
             "Latency is from the generator and back to it, while neither it nor the device was interrupted, \
-             as far as the kernel knows; \u{201c}undisturbed\u{201d} is the share of frames that this is about."
+             as far as the kernel knows; \u{201c}undisturbed\u{201d} is the share of frames that this is about. \
+             Lost is what the device is to blame for: while its CPU is somebody else's, it can lose what \
+             comes then."
         } }
     }
 }
@@ -112,7 +114,7 @@ fn row(results: &Results, series: &Series, point: &Point) -> Markup {
             td { (series.name()) }
             td { (point.load) }
             (cell(&|trial| Some(trial.received / 1e6), 3))
-            (cell(&|trial| Some(trial.loss * 100.0), 3))
+            (cell(&|trial| Some(trial.own_loss() * 100.0), 3))
             (micros(|it| it.p50)) (micros(|it| it.p99)) (micros(|it| it.p99_9)) (micros(|it| it.p99_99))
             (cell(&|trial| {
                 let calm = trial.calm.map_or(0, |calm| calm.frames);

@@ -124,6 +124,15 @@ pub struct Trial {
     pub calm: Option<Latency>,
 }
 
+impl Trial {
+    /// The loss that the device is to blame for: while its CPU is somebody else's, it can lose what comes
+    /// then.
+    #[must_use]
+    pub fn own_loss(&self) -> f64 {
+        (self.loss - self.device_away.unwrap_or(0.0)).max(0.0)
+    }
+}
+
 /// Nanoseconds from sending to receiving.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "percentiles by their names")]
@@ -314,6 +323,17 @@ pub(crate) mod tests {
         assert_eq!(spread(&[]), None);
         assert_eq!(spread(&[3.0, 9.0, 1.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
         assert_eq!(spread(&[1.0, 2.0]), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
+    }
+
+    #[test]
+    fn what_is_lost_while_the_cpu_is_somebody_elses_is_not_the_devices_fault() {
+        let mut trial = results(&[(1e6, 1)]).series[0].points[0].trials[0].clone();
+        for (loss, away, own) in
+            [(0.03, Some(0.01), 0.02), (0.03, Some(0.04), 0.0), (0.03, None, 0.03)]
+        {
+            (trial.loss, trial.device_away) = (loss, away);
+            assert!((trial.own_loss() - own).abs() < 1e-9, "{loss} {away:?}");
+        }
     }
 
     #[test]

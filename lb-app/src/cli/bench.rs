@@ -125,9 +125,10 @@ The profile says what is sent (TOML; every key may be absent):
 
 const SEARCH_EXAMPLES: &str = r"Examples:
   weir bench search -o a.json && weir bench report a.json -o a.html
-  nice -n -20 weir bench search --loss 0.01 --rounds 7       on a machine that others use
+  nice -n -20 weir bench search --loss 0.1 --rounds 7        on a machine that others use
 
-A trial that loses frames while one of the CPUs was somebody else's is repeated, up to five times.
+The loss is that of the device: while its CPU is somebody else's, as far as the kernel knows, it can lose
+what comes then, which is subtracted.
 The profile is described by `weir bench run --help`.";
 
 /// How something is measured.
