@@ -19,7 +19,7 @@ use crate::device::{Device, Running, Thread, machine};
 use crate::floor::floor;
 use crate::generator::{Count, Frames, Line, LineError, Rate};
 use crate::mix::Mix;
-use crate::network::{DEVICE_MAC, configuration};
+use crate::network::{Place, configuration};
 use crate::results::{About, FORMAT, FULL, HIGHEST, Latency, Point, Results, Round, Series, Trial};
 use crate::search::{Goal, Outcome, highest};
 
@@ -263,7 +263,7 @@ fn one(
 ) -> Result<Vec<(String, Trial)>, MeasureError> {
     let folder = tempfile::Builder::new().prefix("weir-bench-").tempdir();
     let folder = folder.map_err(MeasureError::Folder)?;
-    let (ours, theirs) = ports(device, folder.path());
+    let (ours, theirs) = ports(device, plan.mac, folder.path());
     let name = || device.name().to_owned();
     let failed = |error: LineError, words| MeasureError::Line {
         device: name(),
@@ -273,7 +273,9 @@ fn one(
     let mut line = Line::open(eal, pool, &ours).map_err(|error| failed(error, String::new()))?;
     let text = match (device, case.0) {
         (Device::Weir { workers, .. }, Some(mode)) => {
-            configuration(&plan.profile, mode, (&theirs, workers, &folder.path().join("state")))
+            let state_dir = &folder.path().join("state");
+            let place = Place { device: &theirs, mac: plan.mac, workers, state_dir };
+            configuration(&plan.profile, mode, place)
         }
         _ => String::new(),
     };
@@ -296,7 +298,7 @@ fn one(
 }
 
 /// Our end of the line, and the device's.
-fn ports(device: &Device, folder: &Path) -> (String, String) {
+fn ports(device: &Device, mac: MacAddr, folder: &Path) -> (String, String) {
     if let Device::Port { device } = device {
         return (device.clone(), String::new());
     }
@@ -304,7 +306,7 @@ fn ports(device: &Device, folder: &Path) -> (String, String) {
     let end = |role: &str| {
         format!("net_memif0,role={role},socket={},socket-abstract=no", socket.display())
     };
-    (end("server"), format!("{},mac={DEVICE_MAC}", end("client")))
+    (end("server"), format!("{},mac={mac}", end("client")))
 }
 
 /// A device that runs, and a line to it.

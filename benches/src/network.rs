@@ -7,11 +7,12 @@ use std::path::Path;
 use lb_config::ForwardMode;
 use lb_config::profile::{Profile, Traffic};
 use lb_core::model::Protocol;
+use lb_core::wire::ethernet::MacAddr;
 
 use crate::traffic::VIP_PORT;
 
 /// The device's MAC address, unless another one is given.
-pub const DEVICE_MAC: &str = "02:00:00:00:00:02";
+pub const DEVICE_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 /// Bytes of an IP packet; `net_memif` can do no more.
 const MTU: u16 = 1500;
 /// Connections of one address of a pool that are reckoned with: half of its ports.
@@ -43,13 +44,23 @@ fn words(number: u32) -> [u16; 2] {
     [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
 }
 
+/// A balancer's place.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The DPDK device that is its port.
+    pub device: &'a str,
+    /// The device's MAC address.
+    pub mac: MacAddr,
+    /// CPUs of its workers.
+    pub workers: &'a [usize],
+    /// Where it keeps what outlives it.
+    pub state_dir: &'a Path,
+}
+
 /// The configuration of a balancer for a profile's services, which forward by `mode`.
 #[must_use]
-pub fn configuration(
-    profile: &Profile,
-    mode: ForwardMode,
-    (device, workers, state_dir): (&str, &[usize], &Path),
-) -> String {
+pub fn configuration(profile: &Profile, mode: ForwardMode, place: Place<'_>) -> String {
+    let Place { device, mac, workers, state_dir } = place;
     let mut text = format!(
         r#"[site]
 hash_key = "6265796f6e642074686520686561705f"
@@ -61,7 +72,7 @@ state_dir = "{}"
 [[port]]
 name = "bench0"
 device = {device:?}
-mac = "{DEVICE_MAC}"
+mac = "{mac}"
 addresses = ["10.0.0.2/8", "fd00::2/48"]
 mtu = {MTU}
 kernel = false
@@ -135,8 +146,13 @@ mod tests {
             for mode in ["l2dsr", "ipip", "gue", "gre", "nat", "fullnat"] {
                 let text = format!("modes = ['{mode}']\n{text}");
                 let profile = Profile::parse("profile", &text).unwrap();
-                let with = ("net_memif0,role=client", &[1][..], Path::new("/tmp/state"));
-                let text = configuration(&profile, profile.modes[0], with);
+                let place = Place {
+                    device: "net_memif0,role=client",
+                    mac: DEVICE_MAC,
+                    workers: &[1],
+                    state_dir: Path::new("/tmp/state"),
+                };
+                let text = configuration(&profile, profile.modes[0], place);
                 let config =
                     lb_config::parse("weir.toml", &text).unwrap_or_else(|it| panic!("{it}"));
                 assert!(config.warnings.is_empty());

@@ -10,7 +10,7 @@ use lb_bench::device::Device;
 use lb_bench::generator::Rate;
 use lb_bench::measure::{Loads, Plan, measure};
 use lb_bench::mix::Mix;
-use lb_bench::network::{DEVICE_MAC, configuration};
+use lb_bench::network::{DEVICE_MAC, Place, configuration};
 use lb_bench::report::page;
 use lb_bench::results::Results;
 use lb_bench::search::Goal;
@@ -96,6 +96,9 @@ enum Command {
         /// The capture, as pcap.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// The MAC address that the frames are for.
+        #[arg(long, default_value_t = DEVICE_MAC, value_parser = mac)]
+        mac: MacAddr,
         /// The configuration, for Weir on this DPDK device.
         #[arg(long, num_args = 2, value_names = ["FILE", "DEVICE"])]
         config: Vec<String>,
@@ -166,7 +169,7 @@ struct Measurement {
     #[arg(long)]
     without_weir: bool,
     /// The MAC address that frames are sent to.
-    #[arg(long, default_value = DEVICE_MAC, value_parser = mac)]
+    #[arg(long, default_value_t = DEVICE_MAC, value_parser = mac)]
     mac: MacAddr,
 }
 
@@ -195,8 +198,8 @@ pub(crate) fn bench(args: Args) -> Result<ExitCode, Failure> {
             }
             Ok(if comparison.is_worse() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
-        Command::Frames { profile, count, output, config } => {
-            frames(profile.as_deref(), count, &output, &config)
+        Command::Frames { profile, count, output, mac, config } => {
+            frames(profile.as_deref(), (count, mac), &output, &config)
         }
     }
 }
@@ -279,7 +282,7 @@ fn report(paths: &[PathBuf], engine: Option<&Path>, output: &Path) -> Result<Exi
 
 fn frames(
     profile: Option<&Path>,
-    count: u32,
+    (count, mac): (u32, MacAddr),
     output: &Path,
     config: &[String],
 ) -> Result<ExitCode, Failure> {
@@ -288,7 +291,6 @@ fn frames(
     let Traffic::Made(made) = &profile.traffic else {
         return Err("the profile's frames are a capture already".into());
     };
-    let mac = mac(DEVICE_MAC)?;
     let mut writer = Writer::create(output)?;
     let mut mix = Mix::new(made, made.sizes[0], profile.services, mac);
     let mut room = [0; BYTES_MAX];
@@ -303,8 +305,9 @@ fn frames(
     writer.finish()?;
     if let [file, device] = config {
         let folder = std::path::absolute(file)?;
-        let state = folder.parent().unwrap_or(Path::new("/")).join("state");
-        let text = configuration(&profile, profile.modes[0], (device, &[1], &state));
+        let state_dir = &folder.parent().unwrap_or(Path::new("/")).join("state");
+        let place = Place { device, mac, workers: &[1], state_dir };
+        let text = configuration(&profile, profile.modes[0], place);
         fs::write(file, text).map_err(|error| format!("cannot write {file}: {error}"))?;
     }
     Ok(ExitCode::SUCCESS)
