@@ -122,8 +122,8 @@ fn main() -> Result<(), Failure> {
     print(&figures);
     maglev::report();
     flood::report(&args, &clock)?;
-    figures.extend(parallel::workers(&args, &clock)?);
-    parallel::change(&args)?;
+    figures.extend(parallel::workers(&args, &clock, &cpus)?);
+    parallel::change(&args, &cpus)?;
     if let Some(folder) = args.json.parent() {
         std::fs::create_dir_all(folder)?;
     }

@@ -56,8 +56,8 @@ impl Turns {
 }
 
 /// Turns until it is time, and all frames are sent.
-fn run(subscriber: Subscriber<Tables>, cpu: usize, seed: u32, start: &Barrier) -> Turns {
-    core_affinity::set_for_current(CoreId { id: cpu });
+fn run(subscriber: Subscriber<Tables>, cpu: CoreId, seed: u32, start: &Barrier) -> Turns {
+    core_affinity::set_for_current(cpu);
     let counters = Arc::new(Counters::new(16));
     let idle = (0..2 * BURST).map(|_| BenchFrame::default()).collect();
     let mut worker =
@@ -85,12 +85,15 @@ fn run(subscriber: Subscriber<Tables>, cpu: usize, seed: u32, start: &Barrier) -
 }
 
 /// One worker, and two: what does each of them cost?
-pub(crate) fn workers(args: &Args, clock: &Clock) -> Result<Vec<EngineFigure>, Failure> {
+pub(crate) fn workers(
+    args: &Args,
+    clock: &Clock,
+    cpus: &[CoreId],
+) -> Result<Vec<EngineFigure>, Failure> {
     if !args.only.is_empty() && args.only != "workers" {
         return Ok(Vec::new());
     }
-    let mut cpus: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|it| it.id).collect();
+    let mut cpus: Vec<CoreId> = cpus.into();
     cpus.reverse(); // the first has most to do besides
     let served = Served { forward: Forward::L2dsr, vip: VIP, ipv6_backends: false };
     let tables = Arc::new(tables(&[served])?);
@@ -148,12 +151,15 @@ pub(crate) fn workers(args: &Args, clock: &Clock) -> Result<Vec<EngineFigure>, F
 }
 
 /// A service's backends change all the time: what does that cost the worker?
-pub(crate) fn change(args: &Args) -> Result<(), Failure> {
+pub(crate) fn change(args: &Args, cpus: &[CoreId]) -> Result<(), Failure> {
     if !args.only.is_empty() && args.only != "change" {
         return Ok(());
     }
-    let cpus = core_affinity::get_core_ids().unwrap_or_default();
-    let cpu = args.cpu.or(cpus.last().map(|it| it.id)).unwrap_or_default();
+    let [control_cpu, .., cpu] = *cpus else {
+        println!("changes of tables are not measured: that takes two CPUs");
+        return Ok(());
+    };
+    core_affinity::set_for_current(control_cpu);
     let (mut still, mut moving, mut changes) = (Vec::new(), Vec::new(), 0);
     let mut control = Control::new()?;
     for _ in 0..args.rounds {
