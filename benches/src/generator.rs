@@ -17,10 +17,10 @@ use crate::stamp::{STAMP_BYTES, stamp, stamped};
 const BURST: usize = 64;
 /// Frames in a queue of a port's.
 const DESCRIPTORS: u16 = 1024;
-/// Who is behind by more than this does not catch up: a burst that long would be the generator's own.
+/// Who is behind by more than this, or a burst, does not catch up: the wait would be the generator's own.
 const BEHIND_MAX: Duration = Duration::from_micros(20);
-/// A turn of the loop takes a microsecond or two. When one takes this long, the CPU was somebody else's.
-const TURN_MAX: Duration = Duration::from_micros(20);
+/// A turn of the loop takes some microseconds. When one takes this long, the CPU was somebody else's.
+const TURN_MAX: Duration = Duration::from_micros(10);
 /// How often it is asked whether the device was interrupted.
 const WINDOW: Duration = Duration::from_millis(2);
 /// When nothing has come for so long, what is not back is lost.
@@ -75,7 +75,7 @@ pub struct Count {
     /// From sending to receiving, in nanoseconds.
     pub latency: Histogram<u64>,
     /// The same without the frames that were on their way while the generator was interrupted, and without
-    /// the windows in which the device was.
+    /// the windows in which the device was, and those that follow: queues have to become empty again.
     pub calm: Histogram<u64>,
 }
 
@@ -360,7 +360,7 @@ impl Pace {
             Rate::Full => 0.0,
             Rate::Of(rate) => rate / cycles_per_second,
         };
-        let behind_max = (behind_max as f64 * per_cycle) as u64 + BURST as u64;
+        let behind_max = ((behind_max as f64 * per_cycle) as u64 + 1).min(BURST as u64);
         Self { rate, start, per_cycle, behind_max, forgiven: 0, made: 0 }
     }
 
@@ -464,6 +464,8 @@ struct Tally {
     frames: ArrayVec<Mbuf, BURST>,
     latency: Histogram<u64>,
     calm: Histogram<u64>,
+    /// The last window was calm.
+    was_calm: bool,
     /// Of this window, what may become calm.
     window: Histogram<u64>,
     /// Frames in a row with the same latency, which are entered together: how many, and are they calm?
@@ -479,6 +481,7 @@ impl Tally {
             frames: ArrayVec::new(),
             latency: empty.clone(),
             calm: empty.clone(),
+            was_calm: false,
             window: empty.clone(),
             same: (0, 0, false),
         }
@@ -529,9 +532,10 @@ impl Tally {
 
     fn end_window(&mut self, is_calm: bool) {
         self.enter();
-        if is_calm {
+        if is_calm && self.was_calm {
             let _ = self.calm.add(&self.window); // of the same bounds: nothing can go wrong
         }
+        self.was_calm = is_calm;
         self.window.reset();
     }
 }

@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -151,6 +152,44 @@ fn frames_are_sound() {
     // All but the SYNs, which are for a service of UDP.
     let sent = text.split("sent ").nth(1).and_then(|it| it.split(',').next()).unwrap();
     assert!((1750..=1850).contains(&sent.parse::<u32>().unwrap()), "{text}");
+}
+
+/// Whatever else wakes up would stop the worker, and frames would wait.
+#[test]
+fn a_worker_has_its_cpu_to_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    done(
+        folder.path(),
+        &["frames", "-o", "a.pcap", "--count", "1", "--config", "weir.toml", "net_null0"],
+    );
+    let mut weir = Command::new(WEIR)
+        .current_dir(folder.path())
+        .args(["run", "-c", "weir.toml"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(weir.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("ready")), "it leaves before it is ready");
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", weir.id())).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().to_owned()
+        };
+        let (name, cpus) = (field("Name:"), field("Cpus_allowed_list:"));
+        let bounds = |range: &str| -> Option<(u32, u32)> {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some((first.parse().ok()?, last.parse().ok()?))
+        };
+        let mut ranges = cpus.split(',').map(|range| bounds(range).unwrap());
+        let is_there = ranges.any(|(first, last)| (first..=last).contains(&1));
+        assert_eq!(is_there, name == "worker-1", "{name}: {cpus}");
+        names.push(name);
+    }
+    weir.kill().unwrap();
+    weir.wait().unwrap();
+    assert!(names.contains(&"worker-1".to_owned()) && names.len() > 2, "{names:?}");
 }
 
 #[test]
