@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use core_affinity::CoreId;
 use lb_bench::Random;
 use lb_bench::report::{EngineFigure, WORKERS};
+use lb_bench::results::Spread;
 use lb_bench::traffic::{BenchFrame, to_vip};
 use lb_core::continuity::Tracker;
 use lb_core::counters::Counters;
@@ -32,7 +33,10 @@ const FLOWS: u32 = 16_384;
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
 /// Of the service whose tables change.
 const BACKENDS: u16 = 1000;
-/// How often they do.
+/// Backends of which one after the other is drained, so that few slots are in transition; or all are, so that
+/// most slots are, soon.
+const FEW: u16 = 10;
+/// How often tables change.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How long a round takes, of each kind.
 const ROUND: Duration = Duration::from_millis(500);
@@ -160,75 +164,83 @@ pub(crate) fn change(args: &Args, cpus: &[CoreId]) -> Result<(), Failure> {
         return Ok(());
     };
     core_affinity::set_for_current(control_cpu);
-    let (mut still, mut moving, mut changes) = (Vec::new(), Vec::new(), 0);
-    let mut control = Control::new()?;
-    for _ in 0..args.rounds {
-        for is_moving in [false, true] {
-            let (mut publisher, mut subscribers) = publication(&control.tables, 1);
-            let subscriber = subscribers.pop().ok_or("no worker")?;
-            let (stop, start) = (AtomicBool::new(false), Barrier::new(2));
-            let mut made = 0_u32;
-            let turns = thread::scope(|scope| {
-                let worker = scope.spawn(|| {
-                    let turns = run(subscriber, cpu, 0, &start);
-                    stop.store(true, Ordering::Relaxed);
-                    turns
-                });
-                start.wait();
-                while is_moving && !stop.load(Ordering::Relaxed) {
-                    let next = Instant::now() + PERIOD;
-                    if control.change(&mut publisher).is_ok() {
-                        made += 1;
-                    }
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
-                }
-                worker.join()
-            });
-            let turns = turns.map_err(|_| "the worker has ended early")?;
-            if is_moving { &mut moving } else { &mut still }.push(turns.mean());
-            changes += made;
+    println!("tables of {BACKENDS} backends that change, cycles a frame: medians (least to most)");
+    for drained in [FEW, BACKENDS] {
+        let mut control = Control::new(drained)?;
+        let (mut still, mut moving, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        let mut changes = 0;
+        for _ in 0..args.rounds {
+            let (unchanged, _) = control.beside(cpu, false)?;
+            let (beside_changes, count) = control.beside(cpu, true)?;
+            still.push(unchanged);
+            moving.push(beside_changes);
+            shares.push(unchanged / beside_changes * 100.0);
+            changes += count;
         }
+        let seconds = ROUND.as_secs_f64() * args.rounds as f64;
+        println!(
+            "{drained:>4} of them drained in turn, {:.0} changes a second: {}, else {}; throughput {} %, no \
+             frame lost",
+            f64::from(changes) / seconds,
+            spread(moving),
+            spread(still),
+            spread(shares),
+        );
     }
-    let middle = |values: &mut Vec<f64>| {
-        values.sort_unstable_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
-    let (still, moving) = (middle(&mut still), middle(&mut moving));
-    let seconds = ROUND.as_secs_f64() * args.rounds as f64;
-    println!(
-        "tables of {BACKENDS} backends, changed {:.0} times a second: {:.1} ({:.1} to {:.1}) cycles a \
-         frame; unchanged: {:.1} ({:.1} to {:.1}); throughput {:.1}%, no frame lost",
-        f64::from(changes) / seconds,
-        moving.0,
-        moving.1,
-        moving.2,
-        still.0,
-        still.1,
-        still.2,
-        still.0 / moving.0 * 100.0
-    );
     Ok(())
+}
+
+fn spread(values: Vec<f64>) -> String {
+    let spread = Spread::of(values);
+    spread.map_or("-".into(), |it| format!("{:.1} ({:.1} to {:.1})", it.median, it.min, it.max))
 }
 
 /// Drains a backend, and lets it serve again, another one each time.
 struct Control {
     tables: Arc<Tables>,
     next_hops: NextHops,
-    number: u16,
+    /// The backends that are drained are the first so many.
+    drained: u16,
+    changes: u16,
 }
 
 impl Control {
-    fn new() -> Result<Self, Failure> {
+    fn new(drained: u16) -> Result<Self, Failure> {
         let resolved = || Ok(Resolved { hops: Hops::from_iter([hop(1)]), gateway: None });
         let next_hops = (0..BACKENDS).map(|n| (address(n), resolved())).collect();
         let mut tables = tables_without(None, &next_hops, None)?;
         tables.tracker = Arc::new(Tracker::new(2 * FLOWS));
-        Ok(Self { tables: Arc::new(tables), next_hops, number: 0 })
+        Ok(Self { tables: Arc::new(tables), next_hops, drained, changes: 0 })
+    }
+
+    /// Cycles a frame of a worker on `cpu`, while tables change or not; and how many changes there were.
+    fn beside(&mut self, cpu: CoreId, is_moving: bool) -> Result<(f64, u32), Failure> {
+        let (mut publisher, mut subscribers) = publication(&self.tables, 1);
+        let subscriber = subscribers.pop().ok_or("no worker")?;
+        let (stop, start) = (AtomicBool::new(false), Barrier::new(2));
+        let mut count = 0;
+        let turns = thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let turns = run(subscriber, cpu, 0, &start);
+                stop.store(true, Ordering::Relaxed);
+                turns
+            });
+            start.wait();
+            while is_moving && !stop.load(Ordering::Relaxed) {
+                let next = Instant::now() + PERIOD;
+                if self.change(&mut publisher).is_ok() {
+                    count += 1;
+                }
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            worker.join()
+        });
+        Ok((turns.map_err(|_| "the worker has ended early")?.mean(), count))
     }
 
     fn change(&mut self, publisher: &mut Publisher<Tables>) -> Result<(), Failure> {
-        self.number += 1;
-        let drained = (self.number % 2 == 1).then_some(self.number % BACKENDS);
+        self.changes = self.changes.wrapping_add(1);
+        let drained = (self.changes % 2 == 1).then_some(self.changes / 2 % self.drained);
         self.tables = Arc::new(tables_without(drained, &self.next_hops, Some(&self.tables))?);
         publisher.publish(&self.tables);
         Ok(())
