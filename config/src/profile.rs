@@ -45,7 +45,7 @@ table! {
         /// Services, with an address each.
         services: Optional<Within<u32, 1, 1000>> = 1,
         /// Backends of each service.
-        backends: Optional<Within<u32, 1, 10_000>> = BACKENDS_DEFAULT,
+        backends: Optional<Within<u32, 1, 4000>> = BACKENDS_DEFAULT,
         /// A capture file (pcap or pcapng): its frames are sent, over and over, instead of made ones.
         capture: Optional<String>,
     }
