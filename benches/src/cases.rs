@@ -9,9 +9,9 @@ use lb_core::tables::Tables;
 use lb_core::tuple::address_bytes;
 
 use crate::tracked::tracked;
-use crate::traffic::{Flow, Flows, to_vip};
 use crate::world::{BACKEND_PORT, BACKENDS, Served, backend, establish, tables};
 use crate::{Args, Failure};
+use lb_bench::traffic::{Flow, Flows, to_vip};
 
 const FLOWS: [u32; 3] = [1_000, 1_000_000, 10_000_000];
 const BURSTS: [usize; 5] = [1, 4, 16, 32, 64];

@@ -20,10 +20,11 @@ use stats_alloc::Region;
 use zerocopy::IntoBytes;
 
 use crate::cases::full_nat;
-use crate::traffic::{BenchFrame, Flow, Flows, headers, repair, to_vip};
 use crate::wire::Wire;
 use crate::world::{HASH_KEY, MAC, SETTINGS, Served, establish, tables};
-use crate::{ALLOCATOR, Args, Failure, Random, median};
+use crate::{ALLOCATOR, Args, Failure, median};
+use lb_bench::Random;
+use lb_bench::traffic::{BenchFrame, Flow, Flows, cut, headers, to_vip};
 
 /// Frames of a burst, of either kind.
 const BURST: usize = 32;
@@ -230,9 +231,7 @@ pub(crate) fn fragment(frame: &mut BenchFrame, flow: &Flow, (number, place): (u3
     let bytes = frame.restart(14 + 20 + 24);
     headers(bytes, MAC, flow, (TCP, 24));
     let [.., high, low] = number.to_be_bytes();
-    let [a, b] = place.to_be_bytes();
-    bytes[18..22].copy_from_slice(&[high, low, a, b]);
-    repair(&mut bytes[14..]);
+    cut(&mut bytes[14..], u16::from_be_bytes([high, low]), place);
     let [src, dst] = flow.ports.map(u16::to_be_bytes);
     bytes[34..38].copy_from_slice([src, dst].as_bytes());
     bytes[38..].fill(0);

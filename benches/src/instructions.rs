@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::ValueEnum;
+use lb_bench::Random;
+use lb_bench::traffic::BenchFrame;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
 use lb_core::frame::Frames;
@@ -17,9 +19,8 @@ use lb_core::tables::next_hop::PortId;
 use lb_core::wire::tcp;
 
 use crate::cases::Case;
-use crate::traffic::BenchFrame;
 use crate::world::{MAC, SETTINGS};
-use crate::{Failure, Random, timed};
+use crate::{Failure, timed};
 
 /// What is counted.
 const CASES: [&str; 13] = [

@@ -12,10 +12,10 @@ mod cases;
 mod flood;
 mod instructions;
 mod maglev;
+mod parallel;
 mod scale;
 mod spoofed;
 mod tracked;
-mod traffic;
 mod wire;
 mod world;
 
@@ -26,9 +26,11 @@ use std::path::PathBuf;
 use cases::{Case, TRACKED, cases};
 use clap::Parser;
 use instructions::Counts;
+use lb_bench::Random;
+use lb_bench::report::EngineFigure;
+use lb_bench::traffic::BenchFrame;
 use lb_core::burst::Burst;
 use lb_core::counters::Counters;
-use lb_core::flow_hash::reduce;
 use lb_core::frame::Frames;
 use lb_core::pipeline::process;
 use lb_core::state::State;
@@ -36,9 +38,7 @@ use lb_core::tables::Tables;
 use lb_core::tables::next_hop::PortId;
 use lb_core::wire::tcp;
 use quanta::Clock;
-use serde::Serialize;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use traffic::BenchFrame;
 use world::{MAC, SETTINGS};
 
 #[global_allocator]
@@ -55,9 +55,9 @@ struct Args {
     /// Frames of a case in a round.
     #[arg(long, default_value_t = 1_000_000)]
     frames: u64,
-    /// Only cases whose name contains this; `flood`: only what floods do; `spoofed`: only whether floods
-    /// push tracked flows out; `scale`: what large configurations take. Those two are no part of other
-    /// runs.
+    /// Only cases whose name contains this; `flood`: only what floods do; `workers`: only workers beside each
+    /// other; `change`: only what changes of tables cost; `spoofed`: only whether floods push tracked flows
+    /// out; `scale`: what large configurations take. The last two are no part of other runs.
     #[arg(long, default_value = "")]
     only: String,
     /// Only cases with bursts of this many frames.
@@ -81,18 +81,6 @@ struct Args {
     /// Runs this case alone, to be counted.
     #[arg(long, hide = true)]
     counted: Option<String>,
-}
-
-/// What is saved of a case.
-#[derive(Debug, Serialize)]
-struct Figures {
-    name: String,
-    burst: usize,
-    flows: u32,
-    cycles: f64,
-    cycles_min: f64,
-    cycles_max: f64,
-    nanoseconds: f64,
 }
 
 fn main() -> Result<(), Failure> {
@@ -129,10 +117,13 @@ fn main() -> Result<(), Failure> {
     }
     eprintln!();
     let per_cycle = nanoseconds_per_cycle(&clock);
-    let figures: Vec<Figures> = cases.into_iter().map(|case| figures(case, per_cycle)).collect();
+    let mut figures: Vec<EngineFigure> =
+        cases.into_iter().map(|case| figures(case, per_cycle)).collect();
     print(&figures);
     maglev::report();
     flood::report(&args, &clock)?;
+    figures.extend(parallel::workers(&args, &clock, &cpus)?);
+    parallel::change(&args, &cpus)?;
     if let Some(folder) = args.json.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -193,32 +184,16 @@ fn timed(
     process(burst, tables, counters, state);
 }
 
-/// A linear congruential generator (Knuth, MMIX): the same numbers in every run.
-struct Random(u64);
-
-impl Default for Random {
-    fn default() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
-    }
-}
-
-impl Random {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        reduce(self.0, n)
-    }
-}
-
 fn nanoseconds_per_cycle(clock: &Clock) -> f64 {
     const CYCLES: u64 = 1_000_000_000;
     clock.delta_as_nanos(0, CYCLES) as f64 / CYCLES as f64
 }
 
-fn figures(case: Case, nanoseconds_per_cycle: f64) -> Figures {
+fn figures(case: Case, nanoseconds_per_cycle: f64) -> EngineFigure {
     let mut cycles = case.cycles;
     cycles.sort_unstable_by(f64::total_cmp);
     let median = cycles.get(cycles.len() / 2).copied().unwrap_or_default();
-    Figures {
+    EngineFigure {
         name: case.name,
         burst: case.burst,
         flows: case.flows,
@@ -229,7 +204,7 @@ fn figures(case: Case, nanoseconds_per_cycle: f64) -> Figures {
     }
 }
 
-fn print(figures: &[Figures]) {
+fn print(figures: &[EngineFigure]) {
     println!(
         "cycles a frame: median of the rounds (min to max); nanoseconds; of tracked flows, how many"
     );

@@ -20,10 +20,10 @@ use quanta::Clock;
 
 use crate::flood::fragment;
 use crate::tracked::{Memory, memory, tracker};
-use crate::traffic::{BenchFrame, client_of, headers, to_vip};
 use crate::wire::{Watch, Wire};
 use crate::world::{MAC, SETTINGS, Served, moved_tables, moving_tables};
 use crate::{Args, Failure, median};
+use lb_bench::traffic::{BenchFrame, Flow, client_of, datagram, headers, to_vip};
 
 /// Flows that can be tracked.
 const FLOWS_MAX: u32 = 4_000_000;
@@ -214,7 +214,7 @@ impl Scene {
             if place % 2 == 0 {
                 frame.reset(MAC, &flow, tcp::ACK);
             } else {
-                datagram(frame, &flow);
+                whole(frame, &flow);
                 scene.next = (scene.next + 1) % flows;
             }
         });
@@ -248,21 +248,17 @@ impl Scene {
         // Clients that are none of the established ones.
         let flow = to_vip(self.vip, self.flooded | 1 << 31);
         match flood {
-            Flood::Datagrams => datagram(frame, &flow),
+            Flood::Datagrams => whole(frame, &flow),
             Flood::Rests => fragment(frame, &flow, (self.flooded, 3)),
             Flood::Syns => frame.reset(MAC, &flow, tcp::SYN),
         }
     }
 }
 
-/// A UDP datagram of 18 bytes without a checksum.
-fn datagram(frame: &mut BenchFrame, flow: &crate::traffic::Flow) {
+/// A UDP datagram of 18 bytes.
+fn whole(frame: &mut BenchFrame, flow: &Flow) {
     const LEN: u16 = 26;
     let bytes = frame.restart(14 + 20 + usize::from(LEN));
     headers(bytes, MAC, flow, (UDP, LEN));
-    let [src, dst] = flow.ports.map(u16::to_be_bytes);
-    bytes[34..].fill(0);
-    bytes[34..36].copy_from_slice(&src);
-    bytes[36..38].copy_from_slice(&dst);
-    bytes[38..40].copy_from_slice(&LEN.to_be_bytes());
+    datagram(&mut bytes[34..], flow);
 }

@@ -18,8 +18,8 @@ use memmap2::{Advice, MmapMut};
 use zerocopy::FromBytes;
 
 use crate::Failure;
-use crate::traffic::{BenchFrame, to_vip};
 use crate::world::{MAC, SETTINGS, Served, moving_tables};
+use lb_bench::traffic::{BenchFrame, to_vip};
 
 /// Tables of a service whose clients, from number 0 on, are tracked. Says how much memory they take.
 pub(crate) fn tracked(served: &Served, flows: u32, in_huge: bool) -> Result<Tables, Failure> {

@@ -1,4 +1,4 @@
-//! Frames in memory that become others in place.
+//! Frames: how they are made, and those in memory that become others in place.
 
 use std::sync::Arc;
 
@@ -6,34 +6,40 @@ use lb_core::frame::Frame;
 use lb_core::tuple::is_ipv6;
 use lb_core::wire::checksum::{Checksum, Sum};
 use lb_core::wire::ethernet::MacAddr;
-use lb_core::wire::{TCP, tcp};
+use lb_core::wire::{TCP, UDP, tcp, udp};
 use zerocopy::IntoBytes;
 
 /// Room in front, as in DPDK's buffers.
 const HEADROOM: usize = 128;
 /// The largest frame.
 const BYTES_MAX: usize = 256;
-const ETHERNET: usize = 14;
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
 /// Port of the service.
-pub(crate) const VIP_PORT: u16 = 80;
+pub const VIP_PORT: u16 = 80;
 
 /// Who sends a packet to whom; IPv4 as mapped.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow {
-    pub(crate) src: [u8; 16],
-    pub(crate) dst: [u8; 16],
-    pub(crate) ports: [u16; 2],
+pub struct Flow {
+    /// Its sender.
+    pub src: [u8; 16],
+    /// Whom it is for.
+    pub dst: [u8; 16],
+    /// Of both.
+    pub ports: [u16; 2],
 }
 
 impl Flow {
-    pub(crate) fn is_ipv6(&self) -> bool {
+    /// Of which family?
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
         is_ipv6(&self.dst)
     }
 }
 
 /// Flows by number.
 #[derive(Clone, Debug)]
-pub(crate) enum Flows {
+pub enum Flows {
     /// Each of another client, to a VIP.
     ToVip([u8; 16]),
     /// These.
@@ -41,7 +47,9 @@ pub(crate) enum Flows {
 }
 
 impl Flows {
-    pub(crate) fn get(&self, number: u32) -> Flow {
+    /// The one with this number.
+    #[must_use]
+    pub fn get(&self, number: u32) -> Flow {
         match self {
             Self::ToVip(vip) => to_vip(*vip, number),
             Self::Listed(flows) => flows[number as usize % flows.len()],
@@ -50,22 +58,32 @@ impl Flows {
 }
 
 /// Of client number `number` to a VIP.
-pub(crate) fn to_vip(vip: [u8; 16], number: u32) -> Flow {
-    let [high, mid, low, last] = number.to_be_bytes();
+#[must_use]
+pub fn to_vip(vip: [u8; 16], number: u32) -> Flow {
+    let (address, port) = client(number);
     let mut src = vip;
     if is_ipv6(&vip) {
         src = [0; 16];
         src[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
-        src[12..].copy_from_slice(&[1, high, mid, low]);
+        src[12] = 1;
     } else {
-        src[12..].copy_from_slice(&[11, high, mid, low]);
+        src[12] = 11;
     }
-    Flow { src, dst: vip, ports: [u16::from_be_bytes([0x80 | last >> 1, last]), VIP_PORT] }
+    src[13..].copy_from_slice(&address);
+    Flow { src, dst: vip, ports: [u16::from_be_bytes(port), VIP_PORT] }
+}
+
+/// What clients differ in: the last three bytes of the address, and the port.
+#[inline]
+#[must_use]
+pub fn client(number: u32) -> ([u8; 3], [u8; 2]) {
+    let [high, mid, low, last] = number.to_be_bytes();
+    ([high, mid, low], [0x80 | last >> 1, last])
 }
 
 /// A frame whose bytes end where the buffer does, so that they are found as fast as those of DPDK's.
 #[derive(Debug)]
-pub(crate) struct BenchFrame {
+pub struct BenchFrame {
     buffer: Vec<u8>,
     start: usize,
 }
@@ -113,14 +131,14 @@ impl Default for BenchFrame {
 
 impl BenchFrame {
     /// Room for a frame of `len` bytes, as it would come from the wire.
-    pub(crate) fn restart(&mut self, len: usize) -> &mut [u8] {
+    pub fn restart(&mut self, len: usize) -> &mut [u8] {
         self.start = HEADROOM;
         self.buffer.resize(HEADROOM + len, 0);
         self.bytes_mut()
     }
 
     /// Makes it a TCP segment of a flow, with these flags and 6 bytes of payload; checksums are true.
-    pub(crate) fn reset(&mut self, dst: MacAddr, flow: &Flow, flags: u8) {
+    pub fn reset(&mut self, dst: MacAddr, flow: &Flow, flags: u8) {
         const SEGMENT: u16 = 26;
         let l4 = ETHERNET + if flow.is_ipv6() { 40 } else { 20 };
         let bytes = self.restart(l4 + usize::from(SEGMENT));
@@ -130,12 +148,13 @@ impl BenchFrame {
 }
 
 /// The number of the client that a datagram for [`to_vip`] is from; `frame` is IPv4 and has no tag.
-pub(crate) fn client_of(frame: &[u8]) -> u32 {
+#[must_use]
+pub fn client_of(frame: &[u8]) -> u32 {
     u32::from_be_bytes([frame[27], frame[28], frame[29], frame[35]])
 }
 
 /// Ethernet and IP header.
-pub(crate) fn headers(bytes: &mut [u8], mac: MacAddr, flow: &Flow, (protocol, len): (u8, u16)) {
+pub fn headers(bytes: &mut [u8], mac: MacAddr, flow: &Flow, (protocol, len): (u8, u16)) {
     bytes[..6].copy_from_slice(mac.as_bytes());
     bytes[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
     let (ether_type, ip) = bytes[12..].split_at_mut(2);
@@ -158,21 +177,40 @@ pub(crate) fn headers(bytes: &mut [u8], mac: MacAddr, flow: &Flow, (protocol, le
 }
 
 /// Makes an IPv4 header's checksum true.
-pub(crate) fn repair(ip: &mut [u8]) {
+pub fn repair(ip: &mut [u8]) {
     ip[10..12].fill(0);
     let checksum = Checksum::of(&ip[..20]);
     ip[10..12].copy_from_slice(checksum.as_bytes());
 }
 
+/// Makes an IPv4 header that of a fragment, with this number, and these flags and offset.
+pub fn cut(ip: &mut [u8], number: u16, place: u16) {
+    let ([a, b], [c, d]) = (number.to_be_bytes(), place.to_be_bytes());
+    ip[4..8].copy_from_slice(&[a, b, c, d]);
+    repair(ip);
+}
+
 /// A TCP header, and zeros behind it.
-fn segment(segment: &mut [u8], flow: &Flow, flags: u8) {
-    let [src, dst] = flow.ports.map(u16::to_be_bytes);
+pub fn segment(segment: &mut [u8], flow: &Flow, flags: u8) {
     segment.fill(0);
-    segment[..4].copy_from_slice([src, dst].as_bytes());
+    segment[..4].copy_from_slice(flow.ports.map(u16::to_be_bytes).as_bytes());
     segment[12..14].copy_from_slice(&[5 << 4, flags]);
-    let ends = if flow.is_ipv6() { 0 } else { 12 };
-    let len = u16::try_from(segment.len()).unwrap_or(u16::MAX);
-    let pseudo = Sum::default().pseudo_header(&flow.src[ends..], &flow.dst[ends..], len, TCP);
-    let checksum = pseudo.plus(segment).checksum();
+    let checksum = pseudo_header(flow, segment.len(), TCP).plus(segment).checksum();
     segment[tcp::CHECKSUM].copy_from_slice(checksum.as_bytes());
+}
+
+/// A UDP header, and zeros behind it.
+pub fn datagram(datagram: &mut [u8], flow: &Flow) {
+    let len = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
+    datagram.fill(0);
+    datagram[..4].copy_from_slice(flow.ports.map(u16::to_be_bytes).as_bytes());
+    datagram[4..6].copy_from_slice(&len.to_be_bytes());
+    let checksum = pseudo_header(flow, datagram.len(), UDP).plus(datagram).checksum();
+    datagram[udp::CHECKSUM].copy_from_slice(checksum.never_zero().as_bytes());
+}
+
+fn pseudo_header(flow: &Flow, len: usize, protocol: u8) -> Sum {
+    let ends = if flow.is_ipv6() { 0 } else { 12 };
+    let len = u16::try_from(len).unwrap_or(u16::MAX);
+    Sum::default().pseudo_header(&flow.src[ends..], &flow.dst[ends..], len, protocol)
 }

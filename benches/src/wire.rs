@@ -4,7 +4,7 @@ use lb_core::burst::WorkerId;
 use lb_core::frame::{Frames, Io};
 use lb_core::tables::next_hop::PortId;
 
-use crate::traffic::BenchFrame;
+use lb_bench::traffic::BenchFrame;
 
 /// Sees what leaves by a wire.
 pub(crate) trait Watch {

@@ -29,7 +29,7 @@ use zerocopy::FromBytes as _;
 
 use crate::Failure;
 use crate::tracked::memory;
-use crate::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
+use lb_bench::traffic::{BenchFrame, Flow, VIP_PORT, to_vip};
 
 /// The balancer's MAC.
 pub(crate) const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -120,14 +120,7 @@ struct Network {
 
 impl Network {
     fn new() -> Result<Self, Failure> {
-        let ports: Arc<[Port]> = Arc::new([Port {
-            name: "lan0".into(),
-            mac: MAC,
-            mtu: 9000,
-            addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
-            kernel: true,
-            udp_checksums: false,
-        }]);
+        let ports = ports()?;
         let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });
         let numbers = (1..=2 * BACKENDS).flat_map(|n| [(n, false), (n, true)]);
         let next_hops = numbers.map(|(n, is_ipv6)| (backend(n, is_ipv6), resolved(n))).collect();
@@ -155,7 +148,19 @@ fn pool(net: IpNet) -> Result<Arc<Pool>, Failure> {
     Ok(Arc::new(Pool::over(net, words).ok_or("too few words")?))
 }
 
-fn hop(n: u8) -> NextHop {
+/// The balancer's only port.
+pub(crate) fn ports() -> Result<Arc<[Port]>, Failure> {
+    Ok(Arc::new([Port {
+        name: "lan0".into(),
+        mac: MAC,
+        mtu: 9000,
+        addresses: vec!["10.0.0.2/16".parse()?, "fd00::2/64".parse()?],
+        kernel: true,
+        udp_checksums: false,
+    }]))
+}
+
+pub(crate) fn hop(n: u8) -> NextHop {
     NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None }
 }
 
@@ -165,11 +170,11 @@ fn service(number: u32, served: &Served) -> Result<Service, Failure> {
     made(number, served, (Protocol::Tcp, (1..=BACKENDS).map(backend).collect()))
 }
 
-fn member(address: IpAddr, port: Option<u16>) -> Backend {
+pub(crate) fn member(address: IpAddr, port: Option<u16>) -> Backend {
     Backend { address, port, weight: 1, drain: false, static_hop: None }
 }
 
-fn made(
+pub(crate) fn made(
     number: u32,
     served: &Served,
     (protocol, backends): (Protocol, Vec<Backend>),

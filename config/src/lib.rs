@@ -6,6 +6,7 @@
 //! * `read` and `scalar` turn a TOML tree into those tables. They note mistakes and go on.
 //! * `validate` turns tables into a [`Config`]. The rules of services are `lb_core::model`'s; here
 //!   are those that a file adds: ports, workers, and what a service needs of the ports.
+//! * [`profile`] is another file's: what `weir bench` sends.
 //! * `problem` has all that can be wrong; `diagnostics` and `source` show it.
 //!
 //! A file is taken as a whole or not at all, and every problem in it is told at once.
@@ -13,6 +14,7 @@
 mod api;
 mod diagnostics;
 mod problem;
+pub mod profile;
 mod read;
 mod scalar;
 mod source;
@@ -28,13 +30,15 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use lb_core::model::{DesiredState, HashKey};
 use lb_core::wire::ethernet::MacAddr;
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use toml::de::DeTable;
 
 pub use api::{API_SOCKET_DEFAULT, Api, ApiAddress, ApiAddressError};
-use diagnostics::Report;
 pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX};
+use diagnostics::{Report, Span};
 pub use problem::Problem;
+pub use scalar::ForwardMode;
 
 /// Bytes of a configuration file, at most. 100,000 backends need about 8 MiB.
 pub const FILE_BYTES_MAX: usize = 64 << 20;
@@ -242,7 +246,8 @@ pub enum LoadError {
 /// All that is wrong. A syntax error stands alone: what follows it cannot be understood.
 pub fn parse(file_name: &str, text: &str) -> Result<Config, Diagnostics> {
     let mut report = Report::default();
-    let config = read_file(text, &mut report).and_then(|file| validate::config(file, &mut report));
+    let config = tables(text, &mut report, spec::File::read_entries)
+        .and_then(|file| validate::config(file, &mut report));
     match config {
         Some(config) if report.count() == 0 => Ok(config),
         _ => Err(report.into_diagnostics(file_name, text)),
@@ -254,6 +259,11 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Diagnostics> {
 /// # Errors
 /// [`LoadError`]; its text is one line, but for [`LoadError::Invalid`].
 pub fn load(path: &Path) -> Result<Config, LoadError> {
+    Ok(parse(&path.to_string_lossy(), &read_text(path)?)?)
+}
+
+/// The text of the file at `path`.
+fn read_text(path: &Path) -> Result<String, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.into(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
@@ -261,22 +271,29 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(LoadError::TooLarge { path: path.into() });
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = before.split(|&byte| byte == b'\n').count();
         LoadError::NotText { path: path.into(), line }
-    })?;
-    Ok(parse(&path.to_string_lossy(), &text)?)
+    })
 }
 
 /// The JSON schema (draft 7, which TOML editors understand) of the file.
 #[must_use]
 pub fn schema() -> serde_json::Value {
-    SchemaSettings::draft07().into_generator().into_root_schema_for::<spec::File>().into()
+    schema_of::<spec::File>()
 }
 
-/// The tables of the file. `None`: the syntax is wrong.
-fn read_file(text: &str, report: &mut Report) -> Option<spec::File> {
+fn schema_of<T: JsonSchema>() -> serde_json::Value {
+    SchemaSettings::draft07().into_generator().into_root_schema_for::<T>().into()
+}
+
+/// The tables of the file, as `read` finds them. `None`: the syntax is wrong.
+fn tables<T>(
+    text: &str,
+    report: &mut Report,
+    read: impl FnOnce(&DeTable<'_>, Span, &mut Report) -> T,
+) -> Option<T> {
     if text.len() > FILE_BYTES_MAX {
         report.add_general(Problem::FileTooLarge { bytes: text.len(), max: FILE_BYTES_MAX });
         return None;
@@ -289,7 +306,7 @@ fn read_file(text: &str, report: &mut Report) -> Option<spec::File> {
             return None;
         }
     };
-    Some(spec::File::read_entries(tree.get_ref(), tree.span().into(), report))
+    Some(read(tree.get_ref(), tree.span().into(), report))
 }
 
 /// A key that is written twice does not make the rest unreadable.

@@ -226,6 +226,18 @@ pub enum Problem {
     ))]
     NeverResolves { others: usize },
 
+    #[error("`{key}` has no meaning beside `capture`, whose frames are sent as they are")]
+    #[diagnostic(help("remove one of the two"))]
+    CaptureAndKey { key: &'static str },
+
+    #[error("fragments and attacks are {sum}% of the frames: none are left to be measured")]
+    #[diagnostic(help("write shares whose sum is below 100%"))]
+    NothingLeft { sum: u32 },
+
+    #[error("there is no IPv4 flow whose datagrams could be cut into fragments")]
+    #[diagnostic(help("write a share of `ipv6` below 100%, or remove `fragments`"))]
+    FragmentsOfIpv6,
+
     #[error("{0}")]
     Service(Invalid),
 }
@@ -237,6 +249,7 @@ impl Problem {
             Self::BackendIsOurs(_) => ("the port's", "the backend's"),
             Self::PoolIsOurs { .. } => ("the port's", "in the pool"),
             Self::PoolHasNoHost { .. } => ("the port's subnet", "the pool"),
+            Self::CaptureAndKey { .. } => ("this", "and this"),
             _ => ("first here", "here again"),
         }
     }

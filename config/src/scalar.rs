@@ -445,16 +445,29 @@ impl Word for Protocol {
 
 /// How packets reach a backend; other keys say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ForwardMode {
+pub enum ForwardMode {
+    /// Another destination MAC.
     L2dsr,
+    /// Inside another IP packet.
     Ipip,
+    /// The same, over UDP.
     Gue,
+    /// The same, with a header of its own.
     Gre,
+    /// Another destination.
     Nat,
+    /// Another source, too.
     FullNat,
 }
 
 impl ForwardMode {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let of_this = |(_, mode): &&(_, Self)| *mode == self;
+        Self::WORDS.iter().find(of_this).map_or("", |(word, _)| word)
+    }
+
     /// Do packets travel inside others?
     pub(crate) fn is_tunnel(self) -> bool {
         matches!(self, Self::Ipip | Self::Gue | Self::Gre)

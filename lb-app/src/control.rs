@@ -34,7 +34,7 @@ use crate::health::Checkers;
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::memory::{self, Memory, MemoryError};
 use crate::peers::{ListenError, Peers};
-use crate::workers::{Settings, WorkerError, Workers};
+use crate::workers::{Settings, WorkerError, Workers, leave_cpus};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
 const FIRST_RESOLVE_MAX: Duration = Duration::from_secs(1);
@@ -168,6 +168,7 @@ impl Control {
         }
         let Dataplane { eal, pool, ports, devices, cpus, queues, kernel: kernel_queues } =
             Dataplane::start(&config)?;
+        leave_cpus(&cpus);
         let (kernel, taps) = Kernel::start(&ports).await?;
         let ports: Arc<[next_hop::Port]> = ports.into();
         let nothing = DesiredState::empty(config.desired.hash_key());

@@ -18,8 +18,10 @@ use lb_core::rate::Tick;
 use lb_core::state;
 use lb_core::tables::Tables;
 use lb_core::worker::Worker;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use quanta::Clock;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::adapter::{DpdkIo, HandOverQueue, PortQueues};
 use crate::memory;
@@ -130,6 +132,24 @@ fn prepare(eal: Eal, cpu: usize) -> Result<dpdk::ThreadRegistration, String> {
         ));
     }
     eal.register_thread().map_err(|error| error.to_string())
+}
+
+/// Leaves the CPUs of workers to them, if there are others: the calling thread, and those that it starts.
+/// The kernel would put them there when they wake up, and each time the worker stands still.
+pub(crate) fn leave_cpus(workers: &[usize]) {
+    let this_thread = Pid::from_raw(0);
+    let mut others = CpuSet::new();
+    for cpu in core_affinity::get_core_ids().unwrap_or_default() {
+        if !workers.contains(&cpu.id) {
+            // Below the set's size, as the kernel's is the same.
+            let _ = others.set(cpu.id);
+        }
+    }
+    if others != CpuSet::new()
+        && let Err(error) = sched_setaffinity(this_thread, &others)
+    {
+        warn!("other threads may disturb workers: {error}");
+    }
 }
 
 /// The CPUs that this process may use, for people.

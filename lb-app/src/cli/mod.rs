@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the answer is no, 2 the request is wrong, 3 the balancer cannot be reached.
 
 mod backends;
+mod bench;
 mod check;
 mod documents;
 mod drain;
@@ -76,19 +77,19 @@ enum Command {
     },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
+    /// Measure how fast it is here, or how fast another balancer is: no network card is needed.
+    Bench(bench::Args),
 }
 
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Check { file } => return check::check(&file),
-        Command::Replay(args) => replay::replay(&args),
-        Command::Completions { shell } => documents::completions(shell),
-        Command::Man { command } => match documents::man(command.as_deref()) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
+        Command::Replay(args) => replay::replay(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::bench(args),
+        Command::Completions { shell } => documents::completions(shell).map(|()| ExitCode::SUCCESS),
+        Command::Man { command } => documents::man(command.as_deref()),
         Command::Status(remote) => return status::status(&remote),
         Command::Services(args) => return services::services(&args),
         Command::Backends(args) => return backends::backends(&args),
@@ -101,7 +102,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Workers(remote) => return workers::workers(&remote),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("weir: {error}");
             ExitCode::FAILURE
