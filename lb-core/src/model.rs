@@ -347,8 +347,8 @@ impl Service {
         &self.spec
     }
 
-    /// Slots of the lookup table: as asked for, else the first of a few primes that gives each
-    /// backend at least 100. They are far apart, because another number of slots moves most flows.
+    /// Slots of the lookup table: as asked for, else the first of a few primes that has enough for the
+    /// backends.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.slots
@@ -470,22 +470,19 @@ pub fn is_unicast(address: IpAddr) -> bool {
     }
 }
 
-/// At least 100 slots a backend, from primes next to powers of two; and below the third, for the backend
-/// with the least weight: a share is as exact as it has slots. Steps are far apart where services are
-/// small, because each of them moves most flows.
+/// At least 100 slots a backend, from primes next to powers of two. Small services have fewer slots, but
+/// 400 for the backend with the least weight: the fewer there are, the more of them move beyond a share
+/// when a backend leaves. Steps are far apart, because each of them moves most flows.
 fn slots_for(backends: &[Backend]) -> u32 {
-    const LADDER: [u32; 10] = [
-        4_099, 16_411, 65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319,
-        8_388_617,
-    ];
+    const SMALL: [u32; 2] = [4_099, 16_411];
+    const LARGE: [u32; 8] =
+        [65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319, 8_388_617];
     let weights = || backends.iter().map(|backend| u64::from(backend.weight)).filter(|it| *it > 0);
     let lightest = weights().min().unwrap_or(1);
-    let shares = weights().sum::<u64>().div_ceil(lightest);
-    let enough = |&slots: &u32| {
-        slots as usize / 100 >= backends.len()
-            && (slots >= LADDER[2] || u64::from(slots) / 100 >= shares)
-    };
-    LADDER.into_iter().find(enough).unwrap_or(LADDER[LADDER.len() - 1])
+    let shares = weights().sum::<u64>().div_ceil(lightest).max(backends.len() as u64);
+    let small = SMALL.into_iter().find(|slots| u64::from(*slots) / 400 >= shares);
+    let large = || LARGE.into_iter().find(|slots| *slots as usize / 100 >= backends.len());
+    small.or_else(large).unwrap_or(LARGE[LARGE.len() - 1])
 }
 
 fn is_prime(n: u32) -> bool {
