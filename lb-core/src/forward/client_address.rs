@@ -189,12 +189,7 @@ impl<'a> Stream<'a> {
         } else if quoted == self.first() {
             icmp::lower_mtu(says, place.is_ipv6, proxy_bytes(self.is_ipv6()));
         }
-        let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
-        let sum = Checksum::from([bytes[0], bytes[1]]);
-        let sum = sum.replace_sum(before, Sum::default().plus(message));
-        let place = message.get_mut(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
-        place.copy_from_slice(sum.as_bytes());
-        Ok(())
+        icmp::repair(message, before, Sum::default().plus(message))
     }
 
     fn is_ipv6(&self) -> bool {

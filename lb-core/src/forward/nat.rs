@@ -288,7 +288,7 @@ fn translate_error(
     outer: &Outer<'_>,
     changes: &[(End, &Station)],
 ) -> Result<(), DropReason> {
-    let before = Sum::default().plus(message);
+    let mut before = Sum::default().plus(message);
     let quote = message.get_mut(icmp::HEADER_BYTES..).ok_or(DropReason::Truncated)?;
     let (protocol, l4) = if is_ipv6 {
         let upper = ipv6::upper_layer_of_first(quote)?;
@@ -306,15 +306,11 @@ fn translate_error(
         set_address(header, is_ipv6, place, new)?;
         translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
     }
-    let bytes = message.get(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
-    let mut sum = Checksum::from([bytes[0], bytes[1]]);
-    sum = sum.replace_sum(before, Sum::default().plus(message));
+    let mut after = Sum::default().plus(message);
     for (old, new) in outer.iter().filter(|_| is_ipv6) {
-        sum = sum.replace(old, new);
+        (before, after) = (before.plus(old), after.plus(new));
     }
-    let place = message.get_mut(icmp::CHECKSUM).ok_or(DropReason::Truncated)?;
-    place.copy_from_slice(sum.as_bytes());
-    Ok(())
+    icmp::repair(message, before, after)
 }
 
 /// Is `address` the destination of the packet that an error quotes?

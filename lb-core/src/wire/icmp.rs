@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use zerocopy::FromBytes;
+
 use super::checksum::{Checksum, Sum};
 use super::{ICMPV6, ipv4, ipv6};
 use crate::drop_reason::DropReason;
@@ -54,6 +56,18 @@ pub fn lower_mtu(says: &mut Says, is_ipv6: bool, by: u16) {
         }
         _ => {}
     }
+}
+
+/// Repairs the checksum of a message: what it covers summed up to `before`, and does to `after`. As true
+/// as it was.
+///
+/// # Errors
+/// [`DropReason::Truncated`].
+pub fn repair(message: &mut [u8], before: Sum, after: Sum) -> Result<(), DropReason> {
+    let place = message.get_mut(CHECKSUM).ok_or(DropReason::Truncated)?;
+    let sum = Checksum::mut_from_bytes(place).map_err(|_| DropReason::Truncated)?;
+    *sum = sum.replace_sum(before, after);
+    Ok(())
 }
 
 /// Is this type of message an error about a packet that it quotes?
