@@ -9,18 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::ValueEnum;
-use lb_bench::Random;
-use lb_bench::traffic::BenchFrame;
-use lb_core::burst::Burst;
-use lb_core::counters::Counters;
-use lb_core::frame::Frames;
-use lb_core::state::State;
-use lb_core::tables::next_hop::PortId;
-use lb_core::wire::tcp;
 
 use crate::cases::Case;
-use crate::world::{MAC, SETTINGS};
-use crate::{Failure, timed};
+use crate::{Engine, Failure};
 
 /// What is counted.
 const CASES: [&str; 13] = [
@@ -121,17 +112,10 @@ fn total(file: &Path) -> Result<f64, Failure> {
 
 /// The child's part.
 pub(crate) fn run(case: &Case) {
-    let counters = Counters::new(16);
-    let mut state = State::new(SETTINGS);
-    let mut burst = Burst::default();
-    let mut frames: Frames<BenchFrame> = (0..BURST).map(|_| BenchFrame::default()).collect();
-    let mut random = Random::default();
+    let mut engine = Engine::new(case);
     for _ in 0..BURSTS {
-        for frame in &mut frames {
-            frame.reset(MAC, &case.packets.get(random.below(case.flows)), tcp::ACK);
-        }
-        burst.refill(PortId(0), |into| into.extend(frames.drain(..)));
-        timed(&mut burst, &case.tables, &counters, &mut state);
-        burst.take(|_, frame, _, _| frames.push(frame));
+        engine.fill();
+        engine.turn();
+        engine.empty();
     }
 }

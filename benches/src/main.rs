@@ -135,27 +135,19 @@ fn main() -> Result<(), Failure> {
 
 /// Cycles a frame.
 fn run(case: &Case, round: usize, frames_wanted: u64, clock: &Clock) -> f64 {
-    let counters = Counters::new(16);
-    let mut state = State::new(SETTINGS);
-    let mut burst = Burst::default();
-    let mut frames: Frames<BenchFrame> = (0..case.burst).map(|_| BenchFrame::default()).collect();
-    let mut random = Random::default();
+    let mut engine = Engine::new(case);
     let bursts = frames_wanted.div_ceil(case.burst as u64);
     let mut cycles = Vec::with_capacity(usize::try_from(bursts).unwrap_or(0));
     let mut empty = cycles.clone();
     empty.reserve_exact(cycles.capacity());
     let region = Region::new(ALLOCATOR);
     for number in 0..bursts {
-        state.now = case.pace.now(number + round as u64); // the flows are the same in every round
-        for frame in &mut frames {
-            frame.reset(MAC, &case.packets.get(random.below(case.flows)), tcp::ACK);
-        }
-        burst.refill(PortId(0), |into| into.extend(frames.drain(..)));
+        engine.state.now = case.pace.now(number + round as u64); // the flows are the same in every round
+        engine.fill();
         let start = clock.raw();
-        timed(&mut burst, &case.tables, &counters, &mut state);
+        engine.turn();
         cycles.push(clock.raw() - start);
-        assert_eq!(burst.live_and_punted().0 as usize, case.burst, "all are forwarded");
-        burst.take(|_, frame, _, _| frames.push(frame));
+        engine.empty();
         // What reading the counter twice costs.
         let start = clock.raw();
         empty.push(clock.raw() - start);
@@ -164,6 +156,50 @@ fn run(case: &Case, round: usize, frames_wanted: u64, clock: &Clock) -> f64 {
     assert_eq!((change.allocations, change.reallocations), (0, 0), "the data path never allocates");
     let burst = median(&mut cycles).saturating_sub(median(&mut empty));
     burst as f64 / case.burst as f64
+}
+
+/// What a case is run with.
+struct Engine<'a> {
+    case: &'a Case,
+    counters: Counters,
+    state: State<BenchFrame>,
+    burst: Burst<BenchFrame>,
+    frames: Frames<BenchFrame>,
+    random: Random,
+}
+
+impl<'a> Engine<'a> {
+    fn new(case: &'a Case) -> Self {
+        Self {
+            case,
+            counters: Counters::new(16),
+            state: State::new(SETTINGS),
+            burst: Burst::default(),
+            frames: (0..case.burst).map(|_| BenchFrame::default()).collect(),
+            random: Random::default(),
+        }
+    }
+
+    /// Makes the next burst, of flows that are drawn at random.
+    fn fill(&mut self) {
+        let Self { case, burst, frames, random, .. } = self;
+        for frame in &mut *frames {
+            frame.reset(MAC, &case.packets.get(random.below(case.flows)), tcp::ACK);
+        }
+        burst.refill(PortId(0), |into| into.extend(frames.drain(..)));
+    }
+
+    #[inline]
+    fn turn(&mut self) {
+        timed(&mut self.burst, &self.case.tables, &self.counters, &mut self.state);
+    }
+
+    /// Takes the burst's frames away, all of which have to be forwarded.
+    fn empty(&mut self) {
+        let Self { case, burst, frames, .. } = self;
+        assert_eq!(burst.live_and_punted().0 as usize, case.burst, "all are forwarded");
+        burst.take(|_, frame, _, _| frames.push(frame));
+    }
 }
 
 /// The middle one: of bursts, it is one that nothing has interrupted.
