@@ -1,7 +1,6 @@
 //! The one task that owns what is wanted and what is true, and makes tables of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use lb_core::model::{DesiredState, Forward, Health, Service, ServiceSpec, Vip};
 use lb_core::pool;
 use lb_core::publish::{Publisher, publication};
 use lb_core::tables::Tables;
-use lb_core::tables::compile::{Circumstances, compile, ways};
+use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{self, NextHops};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -21,11 +20,13 @@ use tracing::{error, info, warn};
 
 mod drains;
 mod sweeper;
+mod unresolved;
 
 use drains::DrainsFile;
 pub(crate) use drains::{DrainError, Drains, Which};
 pub(crate) use sweeper::FlowCounts;
 use sweeper::{News, Sweeper};
+use unresolved::Unresolved;
 
 use crate::api::{self, View, proto};
 use crate::counters::{self, Baselines};
@@ -63,8 +64,6 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 const SWARM: Duration = Duration::from_millis(20);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
-/// Backends without a next hop that are named in the log, after each change.
-const UNRESOLVED_SHOWN_MAX: usize = 20;
 
 /// Why the balancer does not start. One line: the cause, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +141,7 @@ pub(crate) struct Control {
     peers: Peers,
     /// Which backends may not serve, as last looked at.
     health: Health,
-    /// Why backends take no traffic, by service and address, as last logged.
-    unresolved: BTreeMap<(String, IpAddr), String>,
+    unresolved: Unresolved,
     baselines: Arc<Baselines>,
     /// What the API is shown.
     shown: watch::Sender<Option<Arc<View>>>,
@@ -215,7 +213,7 @@ impl Control {
             checkers,
             peers,
             health: Health::default(),
-            unresolved: BTreeMap::new(),
+            unresolved: Unresolved::default(),
             baselines: Arc::default(),
             shown,
             cpus,
@@ -502,7 +500,7 @@ impl Control {
         let version = self.publisher.publish(&self.tables);
         self.peers.follow(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
-        self.log_unresolved();
+        self.unresolved.log(&self.desired, &self.ports, &self.next_hops);
         let deadline = Instant::now() + ACKNOWLEDGE_MAX;
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
@@ -520,33 +518,6 @@ impl Control {
             "version {version} is in force on every worker: services {}, backends {backends}",
             services.len()
         );
-    }
-
-    /// Says which backends take no traffic for want of a next hop, and which do again.
-    fn log_unresolved(&mut self) {
-        let mut now = BTreeMap::new();
-        for service in self.desired.services() {
-            let spec = service.spec();
-            for backend in &spec.backends {
-                let key = (spec.name.clone(), backend.address);
-                match ways(backend, spec.forward, &self.ports, &self.next_hops) {
-                    Err(why) => drop(now.insert(key, why.to_string())),
-                    Ok(_) if self.unresolved.contains_key(&key) => {
-                        info!("backend {} of service {} has a next hop", key.1, key.0);
-                    }
-                    Ok(_) => {}
-                }
-            }
-        }
-        let before = mem::replace(&mut self.unresolved, now);
-        let news = self.unresolved.iter().filter(|(key, why)| before.get(*key) != Some(*why));
-        for ((service, address), why) in news.clone().take(UNRESOLVED_SHOWN_MAX) {
-            warn!("backend {address} of service {service} takes no traffic: {why}");
-        }
-        let more = news.count().saturating_sub(UNRESOLVED_SHOWN_MAX);
-        if more > 0 {
-            warn!("{more} more backends take no traffic");
-        }
     }
 }
 
