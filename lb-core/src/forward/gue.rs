@@ -133,7 +133,9 @@ mod tests {
 
     const CLIENT: [&str; 2] = ["198.51.100.7:40000", "[2001:db8::7]:40000"];
     const VIP: [&str; 2] = ["10.0.0.100:80", "[fd00::100]:80"];
-    const ENDS: Ends = Ends::Ipv6 { src: [0xfd; 16], dst: [0xfe; 16], vary_bits: 0 };
+    fn ends() -> Ends {
+        Ends::ipv6([0xfd; 16], [0xfe; 16], 0)
+    }
     const OUTER: usize = 14 + ipv6::HEADER_BYTES;
 
     /// Is the outer checksum true, of a packet whose own one is `checksum`?
@@ -145,7 +147,7 @@ mod tests {
         let l4 = usize::from(meta.l4_offset);
         frame[l4 + place.start..l4 + place.end].copy_from_slice(&checksum);
         let mut sim = SimFrame::new(&frame);
-        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, &ENDS, 6080).unwrap();
+        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, &ends(), 6080).unwrap();
         let (header, datagram) = sim.bytes().split_at(OUTER);
         assert_eq!(datagram[8..], frame[14..14 + packet.ip().len()], "the packet is untouched");
         let (src, dst) = header[14 + 8..].split_at(16);
@@ -200,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_the_nic_completes_is_what_we_would_have_written() {
-        let over_ipv6 = Ends::Ipv6 { src: [7; 16], dst: [8; 16], vary_bits: 0 };
+        let over_ipv6 = Ends::ipv6([7; 16], [8; 16], 0);
         let over_ipv4 = Ends::Ipv4 { src: [10, 0, 0, 2], dst: [10, 2, 0, 1], vary_bits: 0 };
         for len in [0, 1, 2, 777, 1400] {
             for tags in [&[][..], &[(0x8100, 7)]] {

@@ -68,7 +68,7 @@ pub(super) fn put<'a, F: Frame>(
     let traffic_class = traffic_class(packet, meta.tuple.is_ipv6)?;
     frame.truncate(l3_offset + packet_len);
     let (way, room) = ((hop, came_by), header_bytes + shim_bytes);
-    match *ends {
+    match ends {
         Ends::Ipv4 { src, dst, vary_bits } => {
             let bytes = replace_l2(frame, meta, way, ethernet::IPV4, room)?;
             let mut header = Ipv4 {
@@ -80,29 +80,30 @@ pub(super) fn put<'a, F: Frame>(
                 ttl: HOPS,
                 protocol,
                 checksum: Checksum::ZERO,
-                src: vary_ipv4(src, vary_bits, meta.hash),
-                dst,
+                src: vary_ipv4(*src, *vary_bits, meta.hash),
+                dst: *dst,
             };
             header.checksum = Checksum::of(header.as_bytes());
             header.write_to_prefix(bytes).map_err(|_| DropReason::NoHeadroom)?;
             let bytes = bytes.get_mut(header_bytes..).ok_or(DropReason::NoHeadroom)?;
             Ok(Inside { bytes, ipv6_addresses: None })
         }
-        Ends::Ipv6 { src, dst, vary_bits } => {
+        Ends::Ipv6 { src, dst, vary_bits, sum } => {
             let bytes = replace_l2(frame, meta, way, ethernet::IPV6, room)?;
             let class_and_label = u32::from(traffic_class) << 20 | flow_label(meta.hash);
+            let (src, varied) = vary_ipv6(*src, *vary_bits, meta.hash);
             let header = Ipv6 {
                 version_class_flow: U32::new(6 << 28 | class_and_label),
                 payload_len: U16::new(total_len - IPV6_HEADER_BYTES),
                 next_header: protocol,
                 hop_limit: HOPS,
-                src: vary_ipv6(src, vary_bits, meta.hash),
-                dst,
+                src,
+                dst: *dst,
             };
-            let ipv6_addresses = Some(Sum::default().plus(&header.src).plus(&header.dst));
             header.write_to_prefix(bytes).map_err(|_| DropReason::NoHeadroom)?;
             let bytes = bytes.get_mut(header_bytes..).ok_or(DropReason::NoHeadroom)?;
-            Ok(Inside { bytes, ipv6_addresses })
+            let addresses = Sum::default().plus(sum.as_bytes()).plus(&varied);
+            Ok(Inside { bytes, ipv6_addresses: Some(addresses) })
         }
     }
 }
@@ -115,11 +116,14 @@ fn vary_ipv4(src: [u8; 4], bits: u8, hash: u64) -> [u8; 4] {
     (u32::from_be_bytes(src) | hash as u32 & mask).to_be_bytes()
 }
 
-/// As [`vary_ipv4`].
+/// As [`vary_ipv4`]; and the bits that were put into its lower half, which were zero there.
 #[inline]
-fn vary_ipv6(src: [u8; 16], bits: u8, hash: u64) -> [u8; 16] {
-    let mask = (1_u128 << bits) - 1;
-    (u128::from_be_bytes(src) | u128::from(hash) & mask).to_be_bytes()
+fn vary_ipv6(src: [u8; 16], bits: u8, hash: u64) -> ([u8; 16], [u8; 8]) {
+    let mask = u64::MAX.checked_shl(bits.into()).map_or(u64::MAX, |prefix| !prefix);
+    let varied = (hash & mask).to_be_bytes();
+    let [upper, lower]: [[u8; 8]; 2] = zerocopy::transmute!(src);
+    let lower = (u64::from_ne_bytes(lower) | u64::from_ne_bytes(varied)).to_ne_bytes();
+    (zerocopy::transmute!([upper, lower]), varied)
 }
 
 /// DSCP and ECN of the outer header: the inner ones, as RFC 2983 §3.1 (uniform model) and RFC 6040
@@ -162,10 +166,13 @@ mod tests {
     const DST: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
     const SRC_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
     const DST_6: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 1);
-    const ENDS: [Ends; 2] = [
-        Ends::Ipv4 { src: SRC.octets(), dst: DST.octets(), vary_bits: 0 },
-        Ends::Ipv6 { src: SRC_6.octets(), dst: DST_6.octets(), vary_bits: 0 },
-    ];
+    fn ends() -> [Ends; 2] {
+        [
+            Ends::Ipv4 { src: SRC.octets(), dst: DST.octets(), vary_bits: 0 },
+            Ends::ipv6(SRC_6.octets(), DST_6.octets(), 0),
+        ]
+    }
+
     const PORT: u16 = 6080;
     const KINDS: [TunnelKind; 3] =
         [TunnelKind::Ipip, TunnelKind::Gue { port: PORT }, TunnelKind::Gre];
@@ -186,7 +193,7 @@ mod tests {
 
     /// Each kind of tunnel, over each family.
     fn tunnels() -> impl Iterator<Item = (TunnelKind, Ends)> {
-        KINDS.into_iter().flat_map(|kind| ENDS.map(|ends| (kind, ends)))
+        KINDS.into_iter().flat_map(|kind| ends().map(|ends| (kind, ends)))
     }
 
     /// Of both families: options and extensions, TCP and UDP, padding, all values of ECN.
@@ -294,13 +301,11 @@ mod tests {
             };
             [0, 0xabcd_1234_5678_9abc, u64::MAX].map(source)
         };
-        let Ends::Ipv4 { dst, .. } = ENDS[0] else { panic!() };
-        let ends = Ends::Ipv4 { src: [172, 16, 0, 0], dst, vary_bits: 16 };
+        let ends = Ends::Ipv4 { src: [172, 16, 0, 0], dst: DST.octets(), vary_bits: 16 };
         let expect = [[172, 16, 0, 0], [172, 16, 0x9a, 0xbc], [172, 16, 0xff, 0xff]];
         assert_eq!(sources(ends, 26..30), expect);
-        let Ends::Ipv6 { dst, .. } = ENDS[1] else { panic!() };
         let src = Ipv6Addr::new(0xfd07, 1, 2, 3, 0, 0, 0, 0).octets();
-        let ends = Ends::Ipv6 { src, dst, vary_bits: 64 };
+        let ends = Ends::ipv6(src, DST_6.octets(), 64);
         let expect = [0, 0xabcd_1234_5678_9abc, u64::MAX]
             .map(|low: u64| [&src[..8], &low.to_be_bytes()].concat());
         assert_eq!(sources(ends, 22..38), expect);
@@ -330,7 +335,7 @@ mod tests {
     fn the_flow_label_is_of_the_flow() {
         let [packet, ..] = packets();
         let label = |hash| {
-            let tunnel = (TunnelKind::Ipip, ENDS[1]);
+            let tunnel = (TunnelKind::Ipip, ends()[1]);
             encapsulated(&packet, tunnel, &hop(0, None, 1500), hash)[15..18].to_vec()
         };
         assert_eq!(label(7), label(7));

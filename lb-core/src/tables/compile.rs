@@ -464,7 +464,7 @@ fn ends(backend: IpAddr, tunnel: &Tunnel, ports: &[Port], hops: &Hops) -> Option
                 Some(IpNet::V6(net)) => (net.network(), (128 - net.prefix_len()).min(64)),
                 _ => (candidates.find_map(Port::ipv6)?, 0),
             };
-            Some(Ends::Ipv6 { src: src.octets(), dst: dst.octets(), vary_bits })
+            Some(Ends::ipv6(src.octets(), dst.octets(), vary_bits))
         }
     }
 }

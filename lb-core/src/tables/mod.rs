@@ -20,6 +20,7 @@ use crate::model::{
 use crate::pool::Pool;
 use crate::rate::Tick;
 use crate::tuple::{Tuple, mapped};
+use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
@@ -387,16 +388,25 @@ pub enum Ends {
         dst: [u8; 16],
         /// How many low bits of the source are the flow hash's; at most 64.
         vary_bits: u8,
+        /// The sum over both addresses, folded: checksums behind the header cover them.
+        sum: Checksum,
     },
 }
 
 impl Ends {
+    /// Those of an outer IPv6 header.
+    #[must_use]
+    pub fn ipv6(src: [u8; 16], dst: [u8; 16], vary_bits: u8) -> Self {
+        let sum = Sum::default().plus(&src).plus(&dst).partial();
+        Self::Ipv6 { src, dst, vary_bits, sum }
+    }
+
     /// Could `outer` be the tuple of a packet between them?
     #[must_use]
     pub fn are_of(&self, outer: &Tuple) -> bool {
         let (src, dst, vary_bits) = match *self {
             Self::Ipv4 { src, dst, vary_bits } => (mapped(src), mapped(dst), vary_bits),
-            Self::Ipv6 { src, dst, vary_bits } => (src, dst, vary_bits),
+            Self::Ipv6 { src, dst, vary_bits, .. } => (src, dst, vary_bits),
         };
         let [src, given] =
             [src, outer.src].map(|address| u128::from_be_bytes(address) >> vary_bits);

@@ -48,7 +48,7 @@ pub(crate) fn next_hops() -> NextHops {
 /// IP in IPv6.
 fn ipv6_path(src: Ipv6Addr, dst: &str) -> Path {
     let dst: Ipv6Addr = dst.parse().unwrap();
-    let ends = Ends::Ipv6 { src: src.octets(), dst: dst.octets(), vary_bits: 0 };
+    let ends = Ends::ipv6(src.octets(), dst.octets(), 0);
     Path::Tunnel(TunnelKind::Ipip, ends)
 }
 
