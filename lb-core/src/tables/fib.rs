@@ -1,7 +1,7 @@
 //! The ways to addresses that are no backend's: clients, who answers go back to.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 use ipnet::IpNet;
@@ -45,18 +45,20 @@ pub enum RouteWays {
 ///   control thread: 0.2 s for a hundred thousand routes, 3 s for a million.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fib {
-    /// IPv4's, then IPv6's.
-    families: [Boundaries; 2],
+    ipv4: Boundaries<u32>,
+    ipv6: Boundaries<u128>,
     /// Next hops of routes; targets name ranges of it.
     gateways: Vec<HopEntry>,
+    /// Has a route several of them, among which a hash chooses?
+    has_equal_ways: bool,
     stations: Stations,
 }
 
-/// Where one stretch of addresses ends and another begins.
+/// Where one stretch of addresses (as numbers) ends and another begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Boundaries {
+struct Boundaries<A> {
     /// Sorted; a stretch reaches up to the next.
-    starts: Vec<u128>,
+    starts: Vec<A>,
     targets: Vec<Target>,
 }
 
@@ -99,12 +101,21 @@ impl Fib {
             let [first, last] = [net.network(), net.broadcast()].map(number);
             cover(&mut stretches[usize::from(net.addr().is_ipv6())], first, last, target);
         }
-        let entries = gateways.entries;
+        let [ipv4, ipv6] = stretches;
         Self {
-            families: stretches.map(Boundaries::new),
-            gateways: entries,
+            has_equal_ways: gateways.known.keys().any(|hops| hops.len() > 1),
+            ipv4: Boundaries::new(ipv4, ipv4_number),
+            ipv6: Boundaries::new(ipv6, Some),
+            gateways: gateways.entries,
             stations: Stations::new(stations, ports),
         }
+    }
+
+    /// Does the hash count for [`Fib::lookup`]?
+    #[inline]
+    #[must_use]
+    pub fn has_equal_ways(&self) -> bool {
+        self.has_equal_ways
     }
 
     /// The way to `dst` (IPv4 as mapped): by the longest prefix; of several gateways by the low bits
@@ -113,31 +124,42 @@ impl Fib {
     #[inline]
     #[must_use]
     pub fn lookup(&self, dst: &[u8; 16], is_ipv6: bool, hash: u64) -> Option<&HopEntry> {
-        let dst = u128::from_be_bytes(*dst);
-        let Boundaries { starts, targets } = &self.families[usize::from(is_ipv6)];
-        let at = starts.partition_point(|start| *start <= dst).checked_sub(1)?;
-        match targets.get(at)? {
+        let number = u128::from_be_bytes(*dst);
+        let target = if is_ipv6 {
+            self.ipv6.find(number)
+        } else {
+            let [.., a, b, c, d] = *dst;
+            self.ipv4.find(u32::from_be_bytes([a, b, c, d]))
+        };
+        match target? {
             Target::None => None,
             Target::Gateways(range) => {
                 let place = range.start + reduce_low(hash, range.end - range.start);
                 self.gateways.get(place as usize)
             }
-            Target::OnLink(link) => self.stations.find(dst, *link),
+            Target::OnLink(link) => self.stations.find(number, *link),
         }
     }
 }
 
-impl Boundaries {
-    /// Joins stretches that lead to the same.
-    fn new(stretches: BTreeMap<u128, Target>) -> Self {
-        let mut boundaries = Self::default();
+impl<A: Copy + Ord> Boundaries<A> {
+    /// Joins stretches that lead to the same. `number`: an address of the family's, if it is one.
+    fn new(stretches: BTreeMap<u128, Target>, number: impl Fn(u128) -> Option<A>) -> Self {
+        let mut boundaries = Self { starts: Vec::new(), targets: Vec::new() };
         for (start, target) in stretches {
+            let Some(start) = number(start) else { break }; // what ends with the address space
             if *boundaries.targets.last().unwrap_or(&Target::None) != target {
                 boundaries.starts.push(start);
                 boundaries.targets.push(target);
             }
         }
         boundaries
+    }
+
+    #[inline(always)]
+    fn find(&self, address: A) -> Option<&Target> {
+        let at = self.starts.partition_point(|start| *start <= address).checked_sub(1)?;
+        self.targets.get(at)
     }
 }
 
@@ -156,7 +178,7 @@ impl Stations {
         Self { addresses, hops }
     }
 
-    #[inline]
+    #[inline(never)]
     fn find(&self, address: u128, (port, vlan): Link) -> Option<&HopEntry> {
         let first = self.addresses.partition_point(|other| *other < address);
         let same = self.addresses.get(first..)?.iter().zip(self.hops.get(first..)?);
@@ -191,6 +213,12 @@ impl<'r> Gateways<'r> {
 /// As addresses are kept in tuples: IPv4 as mapped.
 fn number(address: IpAddr) -> u128 {
     u128::from_be_bytes(address_bytes(address))
+}
+
+/// Of an IPv4 address as mapped: as it is.
+fn ipv4_number(address: u128) -> Option<u32> {
+    let first = number(Ipv4Addr::UNSPECIFIED.into());
+    address.checked_sub(first).and_then(|number| u32::try_from(number).ok())
 }
 
 /// Lays `target` over the addresses from `first` to `last`. What lay there before ends, and goes on
@@ -347,7 +375,6 @@ mod tests {
             let address: IpAddr = address.parse().unwrap();
             assert!(fib.lookup(&address_bytes(address), address.is_ipv6(), 0).is_some());
         }
-        assert_eq!(fib.lookup(&[0; 16], false, 0), None, "not an IPv4 address");
         assert_eq!(Fib::default().lookup(&[0; 16], true, 0), None);
     }
 

@@ -219,7 +219,7 @@ impl VipIndex {
         self.search(tuple, address, port)
     }
 
-    #[inline(never)]
+    #[cold]
     fn search(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
             if let Some(value) = self.find(&shape.key(address, port, tuple.protocol)) {
@@ -333,8 +333,11 @@ fn add_ranges(
 }
 
 /// The entries by their hashes; beside those of single ports what says that there are some.
+/// Entries of a table, at least: so that few packets that are no service's find an entry of another key.
+const CAPACITY_MIN: usize = 64;
+
 fn hash_table(entries: &[Entry]) -> Box<[Entry]> {
-    let capacity = (entries.len() * 4).next_power_of_two().max(8);
+    let capacity = (entries.len() * 4).next_power_of_two().max(CAPACITY_MIN);
     let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity].into_boxed_slice();
     let some_port = |entry: &Entry| Entry { key: entry.key.of_some_port(), ..*entry };
     let beside = entries.iter().filter(|entry| entry.key.has_port()).map(some_port);
