@@ -139,6 +139,8 @@ pub struct Burst<F> {
     exits: [Exit; BURST_MAX],
     /// Bit `i`: frame `i` is on its way through the pipeline.
     live: u64,
+    /// Bit `i`: frame `i` comes from a backend, or from the way to it.
+    returns: u64,
 }
 
 impl<F> Default for Burst<F> {
@@ -152,6 +154,7 @@ impl<F> Default for Burst<F> {
             connections: [Found::default(); BURST_MAX],
             exits: [Exit::default(); BURST_MAX],
             live: 0,
+            returns: 0,
         }
     }
 }
@@ -162,6 +165,7 @@ impl<F: Frame> Burst<F> {
     pub fn refill(&mut self, port: PortId, fill: impl FnOnce(&mut Frames<F>)) {
         debug_assert!(self.frames.is_empty(), "the last burst was not taken away");
         self.port = port;
+        self.returns = 0;
         fill(&mut self.frames);
         let n = self.frames.len();
         self.live = if n == 0 { 0 } else { u64::MAX >> (BURST_MAX - n) };
@@ -170,6 +174,19 @@ impl<F: Frame> Burst<F> {
     /// Says whether the port has a kernel side; without, frames for the kernel are nobody's.
     pub fn set_kernel(&mut self, has_kernel: bool) {
         self.has_kernel = has_kernel;
+    }
+
+    /// Says which frames (bits) are [returns](Rule::is_return).
+    #[inline]
+    pub fn set_returns(&mut self, returns: u64) {
+        self.returns = returns;
+    }
+
+    /// Is one of the frames a return?
+    #[inline]
+    #[must_use]
+    pub fn has_returns(&self) -> bool {
+        self.live & self.returns != 0
     }
 
     /// Says whether there may be fragments among the frames.
@@ -218,11 +235,38 @@ impl<F: Frame> Burst<F> {
     #[inline(always)]
     pub fn for_each_connected(
         &mut self,
+        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        self.for_each_of(self.live, step);
+    }
+
+    /// As [`Burst::for_each_connected`], of what clients send.
+    #[inline(always)]
+    pub fn for_each_request(
+        &mut self,
+        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        self.for_each_of(self.live & !self.returns, step);
+    }
+
+    /// As [`Burst::for_each_connected`], of what comes from backends, and from the way to them.
+    #[inline(always)]
+    pub fn for_each_return(
+        &mut self,
+        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        self.for_each_of(self.live & self.returns, step);
+    }
+
+    /// Those of the bits `todo`, which are live.
+    #[inline(always)]
+    fn for_each_of(
+        &mut self,
+        mut todo: u64,
         mut step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
     ) {
         let Self { frames, meta, connections, exits, live, has_kernel, .. } = self;
         let frames = frames.as_mut_slice();
-        let mut todo = *live;
         while todo != 0 {
             let i = todo.trailing_zeros() as usize;
             todo &= todo - 1;

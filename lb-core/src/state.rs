@@ -73,7 +73,9 @@ impl<F> State<F> {
         if self.created.len() >= CREATED_MAX {
             return Err(DropReason::NoBuffer);
         }
-        self.created.push_back((place, port, frame));
+        // By place, and answers are forwarded after requests.
+        let behind = self.created.partition_point(|(of, ..)| *of <= place);
+        self.created.insert(behind, (place, port, frame));
         Ok(())
     }
 
@@ -83,9 +85,9 @@ impl<F> State<F> {
         Some((port, frame))
     }
 
-    /// Takes the pieces of the packet at `place`, which were added last, away again.
+    /// Takes the pieces of the packet at `place` away again.
     pub fn forget_created(&mut self, place: usize) {
-        while self.created.pop_back_if(|(of, ..)| *of == place).is_some() {}
+        self.created.retain(|(of, ..)| *of != place);
     }
 
     /// An identification that was not used for long (RFC 6864 §4.3).

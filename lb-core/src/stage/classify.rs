@@ -42,8 +42,10 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         }
         Ok(())
     });
+    // What is left of the others is the answer of a backend, or about its way.
+    burst.set_returns(others);
     if others != 0 {
-        answers(burst, tables, others);
+        answers(burst, tables);
     }
 }
 
@@ -57,26 +59,21 @@ fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) {
     }
 }
 
-/// Those of the bits `others`: who no service is addressed by.
+/// What no service is addressed by.
 #[inline(never)]
-fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables, others: u64) {
+fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let mut pools = [None; BURST_MAX];
     if !tables.pools.is_empty() {
-        burst.for_each_numbered(|i, _, meta| {
-            if others >> i & 1 != 0 {
-                pools[i] = tables.pool_index.lookup(&meta.tuple);
-                if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
-                    pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
-                }
+        burst.for_each_return(|i, _, meta, _| {
+            pools[i] = tables.pool_index.lookup(&meta.tuple);
+            if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
+                pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
             }
             Ok(())
         });
     }
-    burst.for_each_connected(|i, frame, meta, connection| {
-        if others >> i & 1 != 0 {
-            answer(frame.bytes(), meta, (pools[i], connection), tables)?;
-        }
-        Ok(())
+    burst.for_each_return(|i, frame, meta, connection| {
+        answer(frame.bytes(), meta, (pools[i], connection), tables)
     });
 }
 
@@ -110,7 +107,8 @@ fn answer(
         None => by_station(&meta.tuple, tables),
     };
     (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
-    meta.hash = tables.hasher.hash(&meta.tuple, true);
+    let is_hashed = pool.is_some() || tables.fib.has_equal_ways();
+    meta.hash = if is_hashed { tables.hasher.hash(&meta.tuple, true) } else { 0 };
     meta.rule = match meta.rule {
         Rule::Fragment => Rule::ReturnFragment,
         Rule::IcmpError => Rule::ReturnError,

@@ -28,10 +28,8 @@ pub fn connect<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
 #[inline(never)]
 fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
     let mut glances = [Glance::default(); BURST_MAX];
-    burst.for_each_numbered(|i, _, meta| {
-        if let Some((service, pooled)) = pooled(meta, tables)
-            && !meta.rule.is_return()
-        {
+    burst.for_each_request(|i, _, meta, _| {
+        if let Some((service, pooled)) = pooled(meta, tables) {
             glances[i] = pooled.pool.glance(hash(meta, service, tables));
         }
         Ok(())

@@ -32,11 +32,7 @@ pub fn forward<F: Frame>(
     state: &mut State<F>,
 ) {
     let came_by = burst.port();
-    burst.for_each_connected(|place, frame, meta, connection| {
-        if meta.rule.is_return() {
-            let came = (place, came_by, port);
-            return back(frame, (meta, connection), tables, came, (&mut *state, counters));
-        }
+    burst.for_each_request(|place, frame, meta, connection| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let backend =
             service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
@@ -61,6 +57,35 @@ pub fn forward<F: Frame>(
         }
         counters.forwarded(service.id, packet_len);
         Ok(())
+    });
+    if burst.has_returns() {
+        back(burst, tables, port, (state, counters));
+    }
+}
+
+/// What comes from backends goes to clients, with the VIP as its source; and clients are told of what has
+/// become of a tunnel's packet.
+#[inline(never)]
+fn back<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    port: &Port,
+    (state, counters): (&mut State<F>, &Counters),
+) {
+    let came_by = burst.port();
+    burst.for_each_return(|place, frame, meta, connection| {
+        if meta.rule == Rule::TunnelError {
+            return tunnel_error::relay(frame, meta, tables, came_by, (&mut *state, counters));
+        }
+        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let came = (place, came_by, port);
+        match &service.pooled {
+            None => back_of(frame, meta, (tables, service, None), came, (&mut *state, counters)),
+            Some(pooled) => {
+                let connection = Some((pooled, &*connection));
+                back_of(frame, meta, (tables, service, connection), came, (&mut *state, counters))
+            }
+        }
     });
 }
 
@@ -164,29 +189,8 @@ fn refused<F: Frame>(
     }
 }
 
-/// Sends the answer of a backend to the client, with the VIP as its source; and tells the client of
-/// what has become of a tunnel's packet.
-#[inline(never)]
-fn back<F: Frame>(
-    frame: &mut F,
-    (meta, connection): (&mut Meta, &Found),
-    tables: &Tables,
-    came: (usize, PortId, &Port),
-    (state, counters): (&mut State<F>, &Counters),
-) -> Result<(), Exit> {
-    if meta.rule == Rule::TunnelError {
-        return tunnel_error::relay(frame, meta, tables, came.1, (state, counters));
-    }
-    let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
-    match &service.pooled {
-        None => back_of(frame, meta, (tables, service, None), came, (state, counters)),
-        Some(pooled) => {
-            let connection = Some((pooled, connection));
-            back_of(frame, meta, (tables, service, connection), came, (state, counters))
-        }
-    }
-}
-
+/// Sends the answer of a backend to the client, with the VIP as its source.
+///
 /// Compiled for services with a pool, and for those without.
 #[inline(always)]
 fn back_of<F: Frame>(
@@ -205,7 +209,8 @@ fn back_of<F: Frame>(
         tables.fib.lookup(&client, is_ipv6, meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
     let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
-    if meta.packet_len <= mtu && nat::has_hop_left(frame, meta) {
+    let is_changed = service.mss != MssClamp::Keep || connection.is_some();
+    if is_changed && meta.packet_len <= mtu && nat::has_hop_left(frame, meta) {
         if service.mss != MssClamp::Keep {
             mss::clamp(frame, meta, service.mss, mtu.into());
         }

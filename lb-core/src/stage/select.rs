@@ -23,10 +23,7 @@ pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counte
     if tables.may_track() {
         return select_in_change(burst, tables, counters, now);
     }
-    burst.for_each_live(|_, meta| {
-        if meta.rule.is_return() {
-            return Ok(());
-        }
+    burst.for_each_request(|_, _, meta, _| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         meta.backend = by_slot(meta, service)?;
         ask_for(meta, service);
@@ -63,7 +60,7 @@ fn select_in_change<F: Frame>(
 ) {
     let tracker = &*tables.tracker;
     let mut glances = [Glance::NONE; BURST_MAX];
-    burst.for_each_numbered(|i, _, meta| {
+    burst.for_each_request(|i, _, meta, _| {
         if let Some(service) = tables.services.get(meta.service as usize)
             && service.may_track(tracker)
         {
@@ -71,10 +68,7 @@ fn select_in_change<F: Frame>(
         }
         Ok(())
     });
-    burst.for_each_numbered(|i, frame, meta| {
-        if meta.rule.is_return() {
-            return Ok(());
-        }
+    burst.for_each_request(|i, frame, meta, _| {
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         meta.backend = if service.may_track(tracker) {
             by_flow((frame.bytes(), meta), service, (tracker, counters), glances[i], now)?

@@ -201,6 +201,8 @@ impl<'w> Expected<'w> {
             let connected = self.model.connect(packet);
             connected.map_err(|verdict| self.verdicts.insert(*number, verdict)).is_ok()
         });
+        // Identifications are given in this order.
+        on_their_way.sort_by_key(|(_, packet)| packet.is_answer());
         for (number, packet) in on_their_way {
             let verdict = self.model.leave(self.arrivals[number], &packet);
             self.verdicts.insert(number, verdict);

@@ -103,6 +103,13 @@ pub(crate) struct Known {
 /// What is known of a frame that is on its way.
 pub(crate) struct OnItsWay<'w>(Packet<'w>);
 
+impl OnItsWay<'_> {
+    /// Does a backend send it?
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self.0.to, To::Client(..) | To::ClientOf(_))
+    }
+}
+
 /// What a balancer remembers, and what it does.
 #[derive(Debug)]
 pub(crate) struct Model<'w> {
