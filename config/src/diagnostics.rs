@@ -34,6 +34,15 @@ impl From<Span> for SourceSpan {
     }
 }
 
+/// Where something is written, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The character in the line.
+    pub column: usize,
+}
+
 /// A problem, and where it is.
 #[derive(Clone, Debug)]
 struct Located {
@@ -58,8 +67,13 @@ impl Report {
     }
 
     /// Adds a problem of `at` with what stands at `first`, which came earlier.
-    pub(crate) fn add_conflict(&mut self, at: Span, first: Span, problem: Problem) {
-        self.keep(Located { problem, at: Some(at), first: Some(first) });
+    pub(crate) fn add_conflict(
+        &mut self,
+        at: Span,
+        first: impl Into<Option<Span>>,
+        problem: Problem,
+    ) {
+        self.keep(Located { problem, at: Some(at), first: first.into() });
     }
 
     /// Adds a problem that has no place in the file.
@@ -101,6 +115,12 @@ impl Diagnostics {
     /// The problems in the order of the file, at most [`PROBLEMS_SHOWN_MAX`].
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.found.iter().map(|located| &located.problem)
+    }
+
+    /// As [`Diagnostics::problems`], and where they are.
+    pub fn places(&self) -> impl Iterator<Item = (Option<Place>, &Problem)> {
+        let place = |located: &Located| Some(self.file.place(located.at?));
+        self.found.iter().map(move |located| (place(located), &located.problem))
     }
 
     /// How many problems there are, those beyond [`PROBLEMS_SHOWN_MAX`] included.

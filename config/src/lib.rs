@@ -7,12 +7,14 @@
 //! * `validate` turns tables into a [`Config`]. The rules of services are `lb_core::model`'s; here
 //!   are those that a file adds: ports, workers, and what a service needs of the ports.
 //! * [`profile`] is another file's: what `weir bench` sends.
+//! * [`services`] reads what sources other than the file have: their documents have only services.
 //! * `problem` has all that can be wrong; `diagnostics` and `source` show it.
 //!
 //! A file is taken as a whole or not at all, and every problem in it is told at once.
 
 mod api;
 mod diagnostics;
+mod feed;
 mod problem;
 pub mod profile;
 mod read;
@@ -28,15 +30,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use lb_core::model::{DesiredState, HashKey};
+use lb_core::model::{Backend, DesiredState, HashKey, Service};
 use lb_core::wire::ethernet::MacAddr;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use toml::de::DeTable;
 
 pub use api::{API_SOCKET_DEFAULT, Api, ApiAddress, ApiAddressError};
-pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX};
+pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX, Place};
 use diagnostics::{Report, Span};
+pub use feed::{
+    FEEDS_MAX, Feed, FeedAddress, FeedAddressError, FeedKind, FeedTls, PACE_DEFAULT, PACE_MAX,
+    PACE_MIN,
+};
 pub use problem::Problem;
 pub use scalar::ForwardMode;
 
@@ -75,7 +81,9 @@ pub struct Config {
     pub api: Option<Api>,
     /// In the order of the file.
     pub ports: Vec<PortConfig>,
-    /// The services, and the site's hash key.
+    /// Who else tells what is wanted: distinct names, at most [`FEEDS_MAX`].
+    pub feeds: Vec<Feed>,
+    /// The services of the file, and the site's hash key.
     pub desired: DesiredState,
     /// What is allowed, but hardly meant.
     pub warnings: Vec<Warning>,
@@ -254,6 +262,33 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Diagnostics> {
     }
 }
 
+/// Reads the services of `text`, a document of another source than the file, calling it `name` in
+/// messages; `ports` are the file's.
+///
+/// # Errors
+/// As [`parse`].
+pub fn services(name: &str, text: &str, ports: &[PortConfig]) -> Result<Vec<Service>, Diagnostics> {
+    let mut report = Report::default();
+    let services = tables(text, &mut report, spec::Document::read_entries)
+        .map(|document| validate::document(&document, ports, &mut report));
+    match services {
+        Some(services) if report.count() == 0 => Ok(services),
+        _ => Err(report.into_diagnostics(name, text)),
+    }
+}
+
+/// `service` with other backends, which no file has; `ports` are the file's.
+///
+/// # Errors
+/// What is wrong, and with which of the backends (its place in the list), if it is one.
+pub fn with_backends(
+    service: &Service,
+    backends: Vec<Backend>,
+    ports: &[PortConfig],
+) -> Result<Service, Vec<(Option<usize>, Problem)>> {
+    validate::with_backends(service, backends, ports)
+}
+
 /// Reads the file at `path`.
 ///
 /// # Errors
@@ -263,7 +298,10 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
 }
 
 /// The text of the file at `path`.
-fn read_text(path: &Path) -> Result<String, LoadError> {
+///
+/// # Errors
+/// As [`load`], but never [`LoadError::Invalid`].
+pub fn read_text(path: &Path) -> Result<String, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.into(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
@@ -375,6 +413,15 @@ mod tests {
             punts_per_second = 7
             [api]
             grpc = '127.0.0.1:9301'
+            [feed]
+            name = 'prod'
+            kind = 'grpc'
+            address = 'https://control.example:9310'
+            node = 'n1'
+            ca = '/etc/ca.pem'
+            cert = '/etc/cert.pem'
+            key = '/etc/key.pem'
+            pace = '1s'
             [[port]]
             name = 'wan0'
             device = '0000:01:00.0'
@@ -415,6 +462,19 @@ mod tests {
                 punts_per_second: 7,
             }
         );
+        let tls = FeedTls {
+            ca: "/etc/ca.pem".into(),
+            identity: Some(("/etc/cert.pem".into(), "/etc/key.pem".into())),
+        };
+        let feed = Feed {
+            name: "prod".into(),
+            kind: FeedKind::Grpc,
+            address: FeedAddress::Https { host: "control.example".into(), port: 9310 },
+            node: Some("n1".into()),
+            tls: Some(tls),
+            pace: std::time::Duration::from_secs(1),
+        };
+        assert_eq!(config.feeds, [feed]);
         let addresses = ["10.0.0.2/24", "fd00::2/64", "10.1.0.0/31"];
         assert_eq!(
             config.ports,

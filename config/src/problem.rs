@@ -95,6 +95,31 @@ pub enum Problem {
     ))]
     ApiNotLoopback(SocketAddr),
 
+    #[error(
+        "{0} is reached through the network, and whoever is on the way could say what is wanted"
+    )]
+    #[diagnostic(help(
+        "write \"https://{0}\" and a `ca`, or a loopback address, or a Unix socket: \"unix:/PATH\""
+    ))]
+    FeedNotLoopback(SocketAddr),
+
+    #[error("`{key}` has no meaning without TLS")]
+    #[diagnostic(help("remove it, or write an `address` that begins with \"https://\""))]
+    KeyOfTls { key: &'static str },
+
+    #[error("nobody could be trusted: there is no `ca`")]
+    #[diagnostic(help(
+        "add `ca = \"/etc/weir/ca.pem\"`, the certificates that the control plane's is signed by"
+    ))]
+    NoCa,
+
+    #[error("a certificate and its key belong together: there is no `{key}`")]
+    #[diagnostic(help("add `{key} = \"/etc/weir/{key}.pem\"`, or remove this"))]
+    HalfAnIdentity { key: &'static str },
+
+    #[error("a pace is 10ms to 1m")]
+    PaceOfNoUse,
+
     #[error("there is no [[peer]]")]
     #[diagnostic(help("add a [[peer]] for each of the other balancers, or remove this key"))]
     NoPeer,
@@ -137,7 +162,7 @@ pub enum Problem {
     PortNotAStation(String),
 
     #[error("a name has 1 to 63 letters, digits, '-', '_' or '.'")]
-    SiteName,
+    BadName,
 
     #[error("{} cannot be an interface's name", cut(given))]
     #[diagnostic(help(
@@ -243,6 +268,12 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// What to write instead, where the message itself does not say so.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        self.help().map(|help| help.to_string())
+    }
+
     /// How the two places of a conflict are called: what came first, and what is wrong.
     pub(crate) fn labels(&self) -> (&'static str, &'static str) {
         match self {

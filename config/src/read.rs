@@ -164,6 +164,32 @@ impl<T: Read> Field for List<T> {
     }
 }
 
+/// As [`List`], of tables; and one alone may be written without being a list.
+#[derive(Debug)]
+pub(crate) struct OneOrMore<T> {
+    pub(crate) items: Vec<At<T>>,
+}
+
+impl<T> Default for OneOrMore<T> {
+    fn default() -> Self {
+        Self { items: Vec::new() }
+    }
+}
+
+impl<T: Read> Field for OneOrMore<T> {
+    fn read(table: &Table<'_, '_>, key: &'static str, report: &mut Report) -> Self {
+        let items = match table.entries.get(key) {
+            Some(node) if node.get_ref().is_table() => At::read(node, report).into_iter().collect(),
+            _ => List::read(table, key, report).items,
+        };
+        Self { items }
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [T::schema(generator), List::<T>::schema(generator)] })
+    }
+}
+
 /// What a value is, for people.
 pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {

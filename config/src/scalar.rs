@@ -14,7 +14,10 @@ use toml::de::DeValue;
 use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{Node, Read, kind};
-use crate::{ApiAddress, ChecksumOffload, Hugepages, Idle, PEER_PORT_DEFAULT, PeerKey};
+use crate::{
+    ApiAddress, ChecksumOffload, FeedAddress, FeedKind, Hugepages, Idle, PACE_MAX, PACE_MIN,
+    PEER_PORT_DEFAULT, PeerKey,
+};
 
 mod health;
 
@@ -190,6 +193,24 @@ pub(crate) struct Directory(pub(crate) String);
 impl Scalar for Directory {
     const EXPECTED: &'static str = "the absolute path of a directory";
     const EXAMPLE: &'static str = "\"/run/weir/edge-1\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = argument::<Self>(value)?;
+        if given.starts_with('/') { Ok(Self(given)) } else { Err(malformed::<Self>(&given)) }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^/" })
+    }
+}
+
+/// A file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilePath(pub(crate) String);
+
+impl Scalar for FilePath {
+    const EXPECTED: &'static str = "the absolute path of a file";
+    const EXAMPLE: &'static str = "\"/etc/weir/ca.pem\"";
 
     fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
         let given = argument::<Self>(value)?;
@@ -410,12 +431,58 @@ impl Scalar for ApiAddress {
     }
 }
 
+impl Scalar for FeedAddress {
+    const EXPECTED: &'static str = "a control plane's address";
+    const EXAMPLE: &'static str = "\"https://control.example:9310\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        given.parse().map_err(|_| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^(unix:/|http://|https://)" })
+    }
+}
+
+/// Time between two states that are taken from a feed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace(pub(crate) Duration);
+
+impl Scalar for Pace {
+    const EXPECTED: &'static str = <Duration as Scalar>::EXPECTED;
+    const EXAMPLE: &'static str = "\"100ms\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let pace = Duration::parse(value)?;
+        let is_sound = (PACE_MIN..=PACE_MAX).contains(&pace);
+        if is_sound { Ok(Self(pace)) } else { Err(Problem::PaceOfNoUse) }
+    }
+
+    fn schema() -> Schema {
+        <Duration as Scalar>::schema()
+    }
+}
+
+impl Word for FeedKind {
+    const WORDS: &'static [(&'static str, Self)] = &[("grpc", Self::Grpc)];
+    const EXAMPLE: &'static str = "\"grpc\"";
+}
+
 /// One of a few words.
 pub(crate) trait Word: Copy + 'static {
     /// What may be written, and what it means.
     const WORDS: &'static [(&'static str, Self)];
     /// One of the words in quotes.
     const EXAMPLE: &'static str;
+
+    /// As it is written.
+    fn name(self) -> &'static str
+    where
+        Self: PartialEq,
+    {
+        Self::WORDS.iter().find(|(_, word)| *word == self).map_or("", |(word, _)| word)
+    }
 }
 
 impl<T: Word> Scalar for T {
@@ -464,8 +531,7 @@ impl ForwardMode {
     /// As it is written.
     #[must_use]
     pub fn name(self) -> &'static str {
-        let of_this = |(_, mode): &&(_, Self)| *mode == self;
-        Self::WORDS.iter().find(of_this).map_or("", |(word, _)| word)
+        Word::name(self)
     }
 
     /// Do packets travel inside others?

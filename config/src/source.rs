@@ -2,7 +2,7 @@
 
 use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
-use crate::diagnostics::Span;
+use crate::diagnostics::{Place, Span};
 
 /// A line is shown whole up to this many bytes; of a longer one, the part around the problem.
 const LINE_BYTES_MAX: usize = 160;
@@ -44,6 +44,14 @@ impl Source {
         }
         let end = span.end.min(line.end).min(start + UNDERLINED_BYTES_MAX);
         Span { start, end: self.floor(end).max(start) }
+    }
+
+    /// Where `span` begins.
+    pub(crate) fn place(&self, span: Span) -> Place {
+        let start = self.on_one_line(span).start;
+        let line = self.line_of(start);
+        let before = &self.text[self.line_starts[line]..start];
+        Place { line: line + 1, column: before.chars().count() + 1 }
     }
 
     /// Can both (each on one line) be underlined in one picture? Not if they share a long line.

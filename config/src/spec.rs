@@ -16,12 +16,13 @@ use toml::de::DeValue;
 
 use crate::diagnostics::Report;
 use crate::problem::Problem;
-use crate::read::{At, List, Node, Optional, Read, Required, kind, table};
+use crate::read::{At, List, Node, OneOrMore, Optional, Read, Required, kind, table};
 use crate::scalar::{
-    BackendState, CheckKind, Device, Directory, EalArgument, Expect, ForwardMode, InterfaceName,
-    Mss, Payload, PeerAddress, Scalar, ServiceAddress, ServicePort, Share, UrlPath, Within,
+    BackendState, CheckKind, Device, Directory, EalArgument, Expect, FilePath, ForwardMode,
+    InterfaceName, Mss, Pace, Payload, PeerAddress, Scalar, ServiceAddress, ServicePort, Share,
+    UrlPath, Within,
 };
-use crate::{ApiAddress, ChecksumOffload, Hugepages, Idle, PeerKey};
+use crate::{ApiAddress, ChecksumOffload, FeedAddress, FeedKind, Hugepages, Idle, PeerKey};
 
 /// MiB of packet memory, if not written.
 pub(crate) const MEMORY_MB_DEFAULT: u32 = 512;
@@ -48,6 +49,8 @@ table! {
         /// The other balancers of the site. Each one is told of the flows that the others remember, so
         /// that no flow notices by which balancer it comes. This balancer itself may be among them.
         peer: List<Peer>,
+        /// Control planes that tell what is wanted, beside the services of this file: one, or a list.
+        feed: OneOrMore<Feed>,
         /// The services.
         service: List<Service>,
     }
@@ -111,6 +114,39 @@ table! {
         /// may use; or a loopback address with a port, as in "127.0.0.1:9301", which everybody on this
         /// machine may use.
         grpc: Optional<ApiAddress> = crate::API_SOCKET_DEFAULT,
+    }
+}
+
+table! {
+    /// A control plane that tells what is wanted.
+    Feed("[feed]", "[[feed]]") {
+        /// Its name among feeds. Absent: its kind.
+        name: Optional<String>,
+        /// What it speaks: "grpc", Weir's own protocol (`weir.v1.ControlPlane`).
+        kind: Required<FeedKind>,
+        /// Where it is: "unix:" and a socket's absolute path; "http://" and a loopback address with a
+        /// port; or "https://", a host and a port.
+        address: Required<FeedAddress>,
+        /// What it knows this balancer as. Absent: by the name of its host.
+        node: Optional<String>,
+        /// "https" only: the file with the certificates that the control plane's has to be signed by
+        /// (PEM).
+        ca: Optional<FilePath>,
+        /// "https" only: the file with this balancer's own certificate (PEM), where the control plane
+        /// asks for one.
+        cert: Optional<FilePath>,
+        /// The file with the key of `cert` (PEM).
+        key: Optional<FilePath>,
+        /// Time between two states that are taken, at least. What comes meanwhile is taken together.
+        pace: Optional<Pace> = "100ms",
+    }
+}
+
+table! {
+    /// What a document of a feed, or one that is applied, may have.
+    Document("the document", "") {
+        /// The services.
+        service: List<Service>,
     }
 }
 

@@ -1,6 +1,8 @@
 //! From what was written to what is valid.
 
 mod api;
+mod endpoints;
+mod feeds;
 mod health;
 mod peers;
 mod ports;
@@ -9,14 +11,16 @@ mod services;
 use std::collections::HashMap;
 use std::path::Path;
 
-use lb_core::model::{DesiredState, is_name};
+pub(crate) use endpoints::with_backends;
+
+use lb_core::model::{DesiredState, Service, is_name};
 
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
 use crate::read::{At, List, Optional};
 use crate::spec;
 use crate::{
-    Config, DEMO_HASH_KEY, Dataplane, EAL_ARGS_MAX, SITE_NAME_DEFAULT, STATE_DIR, Site,
+    Config, DEMO_HASH_KEY, Dataplane, EAL_ARGS_MAX, PortConfig, SITE_NAME_DEFAULT, STATE_DIR, Site,
     WORKERS_MAX, Warning, Workers,
 };
 
@@ -29,6 +33,7 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
         dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), &site, report);
     let api = file.api.map(|api| api::api(&api.value, report));
     let ports = ports::Ports::new(file.port, report);
+    let feeds = feeds::feeds(&file.feed, report);
     let services = services::services(&file.service, &ports, report);
     if report.count() > 0 {
         return None;
@@ -45,13 +50,22 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
         })
         .ok()?;
     let warnings = if hash_key.is_none() { vec![Warning::DemoHashKey] } else { Vec::new() };
-    Some(Config { site, dataplane, api, ports: ports.configs, desired, warnings })
+    Some(Config { site, dataplane, api, ports: ports.configs, feeds, desired, warnings })
+}
+
+/// Checks the services of a document, and what they need of ports that are valid.
+pub(crate) fn document(
+    document: &spec::Document,
+    ports: &[PortConfig],
+    report: &mut Report,
+) -> Vec<Service> {
+    services::services(&document.service, &ports::Ports::known(ports), report)
 }
 
 fn site(spec: spec::Site, peers: &List<spec::Peer>, report: &mut Report) -> Site {
     let peering = peers::peering(&spec, peers, report);
     if let Some(name) = spec.name.as_ref().filter(|name| !is_name(&name.value)) {
-        report.add(name.span, Problem::SiteName);
+        report.add(name.span, Problem::BadName);
     }
     Site { name: spec.name.map_or_else(|| SITE_NAME_DEFAULT.into(), |name| name.value), peering }
 }

@@ -17,8 +17,8 @@ use crate::{PORT_ADDRESSES_MAX, PortConfig};
 pub(super) struct Ports {
     /// Those that have a name and a device.
     pub(super) configs: Vec<PortConfig>,
-    /// Whose addresses they are, by address.
-    pub(super) addresses: HashMap<IpAddr, Span>,
+    /// Their addresses, and where each is written, if it is written here.
+    pub(super) addresses: HashMap<IpAddr, Option<Span>>,
     /// Nothing is wrong with any of them: what they lack, they lack.
     pub(super) sound: bool,
 }
@@ -50,9 +50,19 @@ impl Ports {
             let given = port.value.addresses.items.len();
             bounded("addresses", given, PORT_ADDRESSES_MAX, first_above, report);
         }
-        let (addresses, sound) = (addresses.seen, list.sound && report.count() == before);
+        let addresses = addresses.seen.into_iter().map(|(net, span)| (net, Some(span))).collect();
+        let sound = list.sound && report.count() == before;
         let configs = list.items.into_iter().filter_map(|port| port_config(port.value)).collect();
         Self { configs, addresses, sound }
+    }
+}
+
+impl Ports {
+    /// Those of another file, which is valid.
+    pub(super) fn known(ports: &[PortConfig]) -> Self {
+        let addresses = ports.iter().flat_map(|port| &port.addresses);
+        let addresses = addresses.map(|net| (net.addr(), None)).collect();
+        Self { configs: ports.to_vec(), addresses, sound: true }
     }
 }
 
