@@ -10,6 +10,7 @@ use prost::Message as _;
 const ENUMERATIONS: &[(&str, &str)] = &[
     ("BackendPlan.action", "Action"),
     ("Service.source", "Source"),
+    ("SourceStatus.kind", "Source"),
     ("ServicePlan.action", "Action"),
     ("Backend.state", "BackendState"),
     ("Backend.health", "Health"),
@@ -17,10 +18,12 @@ const ENUMERATIONS: &[(&str, &str)] = &[
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(["weir/v1/balancer.proto"], ["proto"])?;
-    // For the reflection service.
+    // For the reflection service, which tells of the balancer's own.
+    let served = protox::compile(["weir/v1/balancer.proto"], ["proto"])?;
     let set = PathBuf::from(env::var("OUT_DIR")?).join("weir.v1.bin");
-    fs::write(set, descriptors.encode_to_vec())?;
+    fs::write(set, served.encode_to_vec())?;
+    let all = ["weir/v1/balancer.proto", "weir/v1/feed.proto"];
+    let descriptors = protox::compile(all, ["proto"])?;
     let mut builder = tonic_prost_build::configure()
         .message_attribute(".", "#[derive(serde::Serialize)]")
         .enum_attribute(".", "#[derive(serde::Serialize)] #[serde(rename_all = \"snake_case\")]");

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 mod drains;
+mod sources;
 mod sweeper;
 mod unresolved;
 
@@ -35,6 +36,8 @@ use crate::health::Checkers;
 use crate::kernel::{Exchange, Guard, GuardError, InterfaceState, Kernel, KernelError, Pump, Tap};
 use crate::memory::{self, Memory, MemoryError};
 use crate::peers::{ListenError, Peers};
+use crate::source::feed::Feeds;
+use crate::source::{Applied, Offer, Overlaps, State, Wanted};
 use crate::workers::{Settings, WorkerError, Workers, leave_cpus};
 
 /// How long the first tables wait for the next hops of all backends, and for gateways to clients.
@@ -82,6 +85,8 @@ pub(crate) enum StartError {
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Peers(#[from] ListenError),
+    #[error(transparent)]
+    Overlaps(#[from] Overlaps),
 }
 
 /// Why a new configuration is not taken. What runs, runs on.
@@ -91,12 +96,16 @@ pub(crate) enum ReloadError {
     NeedsRestart,
     #[error("[api] has changed; that takes a restart")]
     OtherApi,
+    #[error("[feed] has changed; that takes a restart")]
+    OtherFeeds,
     #[error("`hash_key` has changed; that takes a restart, and moves most flows to other backends")]
     OtherKey,
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Peers(#[from] ListenError),
+    #[error(transparent)]
+    Overlaps(#[from] Overlaps),
 }
 
 /// Why a change that was asked for is not made.
@@ -109,12 +118,14 @@ pub(crate) enum ChangeError {
 }
 
 /// What is true and no longer as it was.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Change {
     /// Links, addresses, routes or neighbours.
     Network,
     /// Which backends have failed their health checks.
     Health,
+    /// What a feed wants.
+    Wanted(Offer),
 }
 
 /// A running balancer. In the order in which its parts are stopped.
@@ -129,8 +140,12 @@ pub(crate) struct Control {
     sweeper: Sweeper,
     next_sweep: Instant,
     ports: Arc<[next_hop::Port]>,
-    /// As the file has it.
+    /// As the file has it; its services are in `wanted`.
     config: Arc<Config>,
+    /// What the sources want.
+    wanted: Arc<Wanted>,
+    applied: Applied,
+    feeds: Feeds,
     /// Who was drained by command, and where that is remembered.
     drains: Arc<Drains>,
     drains_file: DrainsFile,
@@ -176,8 +191,12 @@ impl Control {
         let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
         empty.tracker = Arc::clone(memory.tracker());
         let drains_file = DrainsFile::new(state_dir);
-        let drains = drains_file.read().retained(&config.desired);
-        let desired = drains.applied_to(&config.desired);
+        let mut wanted =
+            Wanted::nothing(config.desired.hash_key()).with(State::of_file(&config))?;
+        let applied = Applied::read(state_dir, &config.ports, &mut wanted);
+        let feeds = Feeds::start(&config, &mut wanted)?;
+        let drains = drains_file.read().retained(wanted.desired());
+        let desired = drains.applied_to(wanted.desired());
         let peers = Peers::start(memory::key(&empty))?;
         let empty = Arc::new(empty);
         let (publisher, subscribers) = publication(&empty, cpus.len());
@@ -206,6 +225,9 @@ impl Control {
             next_sweep: Instant::now(),
             ports,
             config: Arc::new(config),
+            wanted: Arc::new(wanted),
+            applied,
+            feeds,
             drains: Arc::new(drains),
             drains_file,
             desired,
@@ -289,14 +311,14 @@ impl Control {
     /// Takes a new configuration. All of it is in force when this returns, or nothing of it.
     pub(crate) async fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         takes_no_restart(&self.config, &config)?;
-        let drains = self.drains.retained(&config.desired);
-        let desired = drains.applied_to(&config.desired);
+        let (wanted, drains, desired) = self.with(State::of_file(&config))?;
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
         self.prepare(&desired).await?;
         if config.site.peering != self.config.site.peering {
             self.peers.talk(peers);
         }
         self.config = Arc::new(config);
+        self.wanted = Arc::new(wanted);
         self.follow_drains(drains);
         self.want(desired).await?;
         Ok(())
@@ -308,10 +330,10 @@ impl Control {
         which: &Which,
         drain: bool,
     ) -> Result<Vec<String>, ChangeError> {
-        let file = &self.config.desired;
+        let wanted = self.wanted.desired();
         let change = if drain { Drains::with } else { Drains::without };
-        let (drains, services) = change(&self.drains, which, file)?;
-        let desired = drains.applied_to(file);
+        let (drains, services) = change(&self.drains, which, wanted)?;
+        let desired = drains.applied_to(wanted);
         self.prepare(&desired).await?;
         self.follow_drains(drains);
         self.want(desired).await?;
@@ -341,11 +363,13 @@ impl Control {
         self.kernel.set_vips(&vips(&self.desired)).await
     }
 
-    /// Returns when the world has changed; see [`Kernel::changed`], [`Checkers::changed`].
+    /// Returns when the world has changed, or what is wanted of it; see [`Kernel::changed`],
+    /// [`Checkers::changed`], [`Feeds::next`].
     pub(crate) async fn changed(&mut self) -> Result<Change, KernelError> {
         tokio::select! {
             changed = self.kernel.changed() => changed.map(|()| Change::Network),
             () = self.checkers.changed() => Ok(Change::Health),
+            offer = self.feeds.next() => Ok(Change::Wanted(offer)),
         }
     }
 
@@ -417,18 +441,19 @@ impl Control {
         if let Err(error) = self.kernel.set_vips(&BTreeSet::new()).await {
             warn!("cannot withdraw the VIPs: {error}");
         }
-        let Self { workers, pump, devices, tables, baselines, peers, .. } = self;
+        let Self { workers, pump, devices, tables, baselines, peers, feeds, .. } = self;
         let counters = workers.stop();
         sleep(LAST_WORDS).await;
-        let peers = peers.counters();
-        counters::table(&counters, pump.counters(), &devices, &tables, &baselines, peers)
+        let (peers, feeds) = (peers.counters(), feeds.standings());
+        counters::table(&counters, pump.counters(), &devices, &tables, &baselines, peers, feeds)
     }
 
     /// The counters now.
     pub(crate) fn counters(&self) -> String {
         let workers = self.workers.counters();
-        let Self { pump, devices, tables, baselines, peers, .. } = self;
-        counters::table(workers, pump.counters(), devices, tables, baselines, peers.counters())
+        let Self { pump, devices, tables, baselines, peers, feeds, .. } = self;
+        let (peers, feeds) = (peers.counters(), feeds.standings());
+        counters::table(workers, pump.counters(), devices, tables, baselines, peers, feeds)
     }
 
     /// The version that was published last.
@@ -453,6 +478,8 @@ impl Control {
         let counters = self.workers.counters().iter().map(Arc::clone);
         self.shown.send_replace(Some(Arc::new(View {
             config: Arc::clone(&self.config),
+            wanted: Arc::clone(&self.wanted),
+            feeds: Arc::clone(self.feeds.standings()),
             tables: Arc::clone(&self.tables),
             in_force: self.in_force(),
             health: self.health.clone(),
@@ -528,6 +555,9 @@ pub(crate) fn takes_no_restart(old: &Config, new: &Config) -> Result<(), ReloadE
     }
     if new.api != old.api {
         return Err(ReloadError::OtherApi);
+    }
+    if new.feeds != old.feeds {
+        return Err(ReloadError::OtherFeeds);
     }
     if new.desired.hash_key() != old.desired.hash_key() {
         return Err(ReloadError::OtherKey);

@@ -12,6 +12,7 @@ use lb_core::stopwatch::Step;
 use lb_core::tables::{ServiceId, ServiceTable, Tables};
 
 use crate::kernel::PumpCounters;
+use crate::source::feed::Standing;
 
 /// Frames and bytes.
 type Totals = (u64, u64);
@@ -61,6 +62,7 @@ pub(crate) fn table(
     tables: &Tables,
     baselines: &Baselines,
     peers: [(&'static str, u64); 4],
+    feeds: &[Arc<Standing>],
 ) -> String {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut line = |name: &str, value: u64| lines.push((name.to_owned(), value.to_string()));
@@ -85,6 +87,11 @@ pub(crate) fn table(
     line("tracked.now", tables.tracker.len().into());
     for (name, value) in peers {
         line(name, value);
+    }
+    for feed in feeds {
+        for (what, value) in feed.counters() {
+            line(&format!("feed.{}.{what}", feed.name), value);
+        }
     }
     for reason in DropReason::ALL {
         let dropped: u64 =

@@ -12,7 +12,9 @@ mod kernel;
 mod memory;
 mod offline;
 mod peers;
+mod plane;
 mod record;
+mod source;
 mod verdict;
 mod workers;
 

@@ -381,6 +381,17 @@ impl DesiredState {
     /// # Errors
     /// Every finding, with the place of the service in the list.
     pub fn new(hash_key: HashKey, services: Vec<Service>) -> Result<Self, Vec<(usize, Finding)>> {
+        Self::shared(hash_key, services.into_iter().map(Arc::new).collect())
+    }
+
+    /// As [`DesiredState::new`], of services that others have, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shared(
+        hash_key: HashKey,
+        services: Vec<Arc<Service>>,
+    ) -> Result<Self, Vec<(usize, Finding)>> {
         let specs = services.iter().map(|service| (service.spec.name.as_str(), service.spec.vip));
         let returns = ambiguous_returns(services.iter().map(|service| &service.spec));
         let mut findings: Vec<_> = conflicts(specs)
@@ -393,11 +404,7 @@ impl DesiredState {
             let invalid = Invalid::TooManyServices(services.len());
             findings.push((SERVICES_MAX, Finding { key: Key::Name, invalid }));
         }
-        if findings.is_empty() {
-            Ok(Self { hash_key, services: services.into_iter().map(Arc::new).collect() })
-        } else {
-            Err(findings)
-        }
+        if findings.is_empty() { Ok(Self { hash_key, services }) } else { Err(findings) }
     }
 
     /// No services.

@@ -31,7 +31,7 @@ pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// A client's connection.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     wire: Box<dyn Wire>,
     /// Bytes of the preface that have not come yet, and how long they are waited for.
     awaited: Option<(usize, Pin<Box<Sleep>>)>,
@@ -46,7 +46,7 @@ impl Connection {
 }
 
 /// The clients that come in. To be called within a runtime.
-pub(super) fn incoming(listener: Listener) -> ReceiverStream<io::Result<Connection>> {
+pub(crate) fn incoming(listener: Listener) -> ReceiverStream<io::Result<Connection>> {
     let (bring, brought) = mpsc::channel(1);
     tokio::spawn(async move {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));

@@ -19,21 +19,21 @@ const DIRECTORY_MODE: u32 = 0o755;
 
 /// Where clients come in.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Unix { listener: UnixListener, _file: SocketFile },
     Tcp(TcpListener),
 }
 
 /// A socket's file that is ours. Dropping it removes it, if it is still there.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl Listener {
     /// Listens. To be called within a runtime.
-    pub(super) fn open(address: &ApiAddress) -> Result<Self, ApiError> {
+    pub(crate) fn open(address: &ApiAddress) -> Result<Self, ApiError> {
         let failed = |source| ApiError::Listen { address: address.clone(), source };
         match address {
             ApiAddress::Unix(path) => {

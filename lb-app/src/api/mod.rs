@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use crate::control::{ChangeError, Which};
+use crate::source::{Application, ApplyError};
 
 mod connections;
 pub(crate) mod explain;
@@ -33,11 +34,10 @@ mod state;
 pub(crate) mod tests;
 mod view;
 
-pub(crate) use connections::Wire;
+pub(crate) use connections::{Wire, incoming};
+pub(crate) use listen::Listener;
 pub(crate) use state::port;
 pub(crate) use view::View;
-
-use listen::Listener;
 
 /// Questions that may wait for control.
 const ASKS_MAX: usize = 16;
@@ -49,6 +49,8 @@ pub(crate) enum Ask {
     Ports(oneshot::Sender<Vec<proto::Port>>),
     /// The file is to be loaded again.
     Reload(oneshot::Sender<proto::ReloadResponse>),
+    /// This is what the API is to want from now on.
+    Apply(Application, oneshot::Sender<Applied>),
     /// These backends are to be drained; or, if not, no more.
     Drain(Which, bool, oneshot::Sender<Result<Drained, ChangeError>>),
 }
@@ -61,6 +63,17 @@ pub(crate) struct Drained {
     pub(crate) in_force: u64,
     /// Those that have the backends.
     pub(crate) services: Vec<String>,
+}
+
+/// What became of [`Ask::Apply`].
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) applied: Result<u64, ApplyError>,
+    /// The version that is applied now.
+    pub(crate) latest: u64,
+    /// The newest version of the tables, and the one that every worker goes by.
+    pub(crate) version: u64,
+    pub(crate) in_force: u64,
 }
 
 /// Why there is no API. One line: the cause, and what to do.

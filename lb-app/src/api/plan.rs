@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lb_config::Config;
 use lb_core::continuity::{Moves, moves};
-use lb_core::model::{Backend, ServiceSpec};
+use lb_core::model::{Backend, DesiredState, ServiceSpec};
 use lb_core::rate::Tick;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::NextHops;
@@ -14,6 +13,7 @@ use super::View;
 use super::proto::{Action, BackendPlan, PlanResponse, ServicePlan};
 use crate::control::takes_no_restart;
 use crate::offline;
+use crate::source::State;
 
 /// What would change if `text` were loaded. It costs as much as loading it.
 pub(super) fn plan(view: &View, file_name: &str, text: &str, now: Tick) -> PlanResponse {
@@ -26,13 +26,18 @@ pub(super) fn plan(view: &View, file_name: &str, text: &str, now: Tick) -> PlanR
     if let Err(error) = takes_no_restart(&view.config, &config) {
         return refused(error.to_string());
     }
-    let new = tables(view, &config, now);
+    // Of what other sources want nothing changes, and so nothing is shown.
+    let wanted = match view.wanted.with(State::of_file(&config)) {
+        Ok(wanted) => wanted,
+        Err(overlaps) => return refused(overlaps.to_string()),
+    };
+    let new = tables(view, wanted.desired(), now);
     PlanResponse { valid: true, services: services(view, &new), version, ..Default::default() }
 }
 
 /// The tables that it would make.
-fn tables(view: &View, config: &Config, now: Tick) -> Tables {
-    let desired = view.drains.retained(&config.desired).applied_to(&config.desired);
+fn tables(view: &View, wanted: &DesiredState, now: Tick) -> Tables {
+    let desired = view.drains.retained(wanted).applied_to(wanted);
     // Those that are not known yet are taken to be on the link.
     let mut next_hops: NextHops = offline::next_hops(&desired, &view.tables.ports);
     next_hops.extend(view.next_hops.iter().map(|(address, way)| (*address, way.clone())));

@@ -19,15 +19,16 @@ use super::listen::Listener;
 use super::proto::balancer_server::{Balancer, BalancerServer};
 use super::proto::service_change::Change;
 use super::proto::{
-    self, BackendName, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse,
-    GetStatusRequest, ListBackendsRequest, ListPortsRequest, ListPortsResponse,
+    self, ApplyRequest, ApplyResponse, BackendName, DrainRequest, DrainResponse, ExplainRequest,
+    ExplainResponse, GetStatusRequest, ListBackendsRequest, ListPortsRequest, ListPortsResponse,
     ListServicesRequest, ListWorkersRequest, ListWorkersResponse, PlanRequest, PlanResponse,
     ReloadRequest, ReloadResponse, ServiceChange, UndrainRequest, UndrainResponse,
     WatchServicesRequest,
 };
-use super::{Ask, Drained, View, explain, plan, state};
+use super::{Applied, Ask, Drained, View, explain, plan, state};
 use crate::control::{ChangeError, DrainError, Which};
 use crate::memory;
+use crate::source::{Application, ApplyError};
 
 /// Calls at a time of one client.
 const CALLS_MAX: u32 = 8;
@@ -286,6 +287,32 @@ impl Balancer for Server {
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
         Ok(Response::new(self.ask(Ask::Reload).await?))
+    }
+
+    async fn apply(
+        &self,
+        request: Request<ApplyRequest>,
+    ) -> Result<Response<ApplyResponse>, Status> {
+        let ApplyRequest { documents, expected_version } = request.into_inner();
+        let ports = &self.view()?.config.ports;
+        let application = match Application::new(documents, expected_version, ports) {
+            Ok(application) => application,
+            Err(errors) => {
+                let applied = state::applied(&*self.view()?);
+                return Ok(Response::new(ApplyResponse { applied, errors, ..Default::default() }));
+            }
+        };
+        let Applied { applied, latest, version, in_force } =
+            self.ask(|answer| Ask::Apply(application, answer)).await?;
+        let errors = match applied {
+            Ok(_) => Vec::new(),
+            Err(ApplyError::Refused(errors)) => errors,
+            Err(stale @ ApplyError::Stale { .. }) => {
+                return Err(Status::failed_precondition(stale.to_string()));
+            }
+        };
+        let taken = errors.is_empty();
+        Ok(Response::new(ApplyResponse { taken, applied: latest, version, in_force, errors }))
     }
 
     async fn drain(

@@ -1,6 +1,7 @@
 //! A view, put into messages.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use dpdk::Started;
 use lb_core::continuity::{Member, Standing};
@@ -13,6 +14,7 @@ use lb_core::tables::next_hop::{Hops, NextHop, Port};
 
 use super::proto::{self, BackendState, Health};
 use super::view::View;
+use crate::source::Source;
 
 pub(super) fn status(view: &View) -> proto::Status {
     let tables = &view.tables;
@@ -34,6 +36,68 @@ pub(super) fn status(view: &View) -> proto::Status {
         tracked_flows: tables.tracker.len(),
         services_in_transition: number(in_transition),
         traffic: Some(traffic(view.workers.iter().map(|(_, counters)| &**counters))),
+        sources: sources(view),
+    }
+}
+
+/// Those that want something, and the feeds that have wanted nothing yet.
+fn sources(view: &View) -> Vec<proto::SourceStatus> {
+    let states = view.wanted.states().map(|state| proto::SourceStatus {
+        kind: kind(&state.source).into(),
+        version: state.version.clone(),
+        services: number(state.services.len()),
+        taken_unix_ms: unix_ms(state.since),
+        feed: feed_name(&state.source).and_then(|name| feed(view, name)),
+    });
+    let is_silent =
+        |name: &str| !view.wanted.states().any(|state| feed_name(&state.source) == Some(name));
+    let silent = view.feeds.iter().filter(|feed| is_silent(&feed.name));
+    let silent = silent.map(|it| proto::SourceStatus {
+        kind: proto::Source::Feed.into(),
+        feed: feed(view, &it.name),
+        ..proto::SourceStatus::default()
+    });
+    states.chain(silent).collect()
+}
+
+fn feed(view: &View, name: &str) -> Option<proto::FeedStatus> {
+    let standing = view.feeds.iter().find(|standing| standing.name == name)?;
+    let now = standing.now();
+    let counters =
+        standing.counters().map(|(name, value)| proto::FeedCounter { name: name.into(), value });
+    Some(proto::FeedStatus {
+        name: name.into(),
+        away_since_unix_ms: now.away.map(unix_ms),
+        told_version: now.told,
+        reason: now.reason,
+        counters: counters.into(),
+    })
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn feed_name(source: &Source) -> Option<&str> {
+    match source {
+        Source::Feed(name) => Some(name),
+        Source::File | Source::Api => None,
+    }
+}
+
+/// The version of what was applied, as that source calls it; 0: nothing was.
+pub(super) fn applied(view: &View) -> u64 {
+    let mut states = view.wanted.states();
+    let applied = states.find(|state| state.source == Source::Api);
+    applied.and_then(|state| state.version.parse().ok()).unwrap_or(0)
+}
+
+fn kind(source: &Source) -> proto::Source {
+    match source {
+        Source::File => proto::Source::File,
+        Source::Api => proto::Source::Api,
+        Source::Feed(_) => proto::Source::Feed,
     }
 }
 
@@ -91,10 +155,12 @@ pub(super) fn service(view: &View, table: &ServiceTable) -> proto::Service {
     let spec = table.source.spec();
     let counters = view.workers.iter().map(|(_, counters)| &**counters);
     let (frames, bytes) = view.baselines.since(table.id, counters);
+    let source = view.wanted.source_of(&spec.name);
     let active = table.slots.weights().iter().filter(|weight| **weight > 0).count();
     proto::Service {
         name: spec.name.clone(),
-        source: proto::Source::File.into(),
+        source: source.map_or(proto::Source::Unspecified, kind).into(),
+        feed: source.and_then(feed_name).unwrap_or_default().into(),
         address: if spec.vip.is_one_address() {
             spec.vip.address.addr().to_string()
         } else {
@@ -204,7 +270,11 @@ fn condition(view: &View, table: &ServiceTable, member: &Member) -> Condition {
         _ if view.drains.has(spec, backend) => {
             (BackendState::Drained, "it is drained by command".into())
         }
-        _ if backend.drain => (BackendState::Drained, "the file drains it".into()),
+        _ if backend.drain => {
+            let source = view.wanted.source_of(&spec.name);
+            let source = source.map_or_else(|| "its source".into(), ToString::to_string);
+            (BackendState::Drained, format!("{source} drains it"))
+        }
         _ if backend.weight == 0 => (BackendState::Drained, "its weight is 0".into()),
         _ => (BackendState::Active, String::new()),
     };

@@ -29,6 +29,7 @@ use super::proto::{
 use super::{Api, Ask, View};
 use crate::cli::remote::{Remote, all};
 use crate::control::DrainError;
+use crate::source::{State, Wanted};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,8 +83,11 @@ pub(crate) fn view(config: &Config) -> View {
     let counters = Arc::new(Counters::new(8));
     let web = tables.services[0].id;
     counters.forwarded(web, 1000);
+    let wanted = Wanted::nothing(config.desired.hash_key()).with(State::of_file(config)).unwrap();
     View {
         config: Arc::new(config.clone()),
+        wanted: Arc::new(wanted),
+        feeds: Arc::default(),
         in_force: tables.version,
         tables,
         health,

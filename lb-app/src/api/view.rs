@@ -10,12 +10,18 @@ use lb_core::tables::next_hop::NextHops;
 
 use crate::control::{Drains, FlowCounts};
 use crate::counters::Baselines;
+use crate::source::Wanted;
+use crate::source::feed::Standing;
 
 /// How a balancer is after a change.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     /// What the file says.
     pub(crate) config: Arc<Config>,
+    /// What all sources want.
+    pub(crate) wanted: Arc<Wanted>,
+    /// How the feeds are; this goes on changing.
+    pub(crate) feeds: Arc<[Arc<Standing>]>,
     /// The newest version.
     pub(crate) tables: Arc<Tables>,
     /// The version that all workers have acknowledged.

@@ -2,9 +2,11 @@
 //!
 //! Exit status: 0 done, 1 the answer is no, 2 the request is wrong, 3 the balancer cannot be reached.
 
+mod apply;
 mod backends;
 mod bench;
 mod check;
+mod control_plane;
 mod documents;
 mod drain;
 mod explain;
@@ -60,6 +62,8 @@ enum Command {
     Plan(plan::Args),
     /// Have the file loaded again; say which version is in force then, or why it was not taken.
     Reload(remote::Remote),
+    /// Make files all that is wanted by way of the API, beside the balancer's own file and its feeds.
+    Apply(apply::Args),
     /// Give a backend no new flows; it keeps those that it has.
     Drain(drain::Args),
     /// Give a drained backend new flows again.
@@ -77,6 +81,8 @@ enum Command {
     },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
+    /// Tell balancers what the files of a directory want, and follow them: a control plane for a [feed].
+    ControlPlane(control_plane::Args),
     /// Measure how fast it is here, or how fast another balancer is: no network card is needed.
     Bench(bench::Args),
 }
@@ -97,6 +103,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Explain(args) => return explain::explain(&args),
         Command::Plan(args) => return plan::plan(&args),
         Command::Reload(remote) => return reload::reload(&remote),
+        Command::Apply(args) => return apply::apply(&args),
+        Command::ControlPlane(args) => {
+            control_plane::control_plane(args).map(|()| ExitCode::SUCCESS)
+        }
         Command::Drain(args) => return drain::drain(&args, true),
         Command::Undrain(args) => return drain::drain(&args, false),
         Command::Workers(remote) => return workers::workers(&remote),

@@ -1,8 +1,11 @@
 //! What commands print: tables for people, JSON for programs.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::api::proto::Source;
 
 /// Prints JSON.
 pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<()> {
@@ -64,6 +67,22 @@ pub(crate) fn table<const N: usize>(
     text
 }
 
+/// Where something comes from.
+pub(crate) fn source(source: Source, feed: &str) -> String {
+    let kind = source.as_str_name().trim_start_matches("SOURCE_").to_lowercase();
+    if feed.is_empty() { kind } else { format!("{kind} {feed}") }
+}
+
+/// A time, in the unit that fits.
+pub(crate) fn age(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7200 => format!("{}m", seconds / 60),
+        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
 /// Bytes, in the unit that fits.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
@@ -91,6 +110,15 @@ mod tests {
         let rows = [["web", "7"], ["größer", "1000"], ["", ""]].map(|row| row.map(str::to_owned));
         let shown = table([("NAME", Lean::Left), ("SLOTS", Lean::Right)], rows);
         assert_eq!(shown, "NAME    SLOTS\nweb         7\ngrößer   1000\n\n");
+    }
+
+    #[test]
+    fn ages_are_told_in_whole_units() {
+        for (seconds, shown) in
+            [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172_800, "2d")]
+        {
+            assert_eq!(age(Duration::from_secs(seconds)), shown);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tracing::{error, info};
 
 use super::{Failure, render};
 use crate::api::proto::ReloadResponse;
-use crate::api::{Api, Ask, Drained};
+use crate::api::{Api, Applied, Ask, Drained};
 use crate::control::{Change, Control};
 
 /// What `weir run` takes.
@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 Event::Asked(ask) => answer(ask, args, &mut control).await,
                 Event::Follow(Change::Network) => control.follow_network().await?,
                 Event::Follow(Change::Health) => control.follow_health().await,
+                Event::Follow(Change::Wanted(offer)) => control.follow_feed(offer).await,
                 Event::Flows => control.look_after_flows().await?,
             }
         }
@@ -74,6 +75,14 @@ async fn answer(ask: Ask, args: &Args, control: &mut Control) {
     match ask {
         Ask::Ports(answer) => drop(answer.send(control.ports())),
         Ask::Reload(answer) => drop(answer.send(reload(args, control).await)),
+        Ask::Apply(application, answer) => {
+            let applied = control.apply(application).await.inspect(|applied| {
+                info!("applied as version {applied}: version {}", control.version());
+            });
+            let (version, in_force) = (control.version(), control.in_force());
+            let latest = control.applied();
+            drop(answer.send(Applied { applied, latest, version, in_force }));
+        }
         Ask::Drain(which, drain, answer) => {
             let drained = control.drain(&which, drain).await;
             let done = drained.map(|services| {

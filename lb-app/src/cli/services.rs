@@ -90,7 +90,7 @@ fn text(services: &[Service]) -> String {
             service.port.clone(),
             service.protocol.clone(),
             service.forward.clone(),
-            service.source().as_str_name().trim_start_matches("SOURCE_").to_lowercase(),
+            output::source(service.source(), &service.feed),
             format!("{}/{}", service.backends_active, service.backends),
             moving(service),
             service.tracked_flows.to_string(),

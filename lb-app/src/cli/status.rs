@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::output;
 use super::remote::Remote;
-use crate::api::proto::{GetStatusRequest, Status, Traffic};
+use crate::api::proto::{GetStatusRequest, SourceStatus, Status, Traffic};
 
 /// Says which version is in force, and how the balancer is.
 pub(crate) fn status(remote: &Remote) -> ExitCode {
@@ -30,8 +32,43 @@ fn text(status: &Status) -> String {
     line("version", &version);
     line("services", &with(status.services, "in transition", status.services_in_transition));
     line("backends", &with(status.backends, "out of service", status.backends_out));
+    for source in &status.sources {
+        line("from", &from(source));
+    }
     line("flows", &format!("{} tracked", status.tracked_flows));
     line("frames", &frames(&traffic));
+    text
+}
+
+/// What a source has given, and when.
+fn from(source: &SourceStatus) -> String {
+    let taken = UNIX_EPOCH + Duration::from_millis(source.taken_unix_ms);
+    let age = SystemTime::now().duration_since(taken).unwrap_or_default();
+    let version = match source.version.as_str() {
+        "" => String::new(),
+        version => format!(" version {version}"),
+    };
+    let feed = source.feed.as_ref();
+    let kind = output::source(source.kind(), feed.map_or("", |feed| &feed.name));
+    let mut text = match source.taken_unix_ms {
+        0 => format!("{kind}: nothing yet"),
+        _ => {
+            let (services, age) = (source.services, output::age(age));
+            format!("{kind}{version}: services {services}, taken {age} ago")
+        }
+    };
+    let Some(feed) = feed else { return text };
+    if let Some(since) = feed.away_since_unix_ms {
+        let since = UNIX_EPOCH + Duration::from_millis(since);
+        let away = SystemTime::now().duration_since(since).unwrap_or_default();
+        let _ = write!(text, "; away for {}", output::age(away));
+    }
+    if feed.told_version != source.version {
+        let _ = write!(text, "; version {} is not in force", feed.told_version);
+    }
+    if !feed.reason.is_empty() {
+        let _ = write!(text, ": {}", feed.reason);
+    }
     text
 }
 

@@ -1,4 +1,4 @@
-//! Backends that were drained by command: beside what the file says, and as long as it lists them.
+//! Backends that were drained by command: beside what their sources say, and as long as those list them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,8 +29,8 @@ pub(crate) enum DrainError {
     NoBackend(String),
     #[error("service {0:?} has no backend {1}")]
     NotOfService(String, String),
-    #[error("the file drains {0} (service {1}); change its `state` or `weight` there")]
-    ByFile(String, String),
+    #[error("its source drains {0} (service {1}); change its `state` or `weight` there")]
+    BySource(String, String),
     #[error("{0} is not drained")]
     NotDrained(String),
 }
@@ -47,25 +47,32 @@ impl Drains {
 
     /// What is wanted then.
     pub(crate) fn applied_to(&self, desired: &DesiredState) -> DesiredState {
-        desired.draining(|spec, backend| self.has(spec, backend))
+        let names = self.services();
+        desired.draining(|spec, backend| names.contains(&*spec.name) && self.has(spec, backend))
+    }
+
+    /// Those that have drained backends: few, and only theirs need to be looked at.
+    fn services(&self) -> BTreeSet<&str> {
+        self.0.iter().map(|(service, ..)| &**service).collect()
     }
 
     /// Those of backends that are wanted: for the others it was said in vain, or is over.
     pub(crate) fn retained(&self, desired: &DesiredState) -> Self {
-        let wanted = desired.services().iter().flat_map(|service| {
-            let spec = service.spec();
-            spec.backends.iter().map(|backend| entry(spec, backend))
-        });
+        let names = self.services();
+        let specs = desired.services().iter().map(|service| service.spec());
+        let specs = specs.filter(|spec| names.contains(&*spec.name));
+        let wanted =
+            specs.flat_map(|spec| spec.backends.iter().map(|backend| entry(spec, backend)));
         Self(wanted.filter(|entry| self.0.contains(entry)).collect())
     }
 
-    /// With those that are meant, and the services that have them. `file` says what the file does.
+    /// With those that are meant, and the services that have them. `wanted` is what the sources say.
     pub(super) fn with(
         &self,
         which: &Which,
-        file: &DesiredState,
+        wanted: &DesiredState,
     ) -> Result<(Self, Vec<String>), DrainError> {
-        let meant = which.entries(file)?;
+        let meant = which.entries(wanted)?;
         let services = meant.iter().map(|(entry, _)| entry.0.clone()).collect();
         let new = meant.into_iter().map(|(entry, _)| entry);
         Ok((Self(self.0.iter().cloned().chain(new).collect()), services))
@@ -75,11 +82,11 @@ impl Drains {
     pub(super) fn without(
         &self,
         which: &Which,
-        file: &DesiredState,
+        wanted: &DesiredState,
     ) -> Result<(Self, Vec<String>), DrainError> {
-        let meant = which.entries(file)?;
-        if let Some((entry, _)) = meant.iter().find(|(_, by_file)| *by_file) {
-            return Err(DrainError::ByFile(which.to_string(), entry.0.clone()));
+        let meant = which.entries(wanted)?;
+        if let Some((entry, _)) = meant.iter().find(|(_, by_source)| *by_source) {
+            return Err(DrainError::BySource(which.to_string(), entry.0.clone()));
         }
         let taken: BTreeSet<Entry> =
             meant.into_iter().map(|(entry, _)| entry).filter(|it| self.0.contains(it)).collect();
@@ -96,9 +103,9 @@ fn entry(spec: &ServiceSpec, backend: &Backend) -> Entry {
 }
 
 impl Which {
-    /// The backends that are meant, and whether the file drains them.
-    fn entries(&self, file: &DesiredState) -> Result<Vec<(Entry, bool)>, DrainError> {
-        let specs = file.services().iter().map(|service| service.spec());
+    /// The backends that are meant, and whether their source drains them.
+    fn entries(&self, wanted: &DesiredState) -> Result<Vec<(Entry, bool)>, DrainError> {
+        let specs = wanted.services().iter().map(|service| service.spec());
         let specs = specs.filter(|spec| self.service.as_ref().is_none_or(|it| *it == spec.name));
         let meant = specs.flat_map(|spec| {
             let backends = spec.backends.iter().filter(|backend| self.is(backend));
@@ -236,7 +243,7 @@ mod tests {
             (says(none.without(&eleven, &file)), "10.0.0.11 is not drained"),
             (
                 says(none.without(&which("10.0.0.12", None, None), &file)),
-                "the file drains 10.0.0.12 (service web); change its `state` or `weight` there",
+                "its source drains 10.0.0.12 (service web); change its `state` or `weight` there",
             ),
         ] {
             assert_eq!(answer, says);

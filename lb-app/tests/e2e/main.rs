@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod config;
 mod decap;
+mod feeds;
 mod fragments;
 mod fullnat;
 mod health;
@@ -79,6 +80,8 @@ fn trials(shared: &Shared) -> Vec<Trial> {
     trials.push(trial("jumbo frames, in every mode".to_owned(), jumbo::in_every_mode));
     let name = "frames longer than a buffer, with every driver";
     trials.push(trial(name.to_owned(), jumbo::longer_than_a_buffer));
+    let name = "feeds: two balancers follow a control plane";
+    trials.push(trial(name.to_owned(), feeds::two_balancers_follow_a_control_plane));
     trials.extend(
         REFUSALS
             .iter()

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The binary under test.
-const BINARY: &str = env!("CARGO_BIN_EXE_weir");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_weir");
 
 /// How a run ended that was not to begin.
 #[derive(Debug)]

@@ -1,0 +1,78 @@
+//! `weir control-plane`
+
+use std::fs;
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lb_config::ApiAddress;
+use tokio::sync::watch;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tracing::info;
+
+use super::Failure;
+use crate::api::Listener;
+use crate::plane;
+
+/// What `weir control-plane` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Its `*.toml` have services, and `SERVICE.endpoints` a service's backends, a line each:
+    /// `ADDRESS[:PORT] [weight=N] [drain]`.
+    folder: PathBuf,
+    /// Where balancers call: a Unix socket, or an address with a port.
+    #[arg(long, value_name = "ADDRESS", default_value = "unix:/run/weir/control-plane.sock")]
+    listen: ApiAddress,
+    /// The control plane's certificate (PEM): with it, only TLS is spoken.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// What balancers' certificates have to be signed by (PEM). Absent: they need none.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    client_ca: Option<PathBuf>,
+}
+
+/// Tells balancers what the directory has.
+pub(crate) fn control_plane(args: Args) -> Result<(), Failure> {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let tls = tls(&args)?;
+    if let ApiAddress::Tcp(address) = &args.listen
+        && tls.is_none()
+        && !address.ip().is_loopback()
+    {
+        return Err(format!(
+            "{address} is reached through the network: add --cert and --key, or listen on a loopback \
+             address or a Unix socket"
+        )
+        .into());
+    }
+    let contents = plane::read(&args.folder)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = Listener::open(&args.listen)?;
+        info!("version {}, at {}", contents.version, args.listen);
+        let (shown, seen) = watch::channel(Arc::new(contents));
+        tokio::select! {
+            ended = plane::serve(listener, tls, seen) => Ok(ended?),
+            () = plane::watch_folder(args.folder, shown) => Ok(()),
+        }
+    })
+}
+
+fn tls(args: &Args) -> Result<Option<ServerTlsConfig>, Failure> {
+    let (Some(cert), Some(key)) = (&args.cert, &args.key) else { return Ok(None) };
+    let read = |path: &PathBuf| {
+        fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+    };
+    let config = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
+    Ok(Some(match &args.client_ca {
+        Some(ca) => config.client_ca_root(Certificate::from_pem(read(ca)?)),
+        None => config,
+    }))
+}

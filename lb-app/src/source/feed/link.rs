@@ -1,0 +1,94 @@
+//! The connection to a control plane.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use lb_config::{Feed, FeedAddress, FeedTls};
+use tokio::net::UnixStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+/// How long a control plane may take to accept us, TLS included.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often one that is silent is asked whether it is there, and how long it may take to say so.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes that may be on their way to us.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// Bytes of a file with certificates or a key, at most.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("cannot read {}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{} is longer than {PEM_BYTES_MAX} bytes", .0.display())]
+    LongFile(PathBuf),
+    #[error("no control plane can be reached at {address}: {cause}")]
+    Unreachable { address: FeedAddress, cause: String },
+}
+
+/// Connects to where `feed` says. Files are read each time: certificates are renewed.
+pub(crate) async fn connect(feed: &Feed) -> Result<Channel, LinkError> {
+    let unreachable = |error: tonic::transport::Error| LinkError::Unreachable {
+        address: feed.address.clone(),
+        cause: innermost(&error),
+    };
+    let uri = match &feed.address {
+        // The name is for HTTP only: the connector knows where to go.
+        FeedAddress::Unix(_) => "http://weir".to_owned(),
+        other => other.to_string(),
+    };
+    let mut endpoint = Endpoint::from_shared(uri)
+        .map_err(unreachable)?
+        .connect_timeout(CONNECT_TIME_MAX)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIME_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
+    if let Some(tls) = &feed.tls {
+        endpoint = endpoint.tls_config(tls_config(tls)?).map_err(unreachable)?;
+    }
+    let connected = match &feed.address {
+        FeedAddress::Unix(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+        FeedAddress::Http(_) | FeedAddress::Https { .. } => endpoint.connect().await,
+    };
+    connected.map_err(unreachable)
+}
+
+fn tls_config(tls: &FeedTls) -> Result<ClientTlsConfig, LinkError> {
+    let ca = Certificate::from_pem(pem(&tls.ca)?);
+    let config = ClientTlsConfig::new().ca_certificate(ca);
+    match &tls.identity {
+        Some((cert, key)) => Ok(config.identity(Identity::from_pem(pem(cert)?, pem(key)?))),
+        None => Ok(config),
+    }
+}
+
+fn pem(path: &Path) -> Result<Vec<u8>, LinkError> {
+    let unreadable = |source| LinkError::File { path: path.into(), source };
+    if fs::metadata(path).map_err(unreadable)?.len() > PEM_BYTES_MAX {
+        return Err(LinkError::LongFile(path.into()));
+    }
+    fs::read(path).map_err(unreadable)
+}
+
+/// What an error says at its root: those around it say that it was one.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,143 @@
+//! Control planes: each feed is a client of one, and yields what that wants as whole states.
+//!
+//! In reading order:
+//! * `resources` is all that a control plane has told, part by part, and what services that makes.
+//! * `link` is the connection to it.
+//! * `session` is one call: updates come, and answers go.
+//! * `standing` is what is shown of a feed.
+//!
+//! They have a thread of their own: neither the data path nor control waits for a control plane. What comes while
+//! control makes tables is folded into what was told before, so the next state has it all, and no queue grows.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lb_config::Config;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tracing::{error, warn};
+
+use super::{Offer, Wanted};
+
+mod link;
+mod resources;
+mod saved;
+mod session;
+mod standing;
+
+pub(crate) use standing::Standing;
+
+use saved::SavedFeed;
+use session::Session;
+
+/// Offers that wait for control: each feed has one under way.
+const OFFERS_MAX: usize = lb_config::FEEDS_MAX;
+/// How long a feed waits before it calls again: twice as long each time, and by chance up to half of it
+/// less, so that not all balancers come back at once.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Who has been talked to for so long is called again without much waiting.
+const GOOD_CALL: Duration = Duration::from_secs(30);
+
+/// The running feeds. Dropping them ends them.
+#[derive(Debug)]
+pub(crate) struct Feeds {
+    offers: mpsc::Receiver<Offer>,
+    standings: Arc<[Arc<Standing>]>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Feeds {
+    /// Starts the feeds of `config`. What they had told the process before joins what is wanted.
+    pub(crate) fn start(config: &Config, wanted: &mut Wanted) -> io::Result<Self> {
+        let (offer, offers) = mpsc::channel(OFFERS_MAX);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut sessions = Vec::new();
+        for feed in &config.feeds {
+            let standing = Arc::new(Standing::new(feed.name.clone()));
+            let saved = SavedFeed::new(&config.dataplane.state_dir, &feed.name);
+            let ports = &config.ports;
+            let mut session = Session::new(feed.clone(), ports, offer.clone(), standing, saved);
+            if let Some(state) = session.remember() {
+                let version = state.version.clone();
+                match wanted.with(state) {
+                    Ok(both) => {
+                        *wanted = both;
+                        session.begin_with(version);
+                    }
+                    Err(error) => warn!("feed {:?}: what it told before: {error}", feed.name),
+                }
+            }
+            sessions.push(session);
+        }
+        let standings = sessions.iter().map(|session| Arc::clone(&session.standing)).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let run = move || {
+            runtime.block_on(async {
+                let mut tasks: JoinSet<()> = sessions.into_iter().map(follow).collect();
+                tokio::select! {
+                    Some(ended) = tasks.join_next() => error!("a feed has ended: {ended:?}"),
+                    _ = stopped => {}
+                }
+            });
+        };
+        let thread = thread::Builder::new().name("feeds".into()).spawn(run)?;
+        Ok(Self { offers, standings, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The next state that a feed offers. Nothing is lost when this is cancelled.
+    pub(crate) async fn next(&mut self) -> Offer {
+        match self.offers.recv().await {
+            Some(offer) => offer,
+            // There are no feeds, or their thread has ended and has said why.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// How the feeds are.
+    pub(crate) fn standings(&self) -> &Arc<[Arc<Standing>]> {
+        &self.standings
+    }
+}
+
+impl Drop for Feeds {
+    fn drop(&mut self) {
+        self.stop = None;
+        self.offers.close();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            error!("the feeds' thread ended early");
+        }
+    }
+}
+
+/// Keeps calling the control plane. What is in force stays, however long it is away.
+async fn follow(mut session: Session) {
+    let mut failures = 0;
+    loop {
+        let start = Instant::now();
+        let error = match session.call().await {
+            Err(error) => error,
+            Ok(never) => match never {},
+        };
+        if session.standing.lost(&error.to_string()) {
+            let (name, version) = (&session.feed.name, session.in_force());
+            warn!("feed {name:?}: {error}; {version} stays in force, and it is tried again");
+        }
+        session.settle().await;
+        failures = if start.elapsed() > GOOD_CALL { 0 } else { failures + 1 };
+        sleep(backoff(failures, fastrand::f64())).await;
+    }
+}
+
+/// How long to wait after so many failures in a row; `chance` is from 0 to 1.
+fn backoff(failures: u32, chance: f64) -> Duration {
+    let most = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+    most.mul_f64(1.0 - chance / 2.0)
+}
+
+#[cfg(test)]
+mod tests;
