@@ -85,8 +85,9 @@ impl Feeds {
                 }
             });
         };
-        let thread = thread::Builder::new().name("feeds".into()).spawn(run)?;
-        Ok(Self { offers, standings, stop: Some(stop), thread: Some(thread) })
+        let start = || thread::Builder::new().name("feeds".into()).spawn(run);
+        let thread = (!config.feeds.is_empty()).then(start).transpose()?;
+        Ok(Self { offers, standings, stop: Some(stop), thread })
     }
 
     /// The next state that a feed offers. Nothing is lost when this is cancelled.

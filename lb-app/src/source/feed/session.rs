@@ -30,6 +30,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const UPDATE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Parts of one update, at most; the sum of them is bounded when it is taken, and before that by this.
 const PARTS_BYTES_MAX: usize = 256 << 20;
+/// When what control has refused is offered again: the other source may have let go of it.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Writing down what is in force takes one part in so many of the time, at most.
 const SAVE_SHARE: u32 = 50;
 const SAVE_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -70,6 +72,8 @@ pub(super) struct Session {
     is_new: bool,
     /// When the next state may be offered.
     next_offer: Instant,
+    /// When the last one is to be offered again, which control has refused.
+    retry: Option<Instant>,
     saved: SavedFeed,
     /// What is in force is not written down.
     is_unsaved: bool,
@@ -112,6 +116,7 @@ impl Session {
             in_force: String::new(),
             is_new: false,
             next_offer: now,
+            retry: None,
             saved,
             is_unsaved: false,
             next_save: now,
@@ -248,14 +253,14 @@ impl Session {
                 () = sleep_until(self.next_save), if can_save => {
                     self.save(&self.resources.to_update());
                 }
-                () = std::future::pending() => {}
+                () = at(self.retry) => (self.is_new, self.retry) = (true, None),
             }
         }
     }
 
     /// Offers what was told; if it is wrong, says so.
     fn offer(&mut self) -> Option<Answer> {
-        self.is_new = false;
+        (self.is_new, self.retry) = (false, None);
         self.next_offer = Instant::now() + self.feed.pace;
         let version = self.resources.version.clone();
         let services = match self.resources.services() {
@@ -286,6 +291,7 @@ impl Session {
                 Answer::Ack(FeedAck { version, tables })
             }
             Err(refused) => {
+                self.retry = Some(Instant::now() + RETRY_INTERVAL);
                 let ours = Source::Feed(self.feed.name.as_str().into());
                 let document = |service: &str| self.resources.document_of(service).map(Into::into);
                 let errors = refused.errors(&ours, document);
