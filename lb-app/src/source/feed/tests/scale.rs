@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use lb_core::tables::compile::{Circumstances, compile};
+use lb_core::tables::next_hop::Port;
 
 use super::*;
 use crate::api::proto::Endpoint;
@@ -64,7 +65,7 @@ async fn scale_a_million_endpoints() {
     println!("1,000,000 endpoints: {:?}, {} MB more", start.elapsed(), resident_mb() - before);
     println!("(of which the control plane's own lists, once: {plane_mb} MB)");
 
-    let ports = crate::offline::ports(&config(&file(&folder)), None);
+    let ports: Arc<[Port]> = crate::offline::ports(&config(&file(&folder)), None).into();
     let next_hops = crate::offline::next_hops(balancer.wanted.desired(), &ports);
     let circumstances = Circumstances::new(&ports, &next_hops);
     let start = Instant::now();
