@@ -375,6 +375,7 @@ fn add_syntax_error(error: &toml::de::Error, report: &mut Report) {
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
+    use std::time::Duration;
 
     use lb_core::model::{Affinity, Forward, Protocol, WEIGHT_MAX};
     use serde_json::Value;
@@ -413,15 +414,6 @@ mod tests {
             punts_per_second = 7
             [api]
             grpc = '127.0.0.1:9301'
-            [feed]
-            name = 'prod'
-            kind = 'grpc'
-            address = 'https://control.example:9310'
-            node = 'n1'
-            ca = '/etc/ca.pem'
-            cert = '/etc/cert.pem'
-            key = '/etc/key.pem'
-            pace = '1s'
             [[port]]
             name = 'wan0'
             device = '0000:01:00.0'
@@ -462,19 +454,6 @@ mod tests {
                 punts_per_second: 7,
             }
         );
-        let tls = FeedTls {
-            ca: "/etc/ca.pem".into(),
-            identity: Some(("/etc/cert.pem".into(), "/etc/key.pem".into())),
-        };
-        let feed = Feed {
-            name: "prod".into(),
-            kind: FeedKind::Grpc,
-            address: FeedAddress::Https { host: "control.example".into(), port: 9310 },
-            node: Some("n1".into()),
-            tls: Some(tls),
-            pace: std::time::Duration::from_secs(1),
-        };
-        assert_eq!(config.feeds, [feed]);
         let addresses = ["10.0.0.2/24", "fd00::2/64", "10.1.0.0/31"];
         assert_eq!(
             config.ports,
@@ -501,6 +480,38 @@ mod tests {
         let hop = backend.static_hop.as_ref().unwrap();
         assert_eq!(hop.mac.to_string(), "02:00:00:00:00:0c");
         assert_eq!(hop.interface.as_deref(), Some("wan0"));
+    }
+
+    #[test]
+    fn a_feed_is_one_table_or_one_of_a_list() {
+        let keys = "
+            name = 'prod'
+            kind = 'grpc'
+            address = 'https://control.example:9310'
+            node = 'n1'
+            ca = '/etc/ca.pem'
+            cert = '/etc/cert.pem'
+            key = '/etc/key.pem'
+            pace = '1s'
+        ";
+        let text = format!("{MINIMAL}[feed]\n{keys}");
+        let tls = FeedTls {
+            ca: "/etc/ca.pem".into(),
+            identity: Some(("/etc/cert.pem".into(), "/etc/key.pem".into())),
+        };
+        let feed = Feed {
+            name: "prod".into(),
+            kind: FeedKind::Grpc,
+            address: FeedAddress::Https { host: "control.example".into(), port: 9310 },
+            node: Some("n1".into()),
+            tls: Some(tls),
+            pace: Duration::from_secs(1),
+        };
+        assert_eq!(parse("feed.toml", &text).unwrap().feeds, [feed]);
+        let more = "[[feed]]\nkind = 'grpc'\naddress = 'unix:/run/plane.sock'\n";
+        let list = parse("feeds.toml", &format!("{MINIMAL}[[feed]]\n{keys}{more}")).unwrap().feeds;
+        let shown: Vec<_> = list.iter().map(|it| (it.name.as_str(), it.pace)).collect();
+        assert_eq!(shown, [("prod", Duration::from_secs(1)), ("grpc", PACE_DEFAULT)]);
     }
 
     /// The defaults of the schema, written out, change nothing.

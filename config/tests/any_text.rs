@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-const EXAMPLES: [&str; 3] = [
+const EXAMPLES: [&str; 4] = [
     include_str!("../examples/demo.toml"),
     include_str!("../examples/gateway.toml"),
     include_str!("../examples/af_packet.toml"),
+    include_str!("../examples/feed.toml"),
 ];
 
 /// Pieces that a TOML file of ours is made of, some of them broken.
@@ -22,6 +23,13 @@ const PIECES: &[&str] = &[
 
 /// Parses and shows; says whether the text was valid.
 fn check(text: &str) -> Result<bool, TestCaseError> {
+    // As a document, too: every mistake has a place in it, from 1.
+    if let Err(wrong) = lb_config::services("any.toml", text, &[]) {
+        let lines = text.lines().count().max(1);
+        for (at, _) in wrong.places() {
+            prop_assert!(at.is_none_or(|at| (1..=lines).contains(&at.line) && at.column > 0));
+        }
+    }
     match lb_config::parse("any.toml", text) {
         Ok(config) => {
             prop_assert!(!config.ports.is_empty());

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_core::model::{Backend, Forward, Key, Service, ServiceSpec, Tunnel};
 
 use crate::PortConfig;
@@ -32,7 +33,7 @@ fn against_ports(
     backends: &[Backend],
     ports: &[PortConfig],
 ) -> Vec<(Option<usize>, Problem)> {
-    let own = || ports.iter().flat_map(|port| port.addresses.iter().map(|net| net.addr()));
+    let own = || ports.iter().flat_map(|port| port.addresses.iter().map(IpNet::addr));
     let is_own = |(_, backend): &(usize, &Backend)| own().any(|own| own == backend.address);
     let ours = backends.iter().enumerate().filter(is_own);
     let mut problems: Vec<_> =

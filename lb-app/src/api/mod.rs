@@ -68,8 +68,9 @@ pub(crate) struct Drained {
 /// What became of [`Ask::Apply`].
 #[derive(Debug)]
 pub(crate) struct Applied {
-    pub(crate) applied: Result<u64, ApplyError>,
-    /// The version that is applied now.
+    /// The version that it is applied as.
+    pub(crate) outcome: Result<u64, ApplyError>,
+    /// The one that is applied now.
     pub(crate) latest: u64,
     /// The newest version of the tables, and the one that every worker goes by.
     pub(crate) version: u64,

@@ -302,9 +302,9 @@ impl Balancer for Server {
                 return Ok(Response::new(ApplyResponse { applied, errors, ..Default::default() }));
             }
         };
-        let Applied { applied, latest, version, in_force } =
+        let Applied { outcome, latest, version, in_force } =
             self.ask(|answer| Ask::Apply(application, answer)).await?;
-        let errors = match applied {
+        let errors = match outcome {
             Ok(_) => Vec::new(),
             Err(ApplyError::Refused(errors)) => errors,
             Err(stale @ ApplyError::Stale { .. }) => {

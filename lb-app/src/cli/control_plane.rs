@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing::info;
 
 use super::Failure;
-use crate::api::Listener;
+use crate::api::{ApiError, Listener};
 use crate::plane;
 
 /// What `weir control-plane` takes.
@@ -55,7 +55,7 @@ pub(crate) fn control_plane(args: Args) -> Result<(), Failure> {
     let contents = plane::read(&args.folder)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = Listener::open(&args.listen)?;
+        let listener = Listener::open(&args.listen).map_err(in_words)?;
         info!("version {}, at {}", contents.version, args.listen);
         let (shown, seen) = watch::channel(Arc::new(contents));
         tokio::select! {
@@ -63,6 +63,22 @@ pub(crate) fn control_plane(args: Args) -> Result<(), Failure> {
             () = plane::watch_folder(args.folder, shown) => Ok(()),
         }
     })
+}
+
+/// Why nobody can call, and what to do.
+fn in_words(error: ApiError) -> String {
+    match error {
+        ApiError::SocketInUse(path) => {
+            format!("{} is in use by another process; name another with --listen", path.display())
+        }
+        ApiError::NotASocket(path) => {
+            format!("{} is there, and is no socket; name another with --listen", path.display())
+        }
+        ApiError::Listen { address, source } => {
+            format!("cannot listen at {address}: {source}; name another with --listen")
+        }
+        ApiError::Thread(error) => error.to_string(),
+    }
 }
 
 fn tls(args: &Args) -> Result<Option<ServerTlsConfig>, Failure> {

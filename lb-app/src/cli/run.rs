@@ -76,12 +76,12 @@ async fn answer(ask: Ask, args: &Args, control: &mut Control) {
         Ask::Ports(answer) => drop(answer.send(control.ports())),
         Ask::Reload(answer) => drop(answer.send(reload(args, control).await)),
         Ask::Apply(application, answer) => {
-            let applied = control.apply(application).await.inspect(|applied| {
+            let outcome = control.apply(application).await.inspect(|applied| {
                 info!("applied as version {applied}: version {}", control.version());
             });
             let (version, in_force) = (control.version(), control.in_force());
             let latest = control.applied();
-            drop(answer.send(Applied { applied, latest, version, in_force }));
+            drop(answer.send(Applied { outcome, latest, version, in_force }));
         }
         Ask::Drain(which, drain, answer) => {
             let drained = control.drain(&which, drain).await;

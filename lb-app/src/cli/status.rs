@@ -50,12 +50,11 @@ fn from(source: &SourceStatus) -> String {
     };
     let feed = source.feed.as_ref();
     let kind = output::source(source.kind(), feed.map_or("", |feed| &feed.name));
-    let mut text = match source.taken_unix_ms {
-        0 => format!("{kind}: nothing yet"),
-        _ => {
-            let (services, age) = (source.services, output::age(age));
-            format!("{kind}{version}: services {services}, taken {age} ago")
-        }
+    let mut text = if source.taken_unix_ms == 0 {
+        format!("{kind}: nothing yet")
+    } else {
+        let (services, age) = (source.services, output::age(age));
+        format!("{kind}{version}: services {services}, taken {age} ago")
     };
     let Some(feed) = feed else { return text };
     if let Some(since) = feed.away_since_unix_ms {

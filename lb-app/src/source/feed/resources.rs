@@ -36,7 +36,7 @@ pub(super) enum NoUpdate {
 
 /// A document, and what it says.
 #[derive(Clone, Debug)]
-struct Text {
+struct Told {
     version: String,
     text: String,
     read: Result<Vec<Arc<Service>>, Vec<ResourceError>>,
@@ -48,7 +48,7 @@ pub(super) struct Resources {
     ports: Vec<PortConfig>,
     /// Of the last update.
     pub(super) version: String,
-    documents: BTreeMap<String, Text>,
+    documents: BTreeMap<String, Told>,
     /// By service.
     endpoints: BTreeMap<String, Endpoints>,
     /// Bytes of all documents, and endpoints in all lists.
@@ -108,7 +108,7 @@ impl Resources {
         let read = lb_config::services(&name, &text, &self.ports)
             .map(|services| services.into_iter().map(Arc::new).collect())
             .map_err(|wrong| document_errors(&name, &wrong));
-        let mut new = Text { version, text, read };
+        let mut new = Told { version, text, read };
         let old = self.remove_document(&name);
         keep_unchanged(&mut new, old.as_ref());
         self.bytes += new.text.len();
@@ -117,7 +117,7 @@ impl Resources {
     }
 
     /// What was made of the services of a document is forgotten, too.
-    fn remove_document(&mut self, name: &str) -> Option<Text> {
+    fn remove_document(&mut self, name: &str) -> Option<Told> {
         let text = self.documents.remove(name)?;
         self.bytes -= text.text.len();
         for service in text.read.iter().flatten() {
@@ -211,7 +211,7 @@ impl Resources {
 
     /// The document that has a service; of several, the last.
     pub(super) fn document_of(&self, service: &str) -> Option<&str> {
-        let has = |text: &Text| {
+        let has = |text: &Told| {
             let read = text.read.as_ref().ok()?;
             read.iter().any(|it| it.spec().name == service).then_some(())
         };
@@ -236,7 +236,7 @@ impl Resources {
 
     /// All of it, as one update.
     pub(super) fn to_update(&self) -> FeedUpdate {
-        let document = |(name, it): (&String, &Text)| Document {
+        let document = |(name, it): (&String, &Told)| Document {
             name: name.clone(),
             version: it.version.clone(),
             text: it.text.clone(),
@@ -255,16 +255,20 @@ impl Resources {
 fn is_within(
     (documents, lists, bytes, endpoints): (usize, usize, usize, usize),
 ) -> Result<(), NoUpdate> {
-    match () {
-        () if documents.max(lists) > RESOURCES_MAX => Err(NoUpdate::Resources),
-        () if bytes > DOCUMENT_BYTES_MAX => Err(NoUpdate::Bytes),
-        () if endpoints > ENDPOINTS_MAX => Err(NoUpdate::Endpoints),
-        () => Ok(()),
+    if documents.max(lists) > RESOURCES_MAX {
+        return Err(NoUpdate::Resources);
     }
+    if bytes > DOCUMENT_BYTES_MAX {
+        return Err(NoUpdate::Bytes);
+    }
+    if endpoints > ENDPOINTS_MAX {
+        return Err(NoUpdate::Endpoints);
+    }
+    Ok(())
 }
 
 /// A service that reads as before is the one from before.
-fn keep_unchanged(new: &mut Text, old: Option<&Text>) {
+fn keep_unchanged(new: &mut Told, old: Option<&Told>) {
     let (Ok(new), Some(Ok(old))) = (&mut new.read, old.map(|old| &old.read)) else { return };
     let old: HashMap<&str, &Arc<Service>> = old.iter().map(|it| (&*it.spec().name, it)).collect();
     for service in new {
@@ -333,4 +337,100 @@ fn backend(endpoint: &Endpoint) -> Result<Backend, (String, &'static str)> {
         drain: state == EndpointState::Drain,
         static_hop: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILE: &str =
+        "[[port]]\nname = 'lan0'\ndevice = 'net_null0'\naddresses = ['10.0.0.2/24']\n";
+
+    fn ports() -> Vec<PortConfig> {
+        crate::api::tests::config(FILE).ports
+    }
+
+    /// A document of two services that may be wrong, or a list that may be; of version `n`.
+    fn update(what: u8, place: u8, n: u8) -> FeedUpdate {
+        let (mut update, name) = (FeedUpdate::default(), format!("r{}", place % 3));
+        let word = if n.is_multiple_of(5) { "nonsense" } else { "l2dsr" };
+        let service = |i: u8| {
+            let port = 1 + u16::from(place % 3) * 2 + u16::from(i);
+            let grace = 1 + n % 2 * i; // the first one often stays as it is
+            format!(
+                "[[service]]\nname = '{name}-{i}'\naddress = '10.0.0.100'\nport = {port}\n\
+                 protocol = 'tcp'\nforward = '{word}'\ngrace = '{grace}h'\n"
+            )
+        };
+        let service_name = format!("{name}-{}", n % 2);
+        match what % 4 {
+            0 => update.documents.push(Document {
+                text: service(0) + &service(1),
+                name,
+                version: n.to_string(),
+            }),
+            1 => update.documents_removed.push(name),
+            2 => update.endpoints.push(Endpoints {
+                service: service_name,
+                version: n.to_string(),
+                endpoints: vec![Endpoint {
+                    address: vec![10, 0, 0, 11 + n][usize::from(n.is_multiple_of(7))..].to_vec(),
+                    ..Endpoint::default()
+                }],
+            }),
+            _ => update.endpoints_removed.push(service_name),
+        }
+        update.version = "v".into();
+        update
+    }
+
+    proptest! {
+        /// What was told in parts is what is told at once, in what is good and in what is wrong; asking in
+        /// between makes no difference; and the sums are true.
+        #[test]
+        fn parts_make_the_whole(told in prop::collection::vec(any::<(u8, u8, u8, bool)>(), 0..40)) {
+            let ports = ports();
+            let mut parts = Resources::new(&ports);
+            for (what, place, n, ask) in told {
+                parts.take(update(what, place, n % 100)).unwrap();
+                if ask {
+                    let _ = parts.services();
+                }
+            }
+            let mut whole = Resources::new(&ports);
+            let all = FeedUpdate { version: "v".into(), ..parts.to_update() };
+            whole.take(all).unwrap();
+            prop_assert_eq!(parts.services(), whole.services());
+            prop_assert_eq!(parts.known(), whole.known());
+            prop_assert_eq!(
+                (parts.bytes, parts.endpoint_count),
+                (whole.bytes, whole.endpoint_count)
+            );
+        }
+    }
+
+    #[test]
+    fn more_than_there_may_be_is_refused_and_what_is_replaced_makes_room() {
+        let mut resources = Resources::new(&ports());
+        let document = |name: &str, bytes: usize| Document {
+            name: name.into(),
+            version: bytes.to_string(),
+            text: "#".repeat(bytes),
+        };
+        let update = |documents: Vec<Document>| FeedUpdate {
+            version: "v".into(),
+            documents,
+            ..FeedUpdate::default()
+        };
+        let most = DOCUMENT_BYTES_MAX;
+        assert_eq!(resources.take(update(vec![document("a", most)])), Ok(1));
+        assert_eq!(resources.take(update(vec![document("b", 1)])), Err(NoUpdate::Bytes));
+        let less = update(vec![document("a", most - 1), document("b", 1)]);
+        assert_eq!(resources.take(less), Ok(2));
+        let full = FeedUpdate { full: true, ..update(vec![document("c", most)]) };
+        assert_eq!(resources.take(full), Ok(3), "two are gone, one is new");
+        assert_eq!(resources.services(), Ok(Vec::new()));
+    }
 }

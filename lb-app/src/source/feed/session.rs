@@ -27,7 +27,7 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const ANSWERS_MAX: usize = 16;
 /// How long it may take until it begins to answer the call, and from the first part of an update to the last.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
-const UPDATE_TIME_MAX: Duration = Duration::from_secs(60);
+const UPDATE_TIME_MAX: Duration = Duration::from_mins(1);
 /// Parts of one update, at most; the sum of them is bounded when it is taken, and before that by this.
 const PARTS_BYTES_MAX: usize = 256 << 20;
 /// When what control has refused is offered again: the other source may have let go of it.

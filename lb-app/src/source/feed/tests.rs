@@ -22,7 +22,7 @@ use crate::source::{Refused, State};
 
 mod scale;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn file(folder: &TempDir) -> String {
     let folder = folder.path().display();
@@ -385,7 +385,7 @@ async fn both_ends_show_by_tls_who_they_are() {
         let mut keys = format!("address = 'https://localhost:{port}'\nca = '{}'\n", file(ca));
         if !identity.is_empty() {
             let (cert, key) = (format!("{identity}.pem"), format!("{identity}.key"));
-            keys += &format!("cert = '{}'\nkey = '{}'\n", file(&cert), file(&key));
+            keys.extend(["cert = '", &file(&cert), "'\nkey = '", &file(&key), "'\n"]);
         }
         let plain = format!("address = 'unix:{}/plane'\n", folder.path().display());
         self::file(&folder).replace(&plain, &keys)

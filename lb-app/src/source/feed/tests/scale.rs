@@ -80,12 +80,13 @@ async fn scale_a_million_endpoints() {
         plane.shown.send_replace(contents(&format!("v{n}"), documents.clone(), lists.clone()));
         let (version, _) = balancer.next().await.unwrap();
         let offered = start.elapsed();
+        let compiling = Instant::now();
         tables = compile(balancer.wanted.desired(), &circumstances, Some(&tables));
         assert_eq!(version, format!("v{n}"));
         println!(
             "{} endpoints of {changed} services: offered in {offered:?}, compiled in {:?}",
             changed * ENDPOINTS,
-            start.elapsed() - offered
+            compiling.elapsed()
         );
     }
 
