@@ -8,10 +8,11 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use lb_config::{Feed, FeedAddress, FeedTls};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// How long a control plane may take to accept us, TLS included.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// How often one that is silent is asked whether it is there, and how long it may take to say so.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -44,7 +45,6 @@ pub(crate) async fn connect(feed: &Feed) -> Result<Channel, LinkError> {
     };
     let mut endpoint = Endpoint::from_shared(uri)
         .map_err(unreachable)?
-        .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIME_MAX)
         .keep_alive_while_idle(true)
@@ -53,18 +53,22 @@ pub(crate) async fn connect(feed: &Feed) -> Result<Channel, LinkError> {
     if let Some(tls) = &feed.tls {
         endpoint = endpoint.tls_config(tls_config(tls)?).map_err(unreachable)?;
     }
-    let connected = match &feed.address {
-        FeedAddress::Unix(path) => {
+    let connecting = async {
+        let FeedAddress::Unix(path) = &feed.address else { return endpoint.connect().await };
+        let path = path.clone();
+        let connector = tower::service_fn(move |_| {
             let path = path.clone();
-            let connector = tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-            });
-            endpoint.connect_with_connector(connector).await
-        }
-        FeedAddress::Http(_) | FeedAddress::Https { .. } => endpoint.connect().await,
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        endpoint.connect_with_connector(connector).await
     };
-    connected.map_err(unreachable)
+    // Tonic's own limit ends with TCP's part.
+    let connected = timeout(CONNECT_TIME_MAX, connecting).await;
+    let silent = |_| LinkError::Unreachable {
+        address: feed.address.clone(),
+        cause: format!("no answer within {}s", CONNECT_TIME_MAX.as_secs()),
+    };
+    connected.map_err(silent)?.map_err(unreachable)
 }
 
 fn tls_config(tls: &FeedTls) -> Result<ClientTlsConfig, LinkError> {

@@ -397,4 +397,11 @@ async fn both_ends_show_by_tls_who_they_are() {
     }
     let mut balancer = Balancer::start(&text("ca.pem", "weir"));
     assert_eq!(balancer.next().await, Ok(("v1".into(), named(&[("web", 0)]))));
+
+    // Who accepts and says nothing is not waited for.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = silent.local_addr().unwrap().port();
+    let text = text("ca.pem", "weir").replace(&format!(":{port}'"), &format!(":{other}'"));
+    let balancer = Balancer::start(&text);
+    balancer.until(|now| now.reason.ends_with("no answer within 1s")).await;
 }
