@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    AboveRate, Affinity, ClientAddress, Flows, HashKey, MSS_MIN, MssClamp, PortRange, Protocol, Via,
+    AboveRate, Affinity, ClientAddress, ClientPrefix, Flows, HashKey, MSS_MIN, MssClamp, PortRange,
+    Protocol, Via,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -317,6 +318,21 @@ impl Scalar for ServiceAddress {
         json_schema!({
             "anyOf": [<IpAddr as Scalar>::schema(), <IpNet as Scalar>::schema()],
         })
+    }
+}
+
+impl Scalar for ClientPrefix {
+    const EXPECTED: &'static str = "an IPv6 prefix of 96 bits";
+    const EXAMPLE: &'static str = "\"64:ff9b::/96\"";
+
+    fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
+        let given = text::<Self>(value)?;
+        let net = given.parse().ok().and_then(Self::new);
+        net.ok_or_else(|| malformed::<Self>(given))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f.:]+/96$" })
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_core::model::{
-    AboveRate, Affinity, CHECK_RUN_MAX, ClientAddress, Flows, HashKey, Protocol, SLOTS_MAX,
-    SYN_RATE_MAX, Via, WEIGHT_MAX,
+    AboveRate, Affinity, CHECK_RUN_MAX, ClientAddress, ClientPrefix, Flows, HashKey, Protocol,
+    SLOTS_MAX, SYN_RATE_MAX, Via, WEIGHT_MAX,
 };
 use lb_core::wire::ethernet::MacAddr;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -186,7 +186,8 @@ table! {
         protocol: Required<Protocol>,
         /// How packets reach a backend: "l2dsr" sets the destination MAC address; "ipip", "gue" (over
         /// UDP) and "gre" put the packet into another IP packet; "nat" sets the destination address
-        /// and port, and backends answer through the balancer; "fullnat" sets the source as well, to
+        /// and port, and backends answer through the balancer (of another family: see `client_prefix`);
+        /// "fullnat" sets the source as well, to
         /// one of `pool`, so that backends need no route for the answer, and may be of another family.
         forward: Required<ForwardMode>,
         /// Prefix that the sources of outer headers are drawn from, by flow, so that the network and
@@ -200,6 +201,9 @@ table! {
         /// "fullnat" of TCP only: how backends learn of the client's address: by a TCP option ("toa"),
         /// by a PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
         client_address: Optional<ClientAddress>,
+        /// "nat" of IPv6 backends with IPv4 clients only: the prefix of 96 bits that backends see
+        /// clients' addresses behind, as in "64:ff9b::/96"; their way there leads through the balancer.
+        client_prefix: Optional<ClientPrefix>,
         /// How long a flow may be silent and is still kept on its backend while backends change; with
         /// "fullnat", before its port is another's. Absent: 15 minutes, for UDP one.
         idle_timeout: Optional<Duration>,

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 mod check;
 mod conflicts;
@@ -59,9 +59,37 @@ pub enum Forward {
     /// The destination becomes the backend's address and port; the way back leads through the
     /// balancer, which puts the VIP in its place again.
     Nat,
+    /// As `Nat`, from IPv4 clients to IPv6 backends, which see the client's address behind a prefix.
+    Nat46(ClientPrefix),
     /// As `Nat`, and the source becomes an address and port of the balancer's, so that answers come
     /// back whatever the backend's routes are. Backends may be of another family than the VIP.
     FullNat(FullNat),
+}
+
+/// The prefix of 96 bits that IPv4 clients have as IPv6 addresses: those end with their own (RFC 6052
+/// §2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientPrefix(Ipv6Net);
+
+impl ClientPrefix {
+    /// Of the prefix of another length: none.
+    #[must_use]
+    pub fn new(net: Ipv6Net) -> Option<Self> {
+        (net.prefix_len() == 96).then_some(Self(net.trunc()))
+    }
+
+    /// The prefix.
+    #[must_use]
+    pub fn net(&self) -> Ipv6Net {
+        self.0
+    }
+
+    /// The first bytes of its addresses.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 12] {
+        let [bytes @ .., _, _, _, _] = self.0.network().octets();
+        bytes
+    }
 }
 
 /// Where clients stand behind.
@@ -86,6 +114,18 @@ pub enum ClientAddress {
 }
 
 impl Forward {
+    /// Does a packet get other ends?
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        matches!(self, Self::Nat | Self::Nat46(_) | Self::FullNat(_))
+    }
+
+    /// Are the answers of backends known by where they come from?
+    #[must_use]
+    pub fn has_stations(&self) -> bool {
+        matches!(self, Self::Nat | Self::Nat46(_))
+    }
+
     /// IP in IP, from the address of the port.
     pub const IPIP: Self = Self::Tunnel(Tunnel { kind: TunnelKind::Ipip, source: None });
 }

@@ -93,7 +93,10 @@ fn syn_bound(syn: &spec::Syn) -> Option<SynBound> {
 fn forward(service: &spec::Service) -> Option<Forward> {
     let kind = match service.forward.0.as_ref()?.value {
         ForwardMode::L2dsr => return Some(Forward::L2dsr),
-        ForwardMode::Nat => return Some(Forward::Nat),
+        ForwardMode::Nat => {
+            let prefix = service.client_prefix.map(|prefix| prefix.value);
+            return Some(prefix.map_or(Forward::Nat, Forward::Nat46));
+        }
         ForwardMode::FullNat => {
             let client_address = value_or(service.client_address, ClientAddress::default());
             let pool = service.pool?.value.0;
@@ -125,6 +128,10 @@ fn check_mode_keys(service: &spec::Service, report: &mut Report) {
                 report.add(span, Problem::KeyOfOtherMode { key, modes: "\"fullnat\"" });
             }
         }
+    }
+    if let Some(prefix) = service.client_prefix.filter(|_| mode.value != ForwardMode::Nat) {
+        let modes = "\"nat\"";
+        report.add(prefix.span, Problem::KeyOfOtherMode { key: "client_prefix", modes });
     }
     if let Some(source) = service.outer_source.filter(|_| !mode.value.is_tunnel()) {
         let modes = "\"ipip\"`, `\"gue\"` or `\"gre\"";
@@ -285,6 +292,7 @@ fn span(service: &At<spec::Service>, backends: &[&At<spec::Backend>], key: Key) 
         Key::OuterSource => spec.outer_source.as_ref().map(|net| net.span),
         Key::GuePort => spec.gue_port.as_ref().map(|port| port.span),
         Key::Pool => spec.pool.as_ref().map(|pool| pool.span),
+        Key::ClientPrefix => spec.client_prefix.as_ref().map(|prefix| prefix.span),
         Key::ClientAddress => spec.client_address.as_ref().map(|how| how.span),
         Key::IdleTimeout => spec.idle_timeout.as_ref().map(|timeout| timeout.span),
         Key::Grace => spec.grace.as_ref().map(|grace| grace.span),

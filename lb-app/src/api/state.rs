@@ -191,7 +191,7 @@ fn ports(range: PortRange) -> String {
 fn mode(forward: Forward) -> &'static str {
     match forward {
         Forward::L2dsr => "l2dsr",
-        Forward::Nat => "nat",
+        Forward::Nat | Forward::Nat46(_) => "nat",
         Forward::FullNat(_) => "fullnat",
         Forward::Tunnel(tunnel) => match tunnel.kind {
             TunnelKind::Ipip => "ipip",

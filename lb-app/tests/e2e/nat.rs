@@ -29,6 +29,7 @@ pub(crate) const BACKENDS: u8 = 1;
 const FAR: u8 = 4;
 /// Last parts of addresses.
 const VIP: u8 = 100;
+const VIP_46: u8 = 101;
 const ROUTER: u8 = 254;
 const NARROW_MTU: u16 = 1300;
 const CHUNKS: u64 = 40;
@@ -107,6 +108,15 @@ impl Networks {
                 .collect(),
         };
         let [vip4, vip6] = [IpAddr::from(v4(NEAR, VIP)), v6(NEAR, VIP).into()];
+        let service46 = |name: &str, (protocol, port, backend_port)| Service {
+            more: "client_prefix = \"64:ff9b::/96\"\n".to_owned(),
+            backends: self
+                .backends
+                .iter()
+                .map(|backend| Spec { port: backend_port, ..Spec::new(backend.v6, 1) })
+                .collect(),
+            ..service(name, v4(NEAR, VIP_46).into(), (protocol, port, None))
+        };
         Config {
             workers: setup.workers,
             hugepages: "off",
@@ -121,6 +131,8 @@ impl Networks {
                 service("same4", vip4, ("tcp", 8081, None)),
                 service("echo4", vip4, ("udp", ECHO_PORT, None)),
                 service("echo6", vip6, ("udp", ECHO_PORT, None)),
+                service46("web46", ("tcp", 80, Some(8080))),
+                service46("echo46", ("udp", ECHO_PORT, None)),
             ],
         }
     }
@@ -143,7 +155,7 @@ pub(crate) fn between_two_networks(setup: Setup) {
     let mut weir = Weir::start(&networks.lb, &config.to_string(), &networks.segments);
     networks.add_way_to_far(); // learned while the balancer runs
     let Networks { near, far, .. } = &networks;
-    for vip in [IpAddr::from(v4(NEAR, VIP)), v6(NEAR, VIP).into()] {
+    for vip in [IpAddr::from(v4(NEAR, VIP)), v6(NEAR, VIP).into(), v4(NEAR, VIP_46).into()] {
         ping(near, vip);
         let web = at(vip, 80);
         for client in [near, far] {
@@ -164,7 +176,7 @@ pub(crate) fn between_two_networks(setup: Setup) {
     }
     client::wait_for_backends(near, at(v4(NEAR, VIP), 8081), &["b1", "b2"]);
     let frames = weir.counters();
-    for service in ["web4", "web6", "same4", "echo4", "echo6"] {
+    for service in ["web4", "web6", "same4", "echo4", "echo6", "web46", "echo46"] {
         assert!(frames.service_frames(service) > 0, "{service}");
     }
     weir.leave();

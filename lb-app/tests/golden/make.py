@@ -22,7 +22,7 @@ from scapy.utils import wrpcap
 from topics import headers, bad, kernel, match, protocols  # isort: skip
 from topics import fragments, icmp, too_big, mss, sources  # isort: skip
 from topics import nat, fullnat, fullnat_icmp, client_address  # isort: skip
-from topics import syn, fullnat_sctp, mss_fragments, narrow  # isort: skip
+from topics import syn, fullnat_sctp, mss_fragments, narrow, nat46  # isort: skip
 
 write(CONFIGS)
 if len(sys.argv) > 1:

@@ -20,6 +20,7 @@ pub mod ipip;
 pub mod l2dsr;
 pub mod mss;
 pub mod nat;
+pub mod nat46;
 mod outer;
 pub mod siit;
 mod split;

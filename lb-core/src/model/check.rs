@@ -1,10 +1,12 @@
 //! What a service has to be by itself.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::{
-    Backend, ClientAddress, Flows, Forward, FullNat, Invalid, Key, MSS_MIN, MssClamp, PortRange,
-    Protocol, SYN_RATE_MAX, ServiceSpec, SynBound, Tunnel, TunnelKind, Vip, WEIGHT_MAX, is_unicast,
+    Backend, ClientAddress, ClientPrefix, Flows, Forward, FullNat, Invalid, Key, MSS_MIN, MssClamp,
+    PortRange, Protocol, SYN_RATE_MAX, ServiceSpec, SynBound, Tunnel, TunnelKind, Vip, WEIGHT_MAX,
+    is_unicast,
 };
 use crate::pool;
 
@@ -35,12 +37,13 @@ pub(super) fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)
             find(Key::OuterSource, Invalid::SourceFamily(net));
         }
     }
-    let translates = matches!(spec.forward, Forward::Nat | Forward::FullNat(_));
-    if translates && !spec.vip.is_one_address() {
+    if spec.forward.translates() && !spec.vip.is_one_address() {
         find(Key::Address, Invalid::NatPrefix(spec.vip.address));
     }
-    if let Forward::FullNat(full_nat) = spec.forward {
-        check_pool(spec, full_nat, find);
+    match spec.forward {
+        Forward::FullNat(full_nat) => check_pool(spec, full_nat, find),
+        Forward::Nat46(prefix) => check_client_prefix(spec, prefix, find),
+        _ => {}
     }
     if let Forward::Tunnel(Tunnel { kind: TunnelKind::Gue { port: 0 }, .. }) = spec.forward {
         find(Key::GuePort, Invalid::PortZero);
@@ -68,6 +71,32 @@ pub(super) fn check_mode(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invalid)
         && mss < MSS_MIN
     {
         find(Key::Mss, Invalid::MssTooSmall(mss));
+    }
+}
+
+fn check_client_prefix(
+    spec: &ServiceSpec,
+    prefix: ClientPrefix,
+    find: &mut impl FnMut(Key, Invalid),
+) {
+    let net = prefix.net();
+    if !is_unicast(net.network().into()) {
+        find(Key::ClientPrefix, Invalid::NotUnicast(net.network().into()));
+    }
+    if spec.vip.address.addr().is_ipv6() {
+        find(Key::ClientPrefix, Invalid::PrefixOfIpv4(spec.vip.address));
+    }
+    for (i, backend) in spec.backends.iter().enumerate() {
+        let address = backend.address;
+        match address {
+            IpAddr::V4(_) => {
+                find(Key::BackendAddress(i), Invalid::PrefixFamily { backend: address, net });
+            }
+            IpAddr::V6(host) if net.contains(&host) => {
+                find(Key::BackendAddress(i), Invalid::IsOfClients { backend: address, net });
+            }
+            IpAddr::V6(_) => {}
+        }
     }
 }
 
@@ -110,10 +139,10 @@ pub(super) fn check_backends(spec: &ServiceSpec, find: &mut impl FnMut(Key, Inva
         if let Some(port) = backend.port.filter(|&port| spec.vip.ports.single() != Some(port)) {
             match spec.forward {
                 _ if port == 0 => find(Key::BackendPort(i), Invalid::PortZero),
-                Forward::Nat if spec.vip.ports.single().is_none() => {
+                Forward::Nat | Forward::Nat46(_) if spec.vip.ports.single().is_none() => {
                     find(Key::BackendPort(i), Invalid::NatPorts(spec.vip.ports));
                 }
-                Forward::Nat | Forward::FullNat(_) => {}
+                Forward::Nat | Forward::Nat46(_) | Forward::FullNat(_) => {}
                 Forward::L2dsr | Forward::Tunnel(_) => {
                     find(Key::BackendPort(i), Invalid::PortIsKept(spec.vip.ports));
                 }

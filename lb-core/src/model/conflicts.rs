@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Finding, Forward, Invalid, Key, Protocol, ServiceSpec, Vip};
+use super::{Finding, Invalid, Key, Protocol, ServiceSpec, Vip};
 
 /// Two services that want the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>
     for (place, spec) in services.into_iter().enumerate() {
         let backends = spec.backends.iter().enumerate();
         names.push(&spec.name);
-        for (i, backend) in backends.filter(|_| spec.forward == Forward::Nat) {
+        for (i, backend) in backends.filter(|_| spec.forward.has_stations()) {
             let answers = spec.answers_of(backend);
             let others = returns.entry(backend.address).or_default();
             match others.iter().find(|(other, of, _)| *of != place && overlap(other, &answers)) {

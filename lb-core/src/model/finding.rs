@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     BACKENDS_MAX, CHECK_PAYLOAD_MAX, CHECK_RUN_MAX, CHECK_STATUSES_MAX, CHECK_TEXT_MAX, CheckKey,
@@ -23,6 +23,7 @@ pub enum Key {
     GuePort,
     Pool,
     ClientAddress,
+    ClientPrefix,
     IdleTimeout,
     /// `grace`
     Grace,
@@ -139,11 +140,36 @@ pub enum Invalid {
     PortIsKept(PortRange),
     /// A translated packet stays of its family.
     #[error(
-        "{0} is of another family than the service's address, and nat keeps the family; use a \
-         backend of the same, or forward = \"fullnat\" with a pool of the backend's family, or a \
-         tunnel: \"ipip\", \"gue\" or \"gre\""
+        "{0} is of another family than the service's address, and nat keeps the family: use a \
+         backend of the same; or, for IPv4 clients of IPv6 backends, add \
+         `client_prefix = \"64:ff9b::/96\"`; or forward = \"fullnat\" with a pool of the backend's \
+         family, or a tunnel: \"ipip\", \"gue\" or \"gre\""
     )]
     NatFamily(IpAddr),
+    /// Clients that have no place behind a prefix.
+    #[error(
+        "only IPv4 clients can be shown behind a prefix, and those of {0} are not; remove \
+         `client_prefix`; for IPv4 backends write forward = \"fullnat\" with a pool of IPv4"
+    )]
+    PrefixOfIpv4(IpNet),
+    /// Backends that cannot see a client behind a prefix.
+    #[error(
+        "{backend} is IPv4, and would see clients of {net}: use IPv6 backends, or remove `client_prefix`"
+    )]
+    PrefixFamily {
+        /// The backend.
+        backend: IpAddr,
+        /// The prefix.
+        net: Ipv6Net,
+    },
+    /// A backend with the address of a client.
+    #[error("{backend} is of {net}, whose addresses are the clients'; use another prefix")]
+    IsOfClients {
+        /// The backend.
+        backend: IpAddr,
+        /// The prefix.
+        net: Ipv6Net,
+    },
     /// The way back would have to guess the VIP.
     #[error("this mode puts the service's address back into answers: write one address, not {0}")]
     NatPrefix(IpNet),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Forward, Invalid, Key, ServiceSpec};
+use super::{Invalid, Key, ServiceSpec};
 
 /// Time between two checks of a backend.
 pub const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -164,7 +164,7 @@ pub(super) fn check_health(spec: &ServiceSpec, find: &mut impl FnMut(Key, Invali
 }
 
 fn check_via(spec: &ServiceSpec, probe: &Probe, find: &mut impl FnMut(CheckKey, Invalid)) {
-    if matches!(spec.forward, Forward::Nat | Forward::FullNat(_)) {
+    if spec.forward.translates() {
         find(CheckKey::Via, Invalid::CheckTranslated);
     } else if *probe == Probe::Icmp {
         find(CheckKey::Via, Invalid::CheckPing);

@@ -10,7 +10,7 @@ use crate::pool::Found;
 use crate::prefetch::prefetch;
 use crate::quote;
 use crate::quote::tunnel::Tunnelled;
-use crate::tables::{ServiceTable, Tables};
+use crate::tables::{Return, ServiceTable, Tables};
 use crate::tuple::Tuple;
 use crate::wire::icmp;
 
@@ -118,9 +118,12 @@ fn answer(
 }
 
 /// The service that a `nat` backend answers for, and its place among the returns.
+#[inline(always)]
 fn by_station(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
     let place = tables.stations.lookup_source(tuple)?;
-    Some((tables.returns.get(place as usize)?.service, place))
+    let Return { service, client_prefix, .. } = tables.returns.get(place as usize)?;
+    let is_to_client = client_prefix.is_none_or(|prefix| tuple.dst.starts_with(&prefix));
+    is_to_client.then_some((*service, place))
 }
 
 /// An error about a tunnel's packet is the service's whose packet is inside. `meta` is then about

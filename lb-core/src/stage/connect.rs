@@ -170,7 +170,7 @@ fn is_of(connection: &Connection, entry: &BackendEntry) -> bool {
 fn end(entry: &BackendEntry, vip_port: [u8; 2]) -> Option<([u8; 16], [u8; 2])> {
     match entry.path {
         Path::Nat(Station { address, port }) => Some((address, port.unwrap_or(vip_port))),
-        Path::Plain | Path::Tunnel(..) => None,
+        Path::Plain | Path::Tunnel(..) | Path::Nat46(..) => None,
     }
 }
 

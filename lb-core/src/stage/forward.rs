@@ -7,13 +7,13 @@ use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
 use crate::forward::nat::{self, End};
 use crate::forward::too_big::{self, Cut, Narrow};
-use crate::forward::{fullnat, l2dsr, mss, tunnel, tunnel_error};
+use crate::forward::{fullnat, l2dsr, mss, nat46, tunnel, tunnel_error};
 use crate::frame::Frame;
 use crate::model::MssClamp;
 use crate::pool::Found;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
-use crate::tables::{HopEntry, Path, Pooled, ServiceTable, Tables};
+use crate::tables::{HopEntry, Path, Pooled, Return, ServiceTable, Tables};
 use crate::wire::{ipv4, ipv6};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
@@ -80,13 +80,24 @@ fn back<F: Frame>(
         let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
         let came = (place, came_by, port);
         match &service.pooled {
-            None => back_of(frame, meta, (tables, service, None), came, (&mut *state, counters)),
+            None => {
+                let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
+                let by = By::Station(found);
+                back_of(frame, meta, (tables, service, by), came, (&mut *state, counters))
+            }
             Some(pooled) => {
-                let connection = Some((pooled, &*connection));
-                back_of(frame, meta, (tables, service, connection), came, (&mut *state, counters))
+                let by = By::Connection(pooled, connection);
+                back_of(frame, meta, (tables, service, by), came, (&mut *state, counters))
             }
         }
     });
+}
+
+/// What says whose an answer is.
+#[derive(Clone, Copy)]
+enum By<'a> {
+    Station(&'a Return),
+    Connection(&'a Pooled, &'a Found),
 }
 
 /// What becomes of a client's packet that did not fit the way to its backend, or has come too far.
@@ -110,7 +121,7 @@ fn not_as_it_is<F: Frame>(
         cut: match path {
             Path::Plain => Cut::Nothing,
             Path::Tunnel(..) => Cut::Outer,
-            Path::Nat(_) => Cut::Translated,
+            Path::Nat(_) | Path::Nat46(..) => Cut::Translated,
         },
     };
     let (given, came_by) = (*meta, came.1);
@@ -139,7 +150,7 @@ fn is_sent<F: Frame>(
         _ => meta.packet_len.into(),
     };
     packet_len <= packet_max(hop, path).into()
-        && (!matches!(path, Path::Nat(_)) || nat::has_hop_left(frame, meta))
+        && (matches!(path, Path::Plain | Path::Tunnel(..)) || nat::has_hop_left(frame, meta))
 }
 
 /// The largest packet that fits the way.
@@ -163,6 +174,9 @@ fn deliver<F: Frame>(
             None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
             Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),
         },
+        Path::Nat46(station, prefix) => {
+            nat46::to_backend(frame, meta, hop, came_by, (prefix, station))
+        }
     }
 }
 
@@ -196,35 +210,42 @@ fn refused<F: Frame>(
 fn back_of<F: Frame>(
     frame: &mut F,
     meta: &mut Meta,
-    (tables, service, connection): (&Tables, &ServiceTable, Option<(&Pooled, &Found)>),
+    (tables, service, by): (&Tables, &ServiceTable, By<'_>),
     came: (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
     let (_, came_by, port) = came;
-    let (client, is_ipv6) = match &connection {
-        Some((_, found)) => (found.connection.client, found.connection.is_ipv6()),
-        None => (meta.tuple.dst, meta.tuple.is_ipv6),
+    let (client, is_ipv6) = match by {
+        By::Connection(_, found) => (found.connection.client, found.connection.is_ipv6()),
+        By::Station(Return { client_prefix: Some(_), .. }) => {
+            (nat46::client(&meta.tuple.dst), false)
+        }
+        By::Station(_) => (meta.tuple.dst, meta.tuple.is_ipv6),
     };
     let hop =
         tables.fib.lookup(&client, is_ipv6, meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
     let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
-    let is_changed = service.mss != MssClamp::Keep || connection.is_some();
+    let is_changed = service.mss != MssClamp::Keep || matches!(by, By::Connection(..));
     if is_changed && meta.packet_len <= mtu && nat::has_hop_left(frame, meta) {
         if service.mss != MssClamp::Keep {
             mss::clamp(frame, meta, service.mss, mtu.into());
         }
-        if let Some((pooled, found)) = connection {
+        if let By::Connection(pooled, found) = by {
             fullnat::make_room(frame, meta, (pooled, found), port.mtu);
         }
     }
     let packet_len = u64::from(meta.packet_len);
-    let deliver = |frame: &mut F, meta: &Meta, hop: &HopEntry| {
-        if let Some((pooled, found)) = connection {
-            return fullnat::to_client(frame, meta, hop, came_by, (pooled, found));
+    let deliver = |frame: &mut F, meta: &Meta, hop: &HopEntry| match by {
+        By::Connection(pooled, found) => {
+            fullnat::to_client(frame, meta, hop, came_by, (pooled, found))
         }
-        let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
-        nat::forward(frame, meta, hop, came_by, &[(End::Source, &found.vip)])
+        By::Station(Return { client_prefix: Some(_), vip, .. }) => {
+            nat46::to_client(frame, meta, hop, came_by, vip)
+        }
+        By::Station(Return { vip, .. }) => {
+            nat::forward(frame, meta, hop, came_by, &[(End::Source, vip)])
+        }
     };
     if let Err(why) = deliver(frame, meta, hop) {
         let given = *meta;

@@ -180,7 +180,7 @@ fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
     for is_wanted in [true, false] {
         for (place, table) in (0..).zip(services) {
             let spec = table.source.spec();
-            if spec.forward != Forward::Nat {
+            if !spec.forward.has_stations() {
                 continue;
             }
             let members = table.roster.serving();
@@ -188,7 +188,11 @@ fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
                 let backend = &member.backend;
                 let port = backend.port.and(spec.vip.ports.single());
                 let vip = station(spec.vip.address.addr(), port);
-                let returned = Return { service: place, vip };
+                let client_prefix = match spec.forward {
+                    Forward::Nat46(prefix) => Some(prefix.bytes()),
+                    _ => None,
+                };
+                let returned = Return { service: place, vip, client_prefix };
                 returns.entry(spec.answers_of(backend)).or_insert(returned);
             }
         }
@@ -391,19 +395,21 @@ fn entry(
         }
         // Connections know it by its path, while it has no way as well.
         way => {
-            let path = match spec.forward {
-                Forward::Nat | Forward::FullNat(_) => translation(backend),
-                Forward::L2dsr | Forward::Tunnel(_) => Path::Plain,
-            };
+            let path = translation(backend, spec.forward).unwrap_or(Path::Plain);
             let is_looked_for = matches!(way, Err(Unresolved::Unknown));
             BackendEntry { path, may_serve: serves && is_looked_for, ..BackendEntry::NONE }
         }
     }
 }
 
-/// Packets become the backend's.
-fn translation(backend: &Backend) -> Path {
-    Path::Nat(station(backend.address, backend.port))
+/// Packets become the backend's, in modes that translate.
+fn translation(backend: &Backend, forward: Forward) -> Option<Path> {
+    let station = station(backend.address, backend.port);
+    match forward {
+        Forward::Nat | Forward::FullNat(_) => Some(Path::Nat(station)),
+        Forward::Nat46(prefix) => Some(Path::Nat46(station, prefix.bytes())),
+        Forward::L2dsr | Forward::Tunnel(_) => None,
+    }
 }
 
 /// The next hops to a backend and how packets travel there, or why there is no way.
@@ -425,11 +431,11 @@ pub fn ways(
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
         (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
-        (Forward::Nat | Forward::FullNat(_), _) => Ok((hops, translation(backend))),
         (Forward::Tunnel(tunnel), _) => {
             let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
             Ok((hops, Path::Tunnel(tunnel.kind, ends)))
         }
+        (translated, _) => Ok((hops, translation(backend, translated).unwrap_or(Path::Plain))),
     }
 }
 

@@ -323,6 +323,8 @@ pub enum Path {
     Tunnel(TunnelKind, Ends),
     /// With another destination.
     Nat(Station),
+    /// As an IPv6 packet to the backend, from the client's address behind these bytes.
+    Nat46(Station, [u8; 12]),
 }
 
 /// An address and port that packets get instead of others.
@@ -341,6 +343,8 @@ pub struct Return {
     pub service: u32,
     /// What clients know instead of the station.
     pub vip: Station,
+    /// What its clients' addresses begin with, if they are IPv4's.
+    pub client_prefix: Option<[u8; 12]>,
 }
 
 impl Path {
@@ -350,6 +354,7 @@ impl Path {
     pub fn overhead(&self) -> usize {
         match self {
             Self::Plain | Self::Nat(_) => 0,
+            Self::Nat46(..) => ipv6::HEADER_BYTES - ipv4::HEADER_BYTES,
             Self::Tunnel(kind, ends) => ends.header_bytes() + kind.shim_bytes(),
         }
     }

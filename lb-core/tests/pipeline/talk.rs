@@ -12,7 +12,7 @@ use crate::support::packet::Packet;
 const ISN: u32 = 1;
 
 /// Backends that remember nothing answer clients at their own addresses.
-const NAT_BACKENDS: [(&str, IpNumber); 8] = [
+const NAT_BACKENDS: [(&str, IpNumber); 15] = [
     ("10.0.0.31:8080", IpNumber::TCP),
     ("10.1.0.31:8080", IpNumber::TCP),
     ("[fd00::31]:5300", IpNumber::UDP),
@@ -21,6 +21,13 @@ const NAT_BACKENDS: [(&str, IpNumber); 8] = [
     ("10.0.0.32:80", IpNumber::SCTP),
     ("10.9.0.2:53", IpNumber::UDP),
     ("10.0.0.33:7777", IpNumber::TCP),
+    ("[fd00::51]:8080", IpNumber::TCP),
+    ("[fd01::51]:8080", IpNumber::TCP),
+    ("[fd00::52]:53", IpNumber::UDP),
+    ("[fd09::5]:53", IpNumber::UDP),
+    ("[fd00::53]:80", IpNumber::SCTP),
+    ("[fd00::54]:81", IpNumber::TCP),
+    ("[fd00::55]:7777", IpNumber::TCP),
 ];
 
 /// Says of what kind the first chunk of an SCTP packet is (RFC 9260 §3.2): those that count, and some
@@ -34,12 +41,17 @@ pub(crate) fn chunk(random: &mut Random, payload: &mut [u8]) {
 pub(crate) fn answer(random: &mut Random) -> Packet {
     let (backend, protocol) = *random.pick(&NAT_BACKENDS);
     let client = random.below(240) + 1;
-    let client = if backend.starts_with('[') {
-        format!("[2001:db8::{client:x}]:{}", 40_000 + client)
-    } else {
-        format!("198.51.100.{client}:{}", 40_000 + client)
+    let is_46 = backend.contains("::5") && !random.once_in(10);
+    let client = match backend.starts_with('[') {
+        true if is_46 => format!("[64:ff9b::198.51.100.{client}]:{}", 40_000 + client),
+        true => format!("[2001:db8::{client:x}]:{}", 40_000 + client),
+        false => format!("198.51.100.{client}:{}", 40_000 + client),
     };
-    between(random, backend.parse().unwrap(), client.parse().unwrap(), protocol)
+    let (backend, client) = (backend.parse().unwrap(), client.parse().unwrap());
+    if random.once_in(8) {
+        return error(random, backend, client, protocol);
+    }
+    between(random, backend, client, protocol)
 }
 
 /// A packet of a connection: from the client, from the backend, or an error about one.

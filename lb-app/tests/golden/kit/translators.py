@@ -4,11 +4,13 @@ from .config import Config, port, service
 from .ways import BACKEND_MAC, CONFIGS, FAMILIES, WAYS, services
 
 NAT = Config("nat", "nat, in both families.", [port()])
+NAT46 = Config("nat46", "nat of IPv6 backends with IPv4 clients.", [port()])
 FULLNAT = Config("fullnat", "fullnat, within families and between them.", [port()])
 # As in "64": clients' family, backends' family.
 PAIRS = ((4, 4), (6, 6), (6, 4), (4, 6))
 # Of web, and of those that are told who the client is.
 POOL_OF_ONE = {4: "10.0.0.200/32", 6: "fd00::200/128"}
+CLIENT_PREFIX = "64:ff9b::/96"
 POOL = {4: "10.0.0.204/30", 6: "fd00::204/126"}
 
 
@@ -105,7 +107,23 @@ for fam, back in PAIRS:
         )
     )
 
-CONFIGS += [NAT, FULLNAT, NARROW]
+for name, number, to, protocol, host in (
+    ("web", 80, 8080, "tcp", 51),
+    ("dns", 53, 5054, "udp", 52),
+    ("same", 81, None, "tcp", 53),
+    ("sctp", 5060, 5062, "sctp", 54),
+    ("any", "any", None, "any", 55),
+    ("mss", 82, None, "tcp", 56),
+    ("auto", 83, None, "tcp", 57),
+):
+    # RFC 6052's own prefix, and an operator's.
+    more = {"client_prefix": CLIENT_PREFIX if name != "same" else "2001:db8:46::/96"}
+    more |= {"mss": {"mss": 1300, "auto": "auto"}[name]} if name in ("mss", "auto") else {}
+    address = own_vip(86 if name == "any" else 85, 4, 6)
+    head = (name, address, number, protocol, "nat", server(6, host), BACKEND_MAC[6])
+    NAT46.services.append(service(*head, backend_port=to, **more))
+
+CONFIGS += [NAT, NAT46, FULLNAT, NARROW]
 
 # One SYN a second, in every mode.
 SYN = Config("syn", "Bounds on new connections, in every mode.", [port()])

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use lb_core::admission::{Admission, Gate};
 use lb_core::model::{
-    AboveRate, Affinity, Backend, ClientAddress, DesiredState, Forward, FullNat, HashKey, MssClamp,
-    PortRange, Protocol, Service, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind, Vip,
+    AboveRate, Affinity, Backend, ClientAddress, ClientPrefix, DesiredState, Forward, FullNat,
+    HashKey, MssClamp, PortRange, Protocol, Service, ServiceSpec, StaticHop, SynBound, Tunnel,
+    TunnelKind, Vip,
 };
 use lb_core::pool::State;
 use lb_core::tables::Tables;
@@ -203,9 +204,22 @@ fn fixed_translators() -> Vec<ServiceSpec> {
     let narrow = StaticHop { mac: MacAddr([2, 0, 0, 0, 9, 8]), interface: Some("port2".into()) };
     let narrow4 = Backend { static_hop: Some(narrow.clone()), ..at("10.9.0.2", 53) };
     let narrow6 = Backend { static_hop: Some(narrow), ..at("fd09::2", 53) };
+    let narrow6_53 = Backend { address: "fd09::5".parse().unwrap(), ..narrow6.clone() };
     let (hidden, toa, proxy) = (ClientAddress::Hidden, ClientAddress::Toa, ClientAddress::Proxy);
     let clamped = |mss, spec| ServiceSpec { mss, ..spec };
+    let prefix = ClientPrefix::new("64:ff9b::/96".parse().unwrap()).unwrap();
+    let nat46 =
+        |name, vip, backends: &[Backend]| service(name, vip, Forward::Nat46(prefix), backends);
     vec![
+        nat46("nat46", "tcp 10.0.0.115:80", &[at("fd00::51", 8080), at("fd01::51", 8080)]),
+        nat46("nat46-udp", "udp 10.0.0.115:53", &[backend("fd00::52"), narrow6_53]),
+        nat46("nat46-sctp", "sctp 10.0.0.115:80", &[backend("fd00::53")]),
+        clamped(MssClamp::Auto, nat46("nat46-auto", "tcp 10.0.0.115:81", &[backend("fd00::54")])),
+        many(
+            nat46("nat46-any", "tcp 10.0.0.116:80", &[backend("fd00::55")]),
+            Some(Protocol::Any),
+            0..=65_535,
+        ),
         nat("nat", "tcp 10.0.0.110:80", &[at("10.0.0.31", 8080), at("10.1.0.31", 8080)]),
         nat("nat6", "udp [fd00::110]:53", &[at("fd00::31", 5300), backend("fd01::31")]),
         clamped(MssClamp::Auto, nat("nat-auto", "tcp [fd00::110]:80", &[backend("fd00::32")])),
@@ -344,6 +358,12 @@ fn fixed_next_hops() -> NextHops {
         ("10.1.0.32", on_link(1, 32)),
         ("10.0.0.33", resolved(&[tagged], None)),
         ("10.0.0.34", on_link(0, 34)),
+        ("fd00::51", on_link(0, 51)),
+        ("fd01::51", on_link(1, 51)),
+        ("fd00::52", on_link(0, 52)),
+        ("fd00::53", on_link(0, 53)),
+        ("fd00::54", on_link(0, 54)),
+        ("fd00::55", on_link(0, 55)),
         ("10.0.0.41", on_link(0, 41)),
         ("10.1.0.41", on_link(1, 41)),
         ("fd00::41", on_link(0, 46)),

@@ -293,7 +293,9 @@ impl<'w> Model<'w> {
                 let pieces = pieces(&whole, mtu, self.last_id);
                 Ok(Verdict::Send(choice.way.port, pieces))
             }
-            Forward::Nat | Forward::FullNat(_) => self.translate(arrival, packet),
+            Forward::Nat | Forward::Nat46(_) | Forward::FullNat(_) => {
+                self.translate(arrival, packet)
+            }
         }
     }
 

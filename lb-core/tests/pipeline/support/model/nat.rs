@@ -11,7 +11,7 @@ use lb_core::tables::next_hop::NextHop;
 
 use super::headers::{Ip, internet_sum};
 use super::leaving::{clamped, l2_front, packet_pieces};
-use super::services::way_back;
+use super::services::{client_of, shown_as, way_back};
 use super::stream::{self, Told};
 use super::{Model, Packet, Part, To, Verdict, between};
 use crate::support::run::Arrival;
@@ -107,7 +107,8 @@ impl<'w> Model<'w> {
                 }
             }
         } else {
-            given = clamped(ip, mss, road.mtu.into());
+            let is_46 = matches!(service.spec().forward, Forward::Nat46(_));
+            given = clamped(ip, mss, if is_46 { fits } else { road.mtu }.into());
             if how == ClientAddress::Proxy {
                 let more = u16::try_from(stream::proxy_len(packet.flow.src)).unwrap();
                 fits = between::mtu_before(road.mtu - more, ip.src.is_ipv6(), road.is_v6);
@@ -133,7 +134,7 @@ impl<'w> Model<'w> {
 
     fn road(&self, packet: &Packet) -> Result<Road, Verdict> {
         let world = self.world;
-        let Packet { flow, to, .. } = packet;
+        let Packet { flow, service, to, .. } = packet;
         let back = |client: IpAddr, ends| {
             let way = way_back(world, client, flow).ok_or(NextHopUnresolved)?;
             let mtu = world.ports[way.port.index()].mtu;
@@ -143,7 +144,8 @@ impl<'w> Model<'w> {
         let (choice, ends) = match to {
             To::Backend(choice) => {
                 let dst = (choice.backend.address, choice.backend.port);
-                (choice, Ends { src: None, dst: Some(dst) })
+                let src = shown_as(service, flow.src).map(|client| (client, None));
+                (choice, Ends { src, dst: Some(dst) })
             }
             To::BackendOf(choice, number) => {
                 let connection = &self.connections[*number];
@@ -152,7 +154,9 @@ impl<'w> Model<'w> {
                 (choice, Ends { src, dst })
             }
             To::Client(vip, port) => {
-                return back(flow.dst, Ends { src: Some((*vip, *port)), dst: None });
+                let client = client_of(service, flow.dst).unwrap();
+                let dst = (client != flow.dst).then_some((client, None));
+                return back(client, Ends { src: Some((*vip, *port)), dst });
             }
             To::ClientOf(number) => {
                 let forth = &self.connections[*number].flow;

@@ -55,12 +55,31 @@ pub(super) fn owner<'w>(world: &'w World, flow: &Flow) -> Owner<'w> {
     found.sort_by_key(|(_, vip, _)| precedence(vip));
     match found.first() {
         None => Owner::Nobody,
+        // To no client of its.
+        Some((service, ..)) if client_of(service, flow.dst).is_none() => Owner::Nobody,
         Some((service, _, backend)) => {
             let vip = service.spec().vip;
             let port = backend.port.and(vip.ports.single());
             Owner::Station(service, vip.address.addr(), port)
         }
     }
+}
+
+/// Whom an answer of a `nat` service is for, by the address that the backend knows him by.
+pub(super) fn client_of(service: &Service, address: IpAddr) -> Option<IpAddr> {
+    let Forward::Nat46(prefix) = service.spec().forward else { return Some(address) };
+    let IpAddr::V6(address) = address else { return None };
+    let [a, b, c, d] = address.octets()[12..].try_into().unwrap();
+    prefix.net().contains(&address).then(|| [a, b, c, d].into())
+}
+
+/// How a backend knows a client, if not by his own address.
+pub(super) fn shown_as(service: &Service, client: IpAddr) -> Option<IpAddr> {
+    let Forward::Nat46(prefix) = service.spec().forward else { return None };
+    let IpAddr::V4(client) = client else { return None };
+    let mut address = prefix.net().network().octets();
+    address[12..].copy_from_slice(&client.octets());
+    Some(address.into())
 }
 
 /// The backends of `nat` at an address, whatever the ports: service, where answers come from, backend.
@@ -70,7 +89,8 @@ fn stations(
     protocol: u8,
 ) -> impl Iterator<Item = (&Service, Vip, &Backend)> {
     let services = world.desired.services().iter().map(AsRef::as_ref);
-    let is_nat = |service: &&Service| service.spec().forward == Forward::Nat;
+    let is_nat =
+        |service: &&Service| matches!(service.spec().forward, Forward::Nat | Forward::Nat46(_));
     services
         .filter(is_nat)
         .flat_map(|service: &Service| {
@@ -179,7 +199,7 @@ pub(super) fn choose<'w>(
         hash,
         way,
         source: match spec.forward {
-            Forward::L2dsr | Forward::Nat | Forward::FullNat(_) => None,
+            Forward::L2dsr | Forward::Nat | Forward::Nat46(_) | Forward::FullNat(_) => None,
             Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways)
                 .map(|source| vary(source, &tunnel, hash)),
         },
@@ -218,7 +238,7 @@ pub(super) fn ways(world: &World, forward: Forward, backend: &Backend) -> Vec<Ne
     };
     let reachable = match forward {
         Forward::L2dsr => gateway.is_none(),
-        Forward::Nat | Forward::FullNat(_) => true,
+        Forward::Nat | Forward::Nat46(_) | Forward::FullNat(_) => true,
         Forward::Tunnel(tunnel) => outer_source(world, &tunnel, backend, &ways).is_some(),
     };
     if reachable { ways } else { Vec::new() }

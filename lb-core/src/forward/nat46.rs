@@ -1,0 +1,51 @@
+//! Stateless translation of IPv4 clients for IPv6 backends (RFC 7755): a backend sees the client's address
+//! behind a prefix (RFC 6052), and what it sends there becomes IPv4 again, from the VIP.
+
+use super::siit;
+use crate::burst::Meta;
+use crate::drop_reason::DropReason;
+use crate::frame::Frame;
+use crate::tables::next_hop::PortId;
+use crate::tables::{HopEntry, Station};
+use crate::tuple::mapped;
+
+/// Sends a client's packet to its backend.
+///
+/// # Errors
+/// As [`siit::forward`]. Nothing has changed then.
+#[inline(never)]
+pub fn to_backend<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (prefix, backend): (&[u8; 12], &Station),
+) -> Result<(), DropReason> {
+    let mut address = meta.tuple.src; // which ends with the client's
+    address[..prefix.len()].copy_from_slice(prefix);
+    siit::forward(frame, meta, hop, came_by, (&Station { address, port: None }, backend))
+}
+
+/// Sends an answer to the client, with the VIP as its source.
+///
+/// # Errors
+/// As [`siit::forward`]. Nothing has changed then.
+#[inline(never)]
+pub fn to_client<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    vip: &Station,
+) -> Result<(), DropReason> {
+    let client = Station { address: client(&meta.tuple.dst), port: None };
+    siit::forward(frame, meta, hop, came_by, (vip, &client))
+}
+
+/// The client that stands behind an address, as IPv4-mapped.
+#[inline]
+#[must_use]
+pub fn client(address: &[u8; 16]) -> [u8; 16] {
+    let [.., a, b, c, d] = *address;
+    mapped([a, b, c, d])
+}
