@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_core::model::{ClientAddress, Forward, FullNat, GUE_PORT, Tunnel, TunnelKind};
+use lb_core::model::{ClientAddress, ClientPrefix, Forward, FullNat, GUE_PORT, Tunnel, TunnelKind};
 use lb_core::rate::Tick;
 use lb_core::tables::Tables;
 use lb_core::tuple::address_bytes;
@@ -80,6 +80,8 @@ pub(crate) fn cases(args: &Args) -> Result<Vec<Case>, Failure> {
     cases.one_way("nat IPv4", Forward::Nat, [false; 2])?;
     cases.answers("nat IPv4 answers", false)?;
     cases.one_way("nat IPv6", Forward::Nat, [true; 2])?;
+    let prefix = ClientPrefix::new("64:ff9b::/96".parse()?).ok_or("no prefix of 96 bits")?;
+    cases.one_way("nat IPv4 to 6", Forward::Nat46(prefix), [false, true])?;
     cases.answers("nat IPv6 answers", true)?;
     cases.both_ways("fullnat IPv4", [false, false])?;
     cases.both_ways("fullnat 6 to 4", [true, false])?;

@@ -165,7 +165,7 @@ pub(crate) fn hop(n: u8) -> NextHop {
 }
 
 fn service(number: u32, served: &Served) -> Result<Service, Failure> {
-    let port = matches!(served.forward, Forward::Nat | Forward::FullNat(_)).then_some(BACKEND_PORT);
+    let port = served.forward.translates().then_some(BACKEND_PORT);
     let backend = |n| member(backend(n, served.ipv6_backends), port);
     made(number, served, (Protocol::Tcp, (1..=BACKENDS).map(backend).collect()))
 }

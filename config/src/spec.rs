@@ -202,7 +202,7 @@ table! {
         /// by a PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
         client_address: Optional<ClientAddress>,
         /// "nat" of IPv6 backends with IPv4 clients only: the prefix of 96 bits that backends see
-        /// clients' addresses behind, as in "64:ff9b::/96"; their way there leads through the balancer.
+        /// clients' addresses behind, as in `64:ff9b::/96`; their way there leads through the balancer.
         client_prefix: Optional<ClientPrefix>,
         /// How long a flow may be silent and is still kept on its backend while backends change; with
         /// "fullnat", before its port is another's. Absent: 15 minutes, for UDP one.

@@ -19,10 +19,10 @@ pub fn to_backend<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (prefix, backend): (&[u8; 12], &Station),
+    (client_prefix, backend): (&[u8; 12], &Station),
 ) -> Result<(), DropReason> {
     let mut address = meta.tuple.src; // which ends with the client's
-    address[..prefix.len()].copy_from_slice(prefix);
+    address[..client_prefix.len()].copy_from_slice(client_prefix);
     siit::forward(frame, meta, hop, came_by, (&Station { address, port: None }, backend))
 }
 

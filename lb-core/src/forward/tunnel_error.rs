@@ -120,7 +120,7 @@ fn fitting(mtu: u32, is_ipv6: bool, tunnelled: &Tunnelled<'_>) -> Option<Says> {
 fn backend_of(service: &ServiceTable, slot: u32, tunnelled: &Tunnelled<'_>) -> Option<u16> {
     let is_it = |backend: &BackendEntry| match &backend.path {
         Path::Tunnel(_, ends) => ends.are_of(&tunnelled.outer),
-        Path::Plain | Path::Nat(_) | Path::Nat46(..) => false,
+        Path::Plain | Path::Nat(..) => false,
     };
     let slots = service.slots.slots().get(slot as usize);
     slots

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Finding, Invalid, Key, Protocol, ServiceSpec, Vip};
+use super::{Finding, Forward, Invalid, Key, Protocol, ServiceSpec, Vip};
 
 /// Two services that want the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,26 +65,46 @@ pub fn conflicts<'a>(services: impl IntoIterator<Item = (&'a str, Vip)>) -> Vec<
     conflicts
 }
 
+/// What a backend answers for a service.
+struct Answers {
+    from: Vip,
+    /// To clients as they are, not behind a prefix.
+    is_plain: bool,
+    place: usize,
+    key: Key,
+}
+
+impl Answers {
+    /// Could an answer be of either? The same station may answer clients as they are and others behind a
+    /// prefix: whom it answers tells.
+    fn could_be(&self, other: &Self) -> bool {
+        let is_told = self.is_plain != other.is_plain && self.from == other.from;
+        self.place != other.place && overlap(&self.from, &other.from) && !is_told
+    }
+}
+
 /// Finds backends of translating services whose answers could be of two services. As [`conflicts`],
 /// for services that are valid by themselves.
 pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
     let mut found = Vec::new();
-    let mut returns: BTreeMap<IpAddr, Vec<(Vip, usize, Key)>> = BTreeMap::new();
+    let mut returns: BTreeMap<IpAddr, Vec<Answers>> = BTreeMap::new();
     let mut names = Vec::new();
     for (place, spec) in services.into_iter().enumerate() {
         let backends = spec.backends.iter().enumerate();
         names.push(&spec.name);
         for (i, backend) in backends.filter(|_| spec.forward.has_stations()) {
-            let answers = spec.answers_of(backend);
+            let (from, key) = (spec.answers_of(backend), Key::Backend(i));
+            let is_plain = spec.forward == Forward::Nat;
+            let answers = Answers { from, is_plain, place, key };
             let others = returns.entry(backend.address).or_default();
-            match others.iter().find(|(other, of, _)| *of != place && overlap(other, &answers)) {
-                Some(&(_, first, first_key)) => {
-                    let (backend, other) = (Box::new(answers), names[first].clone());
+            match others.iter().find(|other| other.could_be(&answers)) {
+                Some(&Answers { place: first, key: first_key, .. }) => {
+                    let (backend, other) = (Box::new(from), names[first].clone());
                     let invalid = Invalid::AmbiguousReturn { backend, other };
-                    let finding = Finding { key: Key::Backend(i), invalid };
+                    let finding = Finding { key, invalid };
                     found.push(Conflict { place, first, first_key, finding });
                 }
-                None => others.push((answers, place, Key::Backend(i))),
+                None => others.push(answers),
             }
         }
     }

@@ -234,7 +234,7 @@ fn is_host(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::tests::spec;
-    use super::super::{Finding, PortRange, Service};
+    use super::super::{Finding, Forward, PortRange, Service};
     use super::*;
 
     fn http(path: &str) -> HttpProbe {

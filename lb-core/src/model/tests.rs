@@ -26,6 +26,10 @@ fn tunnel(kind: TunnelKind, source: Option<&str>) -> Forward {
     Forward::Tunnel(Tunnel { kind, source: source.map(|net| net.parse().unwrap()) })
 }
 
+fn nat46(prefix: &str) -> Forward {
+    Forward::Nat46(ClientPrefix::new(prefix.parse().unwrap()).unwrap())
+}
+
 fn findings(change: impl FnOnce(&mut ServiceSpec)) -> Vec<(Key, String)> {
     let mut spec = spec("web", "10.0.0.100", &["10.0.0.11", "10.0.0.12"]);
     change(&mut spec);
@@ -86,7 +90,7 @@ fn fullnat_needs_ports_and_tells_of_clients_over_tcp_only() {
 #[test]
 fn each_rule_names_its_key() {
     type Case = (fn(&mut ServiceSpec), Key, &'static str);
-    let cases: [Case; 28] = [
+    let cases: [Case; 32] = [
         (|s| s.name.clear(), Key::Name, "a name has"),
         (|s| s.name = "a b".into(), Key::Name, "a name has"),
         (|s| s.vip.address = "224.0.0.1/32".parse().unwrap(), Key::Address, "use a unicast"),
@@ -121,6 +125,39 @@ fn each_rule_names_its_key() {
             },
             Key::BackendAddress(1),
             "another family",
+        ),
+        (
+            |s| {
+                s.forward = nat46("64:ff9b::/96");
+                s.backends[1].address = "fd00::11".parse().unwrap();
+            },
+            Key::BackendAddress(0),
+            "use IPv6 backends",
+        ),
+        (
+            |s| {
+                s.forward = nat46("ff00::/96");
+                s.backends.clear();
+            },
+            Key::ClientPrefix,
+            "unicast",
+        ),
+        (
+            |s| {
+                s.forward = nat46("fd00::/96");
+                s.backends = vec![backend("fd01::11"), backend("fd00::11")];
+            },
+            Key::BackendAddress(1),
+            "use another prefix",
+        ),
+        (
+            |s| {
+                s.forward = nat46("64:ff9b::/96");
+                s.backends.clear();
+                s.vip.address = "fd00::100".parse::<IpAddr>().unwrap().into();
+            },
+            Key::ClientPrefix,
+            "only IPv4 clients",
         ),
         (
             |s| (s.forward, s.vip.address) = (Forward::Nat, "10.9.0.0/24".parse().unwrap()),
@@ -210,6 +247,29 @@ fn an_answer_is_of_one_service() {
     ]);
     let places: Vec<_> = found.iter().map(|c| (c.place, c.first, c.finding.key)).collect();
     assert_eq!(places, [(3, 0, Key::Backend(0)), (4, 0, Key::Backend(0))]);
+}
+
+/// Clients of both families may have the same servers: whom an answer is for tells whose it is. But of one
+/// port and of a range that has it, only one would be looked at.
+#[test]
+fn an_answer_to_a_prefix_is_of_its_service() {
+    let prefix = ClientPrefix::new("64:ff9b::/96".parse().unwrap()).unwrap();
+    let of = |name, forward, vip, ports| {
+        let mut spec = spec(name, vip, &["fd00::11"]);
+        (spec.forward, spec.vip.ports) = (forward, ports);
+        spec
+    };
+    let (one, any) = (PortRange::one(80), PortRange::ANY);
+    let plain = |ports| of("plain", Forward::Nat, "fd00::100", ports);
+    let behind = |ports| of("behind", Forward::Nat46(prefix), "10.0.0.100", ports);
+    for (services, is_ambiguous) in [
+        ([plain(one), behind(one)], false),
+        ([plain(any), behind(any)], false),
+        ([plain(one), behind(any)], true),
+        ([behind(one), behind(one)], true),
+    ] {
+        assert_eq!(!ambiguous_returns(&services).is_empty(), is_ambiguous, "{services:?}");
+    }
 }
 
 /// A pool's addresses are nobody's: what comes to one is an answer.

@@ -10,7 +10,7 @@ use crate::pool::Found;
 use crate::prefetch::prefetch;
 use crate::quote;
 use crate::quote::tunnel::Tunnelled;
-use crate::tables::{Return, ServiceTable, Tables};
+use crate::tables::{ServiceTable, Tables};
 use crate::tuple::Tuple;
 use crate::wire::icmp;
 
@@ -121,9 +121,14 @@ fn answer(
 #[inline(always)]
 fn by_station(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
     let place = tables.stations.lookup_source(tuple)?;
-    let Return { service, client_prefix, .. } = tables.returns.get(place as usize)?;
-    let is_to_client = client_prefix.is_none_or(|prefix| tuple.dst.starts_with(&prefix));
-    is_to_client.then_some((*service, place))
+    let found = tables.returns.get(place as usize)?;
+    match found.client_prefix {
+        Some(prefix) if !tuple.dst.starts_with(&prefix) => {
+            let others = found.others?;
+            Some((tables.returns.get(others as usize)?.service, others))
+        }
+        _ => Some((found.service, place)),
+    }
 }
 
 /// An error about a tunnel's packet is the service's whose packet is inside. `meta` is then about

@@ -169,8 +169,8 @@ fn is_of(connection: &Connection, entry: &BackendEntry) -> bool {
 #[inline(always)]
 fn end(entry: &BackendEntry, vip_port: [u8; 2]) -> Option<([u8; 16], [u8; 2])> {
     match entry.path {
-        Path::Nat(Station { address, port }) => Some((address, port.unwrap_or(vip_port))),
-        Path::Plain | Path::Tunnel(..) | Path::Nat46(..) => None,
+        Path::Nat(Station { address, port }, _) => Some((address, port.unwrap_or(vip_port))),
+        Path::Plain | Path::Tunnel(..) => None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::model::MssClamp;
 use crate::pool::Found;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
-use crate::tables::{HopEntry, Path, Pooled, Return, ServiceTable, Tables};
+use crate::tables::{HopEntry, Path, Pooled, ServiceTable, Station, Tables};
 use crate::wire::{ipv4, ipv6};
 
 /// Rewrites each frame for its backend's next hop. Reads all of `meta`; writes `meta.out`; counts
@@ -82,7 +82,11 @@ fn back<F: Frame>(
         match &service.pooled {
             None => {
                 let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
-                let by = By::Station(found);
+                if found.client_prefix.is_some() {
+                    let of = (tables, service, &found.vip);
+                    return back_of_46(frame, meta, of, came, (&mut *state, counters));
+                }
+                let by = By::Station(&found.vip);
                 back_of(frame, meta, (tables, service, by), came, (&mut *state, counters))
             }
             Some(pooled) => {
@@ -96,8 +100,23 @@ fn back<F: Frame>(
 /// What says whose an answer is.
 #[derive(Clone, Copy)]
 enum By<'a> {
-    Station(&'a Return),
+    /// Where it comes from, which has this instead.
+    Station(&'a Station),
+    /// That, and the prefix that it is sent to.
+    Prefix(&'a Station),
     Connection(&'a Pooled, &'a Found),
+}
+
+/// As [`back_of`], out of the way of others.
+#[inline(never)]
+fn back_of_46<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    (tables, service, vip): (&Tables, &ServiceTable, &Station),
+    came: (usize, PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), Exit> {
+    back_of(frame, meta, (tables, service, By::Prefix(vip)), came, (state, counters))
 }
 
 /// What becomes of a client's packet that did not fit the way to its backend, or has come too far.
@@ -121,7 +140,7 @@ fn not_as_it_is<F: Frame>(
         cut: match path {
             Path::Plain => Cut::Nothing,
             Path::Tunnel(..) => Cut::Outer,
-            Path::Nat(_) | Path::Nat46(..) => Cut::Translated,
+            Path::Nat(..) => Cut::Translated,
         },
     };
     let (given, came_by) = (*meta, came.1);
@@ -150,7 +169,7 @@ fn is_sent<F: Frame>(
         _ => meta.packet_len.into(),
     };
     packet_len <= packet_max(hop, path).into()
-        && (matches!(path, Path::Plain | Path::Tunnel(..)) || nat::has_hop_left(frame, meta))
+        && (!matches!(path, Path::Nat(..)) || nat::has_hop_left(frame, meta))
 }
 
 /// The largest packet that fits the way.
@@ -170,13 +189,13 @@ fn deliver<F: Frame>(
     match path {
         Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
         Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
-        Path::Nat(station) => match &service.pooled {
+        Path::Nat(station, client_prefix) => match &service.pooled {
+            None if let Some(prefix) = client_prefix => {
+                nat46::to_backend(frame, meta, hop, came_by, (prefix, station))
+            }
             None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
             Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),
         },
-        Path::Nat46(station, prefix) => {
-            nat46::to_backend(frame, meta, hop, came_by, (prefix, station))
-        }
     }
 }
 
@@ -217,9 +236,7 @@ fn back_of<F: Frame>(
     let (_, came_by, port) = came;
     let (client, is_ipv6) = match by {
         By::Connection(_, found) => (found.connection.client, found.connection.is_ipv6()),
-        By::Station(Return { client_prefix: Some(_), .. }) => {
-            (nat46::client(&meta.tuple.dst), false)
-        }
+        By::Prefix(_) => (nat46::client(&meta.tuple.dst), false),
         By::Station(_) => (meta.tuple.dst, meta.tuple.is_ipv6),
     };
     let hop =
@@ -240,12 +257,8 @@ fn back_of<F: Frame>(
         By::Connection(pooled, found) => {
             fullnat::to_client(frame, meta, hop, came_by, (pooled, found))
         }
-        By::Station(Return { client_prefix: Some(_), vip, .. }) => {
-            nat46::to_client(frame, meta, hop, came_by, vip)
-        }
-        By::Station(Return { vip, .. }) => {
-            nat::forward(frame, meta, hop, came_by, &[(End::Source, vip)])
-        }
+        By::Prefix(vip) => nat46::to_client(frame, meta, hop, came_by, vip),
+        By::Station(vip) => nat::forward(frame, meta, hop, came_by, &[(End::Source, vip)]),
     };
     if let Err(why) = deliver(frame, meta, hop) {
         let given = *meta;

@@ -175,7 +175,8 @@ fn whole(net: IpNet) -> Vip {
 
 /// Where answers come from that the balancer translates back, and what they become.
 fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
-    let mut returns = BTreeMap::new();
+    // To clients of its family, and to those behind a prefix.
+    let mut found: BTreeMap<Vip, [Option<Return>; 2]> = BTreeMap::new();
     // A backend that is leaving may be another service's already.
     for is_wanted in [true, false] {
         for (place, table) in (0..).zip(services) {
@@ -192,12 +193,24 @@ fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
                     Forward::Nat46(prefix) => Some(prefix.bytes()),
                     _ => None,
                 };
-                let returned = Return { service: place, vip, client_prefix };
-                returns.entry(spec.answers_of(backend)).or_insert(returned);
+                let returned = Return { service: place, vip, client_prefix, others: None };
+                let known = found.entry(spec.answers_of(backend)).or_default();
+                known[usize::from(client_prefix.is_some())].get_or_insert(returned);
             }
         }
     }
-    returns.into_iter().unzip()
+    let (stations, found): (Vec<Vip>, Vec<_>) = found.into_iter().unzip();
+    // A station has one place; what else its packets may be is behind them all.
+    let mut others = Vec::new();
+    let mut returns: Vec<Return> = Vec::new();
+    for [plain, prefixed] in found.iter().copied() {
+        let also = plain.filter(|_| prefixed.is_some());
+        let place = u32::try_from(found.len() + others.len()).ok().filter(|_| also.is_some());
+        others.extend(also);
+        returns.extend(prefixed.or(plain).map(|it| Return { others: place, ..it }));
+    }
+    returns.append(&mut others);
+    (stations, returns)
 }
 
 fn station(address: IpAddr, port: Option<u16>) -> Station {
@@ -406,8 +419,8 @@ fn entry(
 fn translation(backend: &Backend, forward: Forward) -> Option<Path> {
     let station = station(backend.address, backend.port);
     match forward {
-        Forward::Nat | Forward::FullNat(_) => Some(Path::Nat(station)),
-        Forward::Nat46(prefix) => Some(Path::Nat46(station, prefix.bytes())),
+        Forward::Nat | Forward::FullNat(_) => Some(Path::Nat(station, None)),
+        Forward::Nat46(prefix) => Some(Path::Nat(station, Some(prefix.bytes()))),
         Forward::L2dsr | Forward::Tunnel(_) => None,
     }
 }

@@ -321,10 +321,9 @@ pub enum Path {
     Plain,
     /// Inside another packet.
     Tunnel(TunnelKind, Ends),
-    /// With another destination.
-    Nat(Station),
-    /// As an IPv6 packet to the backend, from the client's address behind these bytes.
-    Nat46(Station, [u8; 12]),
+    /// With another destination; of an IPv4 client as an IPv6 packet, if its address gets these bytes in
+    /// front.
+    Nat(Station, Option<[u8; 12]>),
 }
 
 /// An address and port that packets get instead of others.
@@ -345,6 +344,8 @@ pub struct Return {
     pub vip: Station,
     /// What its clients' addresses begin with, if they are IPv4's.
     pub client_prefix: Option<[u8; 12]>,
+    /// The place of what the station's other packets are.
+    pub others: Option<u32>,
 }
 
 impl Path {
@@ -353,8 +354,8 @@ impl Path {
     #[must_use]
     pub fn overhead(&self) -> usize {
         match self {
-            Self::Plain | Self::Nat(_) => 0,
-            Self::Nat46(..) => ipv6::HEADER_BYTES - ipv4::HEADER_BYTES,
+            Self::Plain | Self::Nat(_, None) => 0,
+            Self::Nat(_, Some(_)) => ipv6::HEADER_BYTES - ipv4::HEADER_BYTES,
             Self::Tunnel(kind, ends) => ends.header_bytes() + kind.shim_bytes(),
         }
     }

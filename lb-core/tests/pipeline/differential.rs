@@ -38,7 +38,7 @@ impl Random {
 }
 
 /// All VIPs of the fixed world, and some neighbours of theirs.
-const VIPS: [&str; 54] = [
+const VIPS: [&str; 55] = [
     "10.0.0.100:80",
     "[fd00::100]:80",
     "10.0.0.101:80",
@@ -83,6 +83,7 @@ const VIPS: [&str; 54] = [
     "[fd00::113]:82",
     "10.0.0.115:80",
     "10.0.0.115:81",
+    "[fd00::115]:80",
     "10.0.0.115:53",
     "10.0.0.116:7777",
     "10.0.0.116:80",
@@ -95,7 +96,7 @@ const VIPS: [&str; 54] = [
     "10.9.1.5:8080",
 ];
 /// Of those: where the services are that take few SYNs.
-const BOUNDED: Range<usize> = 47..54;
+const BOUNDED: Range<usize> = 48..55;
 
 fn packet(random: &mut Random) -> Packet {
     let vip = *random.pick(&VIPS);

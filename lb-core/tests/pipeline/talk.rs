@@ -41,7 +41,7 @@ pub(crate) fn chunk(random: &mut Random, payload: &mut [u8]) {
 pub(crate) fn answer(random: &mut Random) -> Packet {
     let (backend, protocol) = *random.pick(&NAT_BACKENDS);
     let client = random.below(240) + 1;
-    let is_46 = backend.contains("::5") && !random.once_in(10);
+    let is_46 = backend.contains("::5") && !random.once_in(4);
     let client = match backend.starts_with('[') {
         true if is_46 => format!("[64:ff9b::198.51.100.{client}]:{}", 40_000 + client),
         true => format!("[2001:db8::{client:x}]:{}", 40_000 + client),

@@ -221,6 +221,7 @@ fn fixed_translators() -> Vec<ServiceSpec> {
             0..=65_535,
         ),
         nat("nat", "tcp 10.0.0.110:80", &[at("10.0.0.31", 8080), at("10.1.0.31", 8080)]),
+        nat("nat66-too", "tcp [fd00::115]:80", &[at("fd00::51", 8080)]),
         nat("nat6", "udp [fd00::110]:53", &[at("fd00::31", 5300), backend("fd01::31")]),
         clamped(MssClamp::Auto, nat("nat-auto", "tcp [fd00::110]:80", &[backend("fd00::32")])),
         nat("nat-sctp", "sctp 10.0.0.110:80", &[backend("10.0.0.32"), backend("10.1.0.32")]),

@@ -52,11 +52,16 @@ pub(super) fn owner<'w>(world: &'w World, flow: &Flow) -> Owner<'w> {
             vip.ports.first() <= flow.ports[0] && flow.ports[0] <= vip.ports.last()
         })
         .collect();
-    found.sort_by_key(|(_, vip, _)| precedence(vip));
+    // Whom it answers tells whose it is; who is behind a prefix, before who is anywhere.
+    let Some(best) = found.iter().map(|(_, vip, _)| precedence(vip)).min() else {
+        return Owner::Nobody;
+    };
+    found.retain(|(service, vip, _)| {
+        precedence(vip) == best && client_of(service, flow.dst).is_some()
+    });
+    found.sort_by_key(|(service, ..)| service.spec().forward == Forward::Nat);
     match found.first() {
         None => Owner::Nobody,
-        // To no client of its.
-        Some((service, ..)) if client_of(service, flow.dst).is_none() => Owner::Nobody,
         Some((service, _, backend)) => {
             let vip = service.spec().vip;
             let port = backend.port.and(vip.ports.single());
