@@ -156,6 +156,7 @@ fn fixed_services() -> Vec<ServiceSpec> {
     ]
     .into_iter()
     .chain(fixed_translators())
+    .chain(fixed_nat46())
     .chain(fixed_bounded())
     .collect()
 }
@@ -189,6 +190,29 @@ fn fixed_bounded() -> Vec<ServiceSpec> {
     ]
 }
 
+/// IPv4 clients behind a prefix; and those of IPv6, of one of the same stations.
+fn fixed_nat46() -> Vec<ServiceSpec> {
+    let at = |address: &str, port: u16| Backend { port: Some(port), ..backend(address) };
+    let narrow = StaticHop { mac: MacAddr([2, 0, 0, 0, 9, 8]), interface: Some("port2".into()) };
+    let narrow = Backend { static_hop: Some(narrow), ..at("fd09::5", 53) };
+    let prefix = ClientPrefix::new("64:ff9b::/96".parse().unwrap()).unwrap();
+    let nat46 =
+        |name, vip, backends: &[Backend]| service(name, vip, Forward::Nat46(prefix), backends);
+    let auto = nat46("nat46-auto", "tcp 10.0.0.115:81", &[backend("fd00::54")]);
+    vec![
+        nat46("nat46", "tcp 10.0.0.115:80", &[at("fd00::51", 8080), at("fd01::51", 8080)]),
+        nat46("nat46-udp", "udp 10.0.0.115:53", &[backend("fd00::52"), narrow]),
+        nat46("nat46-sctp", "sctp 10.0.0.115:80", &[backend("fd00::53")]),
+        ServiceSpec { mss: MssClamp::Auto, ..auto },
+        many(
+            nat46("nat46-any", "tcp 10.0.0.116:80", &[backend("fd00::55")]),
+            Some(Protocol::Any),
+            0..=65_535,
+        ),
+        service("nat66-too", "tcp [fd00::115]:80", Forward::Nat, &[at("fd00::51", 8080)]),
+    ]
+}
+
 /// The services whose packets get other ends.
 fn fixed_translators() -> Vec<ServiceSpec> {
     let at = |address: &str, port: u16| Backend { port: Some(port), ..backend(address) };
@@ -204,24 +228,10 @@ fn fixed_translators() -> Vec<ServiceSpec> {
     let narrow = StaticHop { mac: MacAddr([2, 0, 0, 0, 9, 8]), interface: Some("port2".into()) };
     let narrow4 = Backend { static_hop: Some(narrow.clone()), ..at("10.9.0.2", 53) };
     let narrow6 = Backend { static_hop: Some(narrow), ..at("fd09::2", 53) };
-    let narrow6_53 = Backend { address: "fd09::5".parse().unwrap(), ..narrow6.clone() };
     let (hidden, toa, proxy) = (ClientAddress::Hidden, ClientAddress::Toa, ClientAddress::Proxy);
     let clamped = |mss, spec| ServiceSpec { mss, ..spec };
-    let prefix = ClientPrefix::new("64:ff9b::/96".parse().unwrap()).unwrap();
-    let nat46 =
-        |name, vip, backends: &[Backend]| service(name, vip, Forward::Nat46(prefix), backends);
     vec![
-        nat46("nat46", "tcp 10.0.0.115:80", &[at("fd00::51", 8080), at("fd01::51", 8080)]),
-        nat46("nat46-udp", "udp 10.0.0.115:53", &[backend("fd00::52"), narrow6_53]),
-        nat46("nat46-sctp", "sctp 10.0.0.115:80", &[backend("fd00::53")]),
-        clamped(MssClamp::Auto, nat46("nat46-auto", "tcp 10.0.0.115:81", &[backend("fd00::54")])),
-        many(
-            nat46("nat46-any", "tcp 10.0.0.116:80", &[backend("fd00::55")]),
-            Some(Protocol::Any),
-            0..=65_535,
-        ),
         nat("nat", "tcp 10.0.0.110:80", &[at("10.0.0.31", 8080), at("10.1.0.31", 8080)]),
-        nat("nat66-too", "tcp [fd00::115]:80", &[at("fd00::51", 8080)]),
         nat("nat6", "udp [fd00::110]:53", &[at("fd00::31", 5300), backend("fd01::31")]),
         clamped(MssClamp::Auto, nat("nat-auto", "tcp [fd00::110]:80", &[backend("fd00::32")])),
         nat("nat-sctp", "sctp 10.0.0.110:80", &[backend("10.0.0.32"), backend("10.1.0.32")]),
