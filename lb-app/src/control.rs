@@ -252,7 +252,7 @@ impl Control {
             control.resolve_all().await?;
         }
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
-        control.health = control.checkers.health();
+        control.health = control.known_health();
         control.put_in_force().await;
         control.peers.first_flows(patience.flows).await;
         // Clients are invited only now.
@@ -358,6 +358,7 @@ impl Control {
     async fn want(&mut self, desired: DesiredState) -> Result<(), KernelError> {
         self.desired = desired;
         self.checkers.check(&self.desired);
+        self.health = self.known_health();
         self.resolve().await?;
         self.put_in_force().await;
         self.kernel.set_vips(&vips(&self.desired)).await
@@ -425,9 +426,14 @@ impl Control {
         Ok(())
     }
 
+    /// Who has failed: the checks have found it, or their source says so.
+    fn known_health(&mut self) -> Health {
+        self.checkers.health().and(&self.wanted.failed())
+    }
+
     /// Takes what is known of backends, and changes the tables if it makes a difference.
     pub(crate) async fn follow_health(&mut self) {
-        let health = self.checkers.health();
+        let health = self.known_health();
         if health == self.health {
             return;
         }

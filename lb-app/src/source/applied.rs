@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use lb_config::PortConfig;
-use lb_core::model::Service;
+use lb_core::model::{Health, Service};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -67,6 +67,7 @@ impl Application {
         State {
             source: Source::Api,
             services: self.services.clone(),
+            failed: Health::default(),
             version: version.to_string(),
             since: SystemTime::now(),
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use lb_config::{Config, Diagnostics, Place, Problem};
-use lb_core::model::Service;
+use lb_core::model::{Health, Service};
 use tokio::sync::oneshot;
 
 mod applied;
@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) source: Source,
     /// The same `Arc` as before for what has not changed.
     pub(crate) services: Vec<Arc<Service>>,
+    /// Those of their backends that the source says do not serve.
+    pub(crate) failed: Health,
     /// The source's own name for it; empty, if it has none.
     pub(crate) version: String,
     /// When the source had it.
@@ -61,7 +63,8 @@ impl State {
     pub(crate) fn of_file(config: &Config) -> Self {
         let services = config.desired.services().iter().map(Arc::clone).collect();
         let since = SystemTime::now();
-        Self { source: Source::File, services, version: String::new(), since }
+        let failed = Health::default();
+        Self { source: Source::File, services, failed, version: String::new(), since }
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use lb_core::model::{
-    Conflict, DesiredState, HashKey, Invalid, SERVICES_MAX, Service, ambiguous_returns, conflicts,
-    pool_conflicts,
+    Conflict, DesiredState, HashKey, Health, Invalid, SERVICES_MAX, Service, ambiguous_returns,
+    conflicts, pool_conflicts,
 };
 
 use super::{Source, State};
@@ -56,6 +56,11 @@ impl Wanted {
     /// Whose service this is.
     pub(crate) fn source_of(&self, service: &str) -> Option<&Source> {
         self.sources.get(service)
+    }
+
+    /// The backends that sources say do not serve.
+    pub(crate) fn failed(&self) -> Health {
+        self.states().fold(Health::default(), |all, state| all.and(&state.failed))
     }
 
     /// What each source wants.

@@ -29,6 +29,19 @@ impl Health {
         Self { failed: Arc::new(by_service) }
     }
 
+    /// With those that have failed by `other`.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        if other.failed.is_empty() {
+            return self.clone();
+        }
+        let mut failed = (*self.failed).clone();
+        for (service, servers) in &*other.failed {
+            failed.entry(service.clone()).or_default().extend(servers);
+        }
+        Self { failed: Arc::new(failed) }
+    }
+
     /// Has `backend` of the service `service` failed?
     #[must_use]
     pub fn is_failed(&self, service: &str, backend: &Backend) -> bool {
@@ -59,6 +72,20 @@ mod tests {
         assert!(!health.is_failed("mail", &with_port));
         assert_eq!(health.failed_len(), 1);
         assert!(!Health::default().is_failed("web", &plain));
+    }
+
+    #[test]
+    fn who_has_failed_by_one_has_failed_by_both() {
+        let failed = |service: &str, address: &str| {
+            Health::new([(service.to_owned(), address.parse().unwrap(), None)])
+        };
+        let (one, other) = (failed("web", "10.0.0.11"), failed("web", "10.0.0.12"));
+        let both = one.and(&other).and(&failed("dns", "10.0.0.11"));
+        assert_eq!(both.failed_len(), 3);
+        assert!(both.is_failed("web", &backend("10.0.0.12")));
+        assert_eq!(one.and(&Health::default()), one);
+        assert_eq!(Health::default().and(&one), one);
+        assert_eq!(one.and(&one), one);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lb_config::{Feed, PortConfig};
-use lb_core::model::Service;
+use lb_core::model::{Health, Service};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,7 +31,7 @@ const UPDATE_TIME_MAX: Duration = Duration::from_mins(1);
 /// Parts of one update, at most; the sum of them is bounded when it is taken, and before that by this.
 const PARTS_BYTES_MAX: usize = 256 << 20;
 /// When what control has refused is offered again: the other source may have let go of it.
-const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Writing down what is in force takes one part in so many of the time, at most.
 const SAVE_SHARE: u32 = 50;
 const SAVE_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -150,7 +150,8 @@ impl Session {
 
     fn state(&self, services: Vec<Arc<Service>>, version: String) -> State {
         let source = Source::Feed(self.feed.name.as_str().into());
-        State { source, services, version, since: SystemTime::now() }
+        let (failed, since) = (Health::default(), SystemTime::now());
+        State { source, services, failed, version, since }
     }
 
     /// What is in force, in words.
@@ -348,7 +349,7 @@ impl Parts {
     }
 }
 
-async fn at(deadline: Option<Instant>) {
+pub(super) async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
@@ -356,7 +357,7 @@ async fn at(deadline: Option<Instant>) {
 }
 
 /// The machine's name; a feed's `node` says another.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().into()
 }
