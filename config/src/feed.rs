@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::ApiAddress;
+use crate::{ApiAddress, ForwardMode};
 
 /// Feeds of one balancer, at most.
 pub const FEEDS_MAX: usize = 8;
@@ -34,6 +34,10 @@ pub struct Feed {
     pub tls: Option<FeedTls>,
     /// Time between two states that are taken, at least.
     pub pace: Duration,
+    /// xDS only: to be told what has changed, not the state of the world.
+    pub incremental: bool,
+    /// xDS only: how packets reach the backends of services that do not say so.
+    pub forward: Option<ForwardMode>,
 }
 
 /// What control planes speak.
@@ -41,6 +45,8 @@ pub struct Feed {
 pub enum FeedKind {
     /// `weir.v1.ControlPlane`.
     Grpc,
+    /// Envoy's: the aggregated discovery service (ADS).
+    Xds,
 }
 
 /// Where a control plane is.

@@ -506,12 +506,19 @@ mod tests {
             node: Some("n1".into()),
             tls: Some(tls),
             pace: Duration::from_secs(1),
+            incremental: false,
+            forward: None,
         };
         assert_eq!(parse("feed.toml", &text).unwrap().feeds, [feed]);
         let more = "[[feed]]\nkind = 'grpc'\naddress = 'unix:/run/plane.sock'\n";
         let list = parse("feeds.toml", &format!("{MINIMAL}[[feed]]\n{keys}{more}")).unwrap().feeds;
         let shown: Vec<_> = list.iter().map(|it| (it.name.as_str(), it.pace)).collect();
         assert_eq!(shown, [("prod", Duration::from_secs(1)), ("grpc", PACE_DEFAULT)]);
+        let xds =
+            "[feed]\nkind = 'xds'\naddress = 'unix:/x'\nincremental = true\nforward = 'nat'\n";
+        let feed = parse("xds.toml", &format!("{MINIMAL}{xds}")).unwrap().feeds.remove(0);
+        assert_eq!((feed.name.as_str(), feed.kind), ("xds", FeedKind::Xds));
+        assert_eq!((feed.incremental, feed.forward), (true, Some(ForwardMode::Nat)));
     }
 
     /// The defaults of the schema, written out, change nothing.

@@ -107,6 +107,10 @@ pub enum Problem {
     #[diagnostic(help("remove it, or write an `address` that begins with \"https://\""))]
     KeyOfTls { key: &'static str },
 
+    #[error("`{key}` has no meaning for this kind of feed")]
+    #[diagnostic(help("remove it, or write `kind = \"xds\"`"))]
+    KeyOfXds { key: &'static str },
+
     #[error("nobody could be trusted: there is no `ca`")]
     #[diagnostic(help(
         "add `ca = \"/etc/weir/ca.pem\"`, the certificates that the control plane's is signed by"

@@ -481,7 +481,7 @@ impl Scalar for Pace {
 }
 
 impl Word for FeedKind {
-    const WORDS: &'static [(&'static str, Self)] = &[("grpc", Self::Grpc)];
+    const WORDS: &'static [(&'static str, Self)] = &[("grpc", Self::Grpc), ("xds", Self::Xds)];
     const EXAMPLE: &'static str = "\"grpc\"";
 }
 

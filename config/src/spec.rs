@@ -122,7 +122,7 @@ table! {
     Feed("[feed]", "[[feed]]") {
         /// Its name among feeds. Absent: its kind.
         name: Optional<String>,
-        /// What it speaks: "grpc", Weir's own protocol (`weir.v1.ControlPlane`).
+        /// What it speaks: "grpc", Weir's own protocol (`weir.v1.ControlPlane`); or "xds", Envoy's.
         kind: Required<FeedKind>,
         /// Where it is: "unix:" and a socket's absolute path; "http://" and a loopback address with a
         /// port; or "https://", a host and a port.
@@ -139,6 +139,11 @@ table! {
         key: Optional<FilePath>,
         /// Time between two states that are taken, at least. What comes meanwhile is taken together.
         pace: Optional<Pace> = "100ms",
+        /// "xds" only: to be told what has changed (delta), not all there is, each time. Not every
+        /// control plane can.
+        incremental: Optional<bool> = false,
+        /// "xds" only: `forward` of services whose metadata does not say it.
+        forward: Optional<ForwardMode>,
     }
 }
 

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use lb_core::model::is_name;
 
-use super::{Distinct, bounded};
+use super::{Distinct, bounded, value_or};
 use crate::diagnostics::Report;
 use crate::problem::Problem;
 use crate::read::{At, OneOrMore};
 use crate::scalar::{FilePath, Word as _};
-use crate::{FEEDS_MAX, Feed, FeedAddress, FeedTls, PACE_DEFAULT, spec};
+use crate::{FEEDS_MAX, Feed, FeedAddress, FeedKind, FeedTls, PACE_DEFAULT, spec};
 
 pub(super) fn feeds(list: &OneOrMore<spec::Feed>, report: &mut Report) -> Vec<Feed> {
     let first_above = list.items.get(FEEDS_MAX).map(|feed| feed.span);
@@ -37,6 +37,15 @@ fn feed(spec: &spec::Feed, report: &mut Report) -> Option<Feed> {
     {
         report.add(address.span, Problem::FeedNotLoopback(*at));
     }
+    let keys = [
+        ("incremental", spec.incremental.as_ref().map(|key| key.span)),
+        ("forward", spec.forward.as_ref().map(|key| key.span)),
+    ];
+    for (key, span) in keys {
+        if let Some(span) = span.filter(|_| kind != FeedKind::Xds) {
+            report.add(span, Problem::KeyOfXds { key });
+        }
+    }
     Some(Feed {
         name: spec.name.as_ref().map_or_else(|| kind.name().into(), |name| name.value.clone()),
         kind,
@@ -44,6 +53,8 @@ fn feed(spec: &spec::Feed, report: &mut Report) -> Option<Feed> {
         node: spec.node.as_ref().map(|node| node.value.clone()),
         tls: tls(spec, address, report),
         pace: spec.pace.map_or(PACE_DEFAULT, |pace| pace.value.0),
+        incremental: value_or(spec.incremental, false),
+        forward: spec.forward.map(|mode| mode.value),
     })
 }
 

@@ -3,18 +3,22 @@
 //! In reading order:
 //! * `resources` is all that a control plane has told, part by part, and what services that makes.
 //! * `link` is the connection to it.
-//! * `session` is one call: updates come, and answers go.
+//! * `session` is one call: updates come, and answers go; `xds` is the same for control planes that
+//!   speak xDS.
 //! * `standing` is what is shown of a feed.
 //!
 //! They have a thread of their own: neither the data path nor control waits for a control plane. What comes while
 //! control makes tables is folded into what was told before, so the next state has it all, and no queue grows.
 
+use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lb_config::Config;
+use lb_config::{Config, FeedKind};
+use lb_xds::{Delta, StateOfTheWorld};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -27,11 +31,12 @@ mod resources;
 mod saved;
 mod session;
 mod standing;
+mod xds;
 
 pub(crate) use standing::Standing;
 
 use saved::SavedFeed;
-use session::Session;
+use session::{Session, SessionError};
 
 /// Offers that wait for control: each feed has one under way.
 const OFFERS_MAX: usize = lb_config::FEEDS_MAX;
@@ -56,9 +61,22 @@ impl Feeds {
     pub(crate) fn start(config: &Config, wanted: &mut Wanted) -> io::Result<Self> {
         let (offer, offers) = mpsc::channel(OFFERS_MAX);
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut sessions = Vec::new();
+        let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+        let mut standings = Vec::new();
         for feed in &config.feeds {
             let standing = Arc::new(Standing::new(feed.name.clone()));
+            standings.push(Arc::clone(&standing));
+            if feed.kind == FeedKind::Xds {
+                let (feed, offer, ports) = (feed.clone(), offer.clone(), &config.ports);
+                tasks.push(if feed.incremental {
+                    Box::pin(follow(xds::Session::<Delta>::new(feed, ports, offer, standing)))
+                } else {
+                    let session =
+                        xds::Session::<StateOfTheWorld>::new(feed, ports, offer, standing);
+                    Box::pin(follow(session))
+                });
+                continue;
+            }
             let saved = SavedFeed::new(&config.dataplane.state_dir, &feed.name);
             let ports = &config.ports;
             let mut session = Session::new(feed.clone(), ports, offer.clone(), standing, saved);
@@ -72,13 +90,12 @@ impl Feeds {
                     Err(error) => warn!("feed {:?}: what it told before: {error}", feed.name),
                 }
             }
-            sessions.push(session);
+            tasks.push(Box::pin(follow(session)));
         }
-        let standings = sessions.iter().map(|session| Arc::clone(&session.standing)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let run = move || {
             runtime.block_on(async {
-                let mut tasks: JoinSet<()> = sessions.into_iter().map(follow).collect();
+                let mut tasks: JoinSet<()> = tasks.into_iter().collect();
                 tokio::select! {
                     Some(ended) = tasks.join_next() => error!("a feed has ended: {ended:?}"),
                     _ = stopped => {}
@@ -87,7 +104,7 @@ impl Feeds {
         };
         let start = || thread::Builder::new().name("feeds".into()).spawn(run);
         let thread = (!config.feeds.is_empty()).then(start).transpose()?;
-        Ok(Self { offers, standings, stop: Some(stop), thread })
+        Ok(Self { offers, standings: standings.into(), stop: Some(stop), thread })
     }
 
     /// The next state that a feed offers. Nothing is lost when this is cancelled.
@@ -115,8 +132,58 @@ impl Drop for Feeds {
     }
 }
 
+/// A client of a control plane, whatever that speaks.
+trait Caller: Send {
+    fn standing(&self) -> &Standing;
+
+    /// What is in force, in words.
+    fn in_force(&self) -> String;
+
+    /// Calls, and follows what is told until that is over.
+    fn call(&mut self) -> impl Future<Output = Result<Infallible, SessionError>> + Send;
+
+    /// When the call is over: what has come whole is put in force all the same.
+    fn settle(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl Caller for Session {
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    fn in_force(&self) -> String {
+        self.in_force()
+    }
+
+    async fn call(&mut self) -> Result<Infallible, SessionError> {
+        self.call().await
+    }
+
+    async fn settle(&mut self) {
+        self.settle().await;
+    }
+}
+
+impl<P: xds::Variant> Caller for xds::Session<P> {
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    fn in_force(&self) -> String {
+        self.in_force()
+    }
+
+    async fn call(&mut self) -> Result<Infallible, SessionError> {
+        self.call().await
+    }
+
+    async fn settle(&mut self) {
+        self.settle().await;
+    }
+}
+
 /// Keeps calling the control plane. What is in force stays, however long it is away.
-async fn follow(mut session: Session) {
+async fn follow(mut session: impl Caller) {
     let mut failures = 0;
     loop {
         let start = Instant::now();
@@ -124,8 +191,8 @@ async fn follow(mut session: Session) {
             Err(error) => error,
             Ok(never) => match never {},
         };
-        if session.standing.lost(&error.to_string()) {
-            let (name, version) = (&session.feed.name, session.in_force());
+        if session.standing().lost(&error.to_string()) {
+            let (name, version) = (&session.standing().name, session.in_force());
             warn!("feed {name:?}: {error}; {version} stays in force, and it is tried again");
         }
         session.settle().await;
