@@ -21,6 +21,7 @@ use crate::plane::{self, Contents};
 use crate::source::{Refused, State};
 
 mod scale;
+mod xds;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
