@@ -17,7 +17,7 @@ pub const SHUTDOWN_COMPLETE: u8 = 14;
 /// Where the checksum lies in the common header: a `CRC32c` over all of the packet (RFC 9260 §6.8).
 const CHECKSUM: Range<usize> = 8..12;
 /// Where the first half of it lies.
-pub const CHECKSUM_START: Range<usize> = 8..10;
+pub const CHECKSUM_START: usize = CHECKSUM.start;
 
 /// Lets `change` write into a packet, which has to be whole and keeps its length, and repairs its
 /// checksum: it is as true or false afterwards as it was before. What the header is not all there of

@@ -126,7 +126,7 @@ impl Head {
         payload_len: usize,
         ends: Ends<'_>,
         hops: u8,
-        id: u16,
+        id: impl FnOnce() -> u16,
     ) -> Header {
         let len = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
         if self.is_ipv6 {
@@ -138,7 +138,7 @@ impl Head {
                     (part.id as u16, more | part.offset)
                 }
                 None if total_len > CUT_BYTES_MAX => (0, ipv4::DONT_FRAGMENT), // RFC 6864 §4.1
-                None => (id, 0),
+                None => (id(), 0),
             };
             let mut header = Ipv4 {
                 version_ihl: 0x45,

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use head::{Head, Header};
 use segment::{Change, id};
+use zerocopy::IntoBytes;
 
 use super::{L2Header, push_front};
 use crate::burst::{Meta, Rule};
@@ -15,7 +16,7 @@ use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::tables::next_hop::PortId;
 use crate::tables::{HopEntry, Station};
-use crate::wire::{ipv4, ipv6};
+use crate::wire::{ethernet, ipv4, ipv6};
 
 mod head;
 mod icmp;
@@ -81,20 +82,25 @@ fn forward_packet<F: Frame>(
     read: impl FnOnce(&[u8]) -> Result<Head, DropReason>,
 ) -> Result<(), DropReason> {
     let (l2_bytes, packet) = split(frame, meta)?;
-    let l2 = L2Header::new(hop, came_by, l2_bytes);
+    let is_untagged = l2_bytes.len() == ethernet::HEADER_BYTES && hop.vlan.is_none();
     let head = read(packet)?;
     let hops = head.one_hop_less()?;
     head.check_protocol()?;
     let segment = packet.get(head.bytes..).ok_or(DropReason::Truncated)?;
     let change = Change::of_packet(&head, packet, segment, ends)?;
-    let id = id(head.protocol, segment, meta.hash);
+    let id = || id(head.protocol, segment, meta.hash);
     let header = head.translated(segment.len(), ends, hops, id);
     if header.len() + segment.len() > usize::from(hop.mtu) {
         return Err(DropReason::TooBig);
     }
     let old = l2_bytes.len() + head.bytes;
     let end = old + segment.len();
-    let segment = replace_front(frame, old..end, &l2, &header, 0)?;
+    let segment = if is_untagged {
+        replace_untagged_front(frame, old..end, hop, &header)?
+    } else {
+        let l2 = L2Header::new(hop, came_by, l2_bytes);
+        replace_front(frame, old..end, &l2, &header, 0)?
+    };
     change.apply(segment);
     Ok(())
 }
@@ -118,9 +124,32 @@ fn split<'a, F: Frame>(frame: &'a F, meta: &Meta) -> Result<(&'a [u8], &'a [u8])
     Ok((l2, packet.get(..meta.packet_len.into()).ok_or(DropReason::Truncated)?))
 }
 
+/// As [`replace_front`], where the frame has no tag and gets none.
+#[inline(always)]
+fn replace_untagged_front<'a, F: Frame>(
+    frame: &'a mut F,
+    kept: Range<usize>,
+    hop: &HopEntry,
+    header: &Header,
+) -> Result<&'a mut [u8], DropReason> {
+    let new = ethernet::HEADER_BYTES + header.len();
+    let growth = new.saturating_sub(kept.start);
+    frame.prepend(growth).ok_or(DropReason::NoHeadroom)?; // before anything has changed
+    frame.truncate(growth + kept.end);
+    frame.trim_front((growth + kept.start).saturating_sub(new));
+    let bytes = frame.bytes_mut();
+    let (l2, rest) = bytes
+        .split_first_chunk_mut::<{ ethernet::HEADER_BYTES }>()
+        .ok_or(DropReason::NoHeadroom)?;
+    let (macs, ether_type) = l2.split_at_mut(12);
+    macs.copy_from_slice(hop.macs.as_bytes());
+    ether_type.copy_from_slice(&header.ether_type().to_be_bytes());
+    header.write(rest)
+}
+
 /// Puts an L2 header, an IP header and `room` more bytes before what is `kept` of the frame; returns
 /// it from those bytes on.
-#[inline(always)]
+#[cold]
 fn replace_front<'a, F: Frame>(
     frame: &'a mut F,
     kept: Range<usize>,

@@ -1,7 +1,5 @@
 //! What changes behind IP headers.
 
-use std::ops::Range;
-
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -18,7 +16,8 @@ use crate::wire::{SCTP, TCP, UDP, sctp, tcp};
 #[derive(Debug, Default)]
 pub(super) struct Change {
     ports: Option<Ports>,
-    checksum: Option<(Range<usize>, Checksum)>,
+    /// Where it begins, and what it is.
+    checksum: Option<(usize, Checksum)>,
     /// Is it a whole packet of SCTP, whose checksum covers no address, but all of the packet?
     is_whole_sctp: bool,
 }
@@ -68,7 +67,8 @@ impl Change {
         };
         let mut change = Self { ports: Some(new), ..Self::default() };
         let Some(place) = checksum_place(head.protocol) else { return change };
-        let Some(&[high, low]) = segment.get(place.clone()) else { return change };
+        let bytes = segment.get(place..).and_then(<[u8]>::first_chunk);
+        let Some(&[high, low]) = bytes else { return change };
         let sum = Checksum::from([high, low]);
         if head.protocol == UDP && sum == Checksum::ZERO {
             return change; // none (RFC 768)
@@ -89,7 +89,7 @@ impl Change {
         head: &Head,
         segment: &[u8],
         (src, dst): Ends<'_>,
-    ) -> Result<(Range<usize>, Checksum), DropReason> {
+    ) -> Result<(usize, Checksum), DropReason> {
         if head.fragment.is_some() {
             return Err(DropReason::Untranslatable);
         }
@@ -103,7 +103,7 @@ impl Change {
             .pseudo_header(&src.address, &dst.address, len, UDP)
             .plus(self.ports.as_ref().map_or(&[][..], IntoBytes::as_bytes))
             .plus(behind_ports);
-        Ok((udp::CHECKSUM, sum.checksum().never_zero()))
+        Ok((udp::CHECKSUM.start, sum.checksum().never_zero()))
     }
 
     #[inline(always)]
@@ -120,9 +120,9 @@ impl Change {
         }
         set_ports(segment);
         if let Some((place, sum)) = self.checksum
-            && let Some(place) = segment.get_mut(place)
+            && let Some(place) = segment.get_mut(place..)
         {
-            let _ = sum.write_to(place);
+            let _ = sum.write_to_prefix(place);
         }
     }
 }
@@ -135,7 +135,7 @@ impl Change {
 pub(super) fn id(protocol: u8, segment: &[u8], hash: u64) -> u16 {
     let place =
         if protocol == SCTP { Some(sctp::CHECKSUM_START) } else { checksum_place(protocol) };
-    let checksum = place.and_then(|place| segment.get(place));
+    let checksum = place.and_then(|place| segment.get(place..)?.first_chunk());
     let distinct = if let Some(&[high, low]) = checksum {
         u16::from_be_bytes([high, low])
     } else {
@@ -145,12 +145,12 @@ pub(super) fn id(protocol: u8, segment: &[u8], hash: u64) -> u16 {
     distinct ^ hash as u16
 }
 
-/// Where a transport header has a checksum that covers addresses.
+/// Where the checksum of a transport header begins that covers addresses.
 #[inline(always)]
-fn checksum_place(protocol: u8) -> Option<Range<usize>> {
+fn checksum_place(protocol: u8) -> Option<usize> {
     match protocol {
-        TCP => Some(tcp::CHECKSUM),
-        UDP => Some(udp::CHECKSUM),
+        TCP => Some(tcp::CHECKSUM.start),
+        UDP => Some(udp::CHECKSUM.start),
         _ => None,
     }
 }
