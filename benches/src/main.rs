@@ -22,6 +22,7 @@ mod world;
 use std::alloc::System;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cases::{Case, TRACKED, cases};
 use clap::Parser;
@@ -34,6 +35,7 @@ use lb_core::counters::Counters;
 use lb_core::frame::Frames;
 use lb_core::pipeline::process;
 use lb_core::state::State;
+use lb_core::stopwatch::{Step, Stopwatch};
 use lb_core::tables::Tables;
 use lb_core::tables::next_hop::PortId;
 use lb_core::wire::tcp;
@@ -117,8 +119,13 @@ fn main() -> Result<(), Failure> {
     }
     eprintln!();
     let per_cycle = nanoseconds_per_cycle(&clock);
-    let mut figures: Vec<EngineFigure> =
-        cases.into_iter().map(|case| figures(case, per_cycle)).collect();
+    let mut figures: Vec<EngineFigure> = cases
+        .into_iter()
+        .map(|case| {
+            let steps = steps(&case, args.frames, &clock);
+            EngineFigure { steps, ..figures(case, per_cycle) }
+        })
+        .collect();
     print(&figures);
     maglev::report();
     flood::report(&args, &clock)?;
@@ -156,6 +163,26 @@ fn run(case: &Case, round: usize, frames_wanted: u64, clock: &Clock) -> f64 {
     assert_eq!((change.allocations, change.reallocations), (0, 0), "the data path never allocates");
     let burst = median(&mut cycles).saturating_sub(median(&mut empty));
     burst as f64 / case.burst as f64
+}
+
+/// Cycles a frame by step, as a worker counts its own.
+fn steps(case: &Case, frames_wanted: u64, clock: &Clock) -> Vec<(String, f64)> {
+    let mut engine = Engine::new(case);
+    let raw = clock.clone();
+    engine.state.stopwatch = Stopwatch::new(Arc::new(move || raw.raw()));
+    for number in 0..frames_wanted.div_ceil(case.burst as u64) {
+        engine.state.now = case.pace.now(number);
+        engine.fill();
+        engine.state.stopwatch.start();
+        engine.turn();
+        engine.state.stopwatch.stop(case.burst, &engine.counters);
+        engine.empty();
+    }
+    let frames = engine.counters.timed_frames.get().max(1) as f64;
+    let counted = Step::ALL.into_iter().zip(&engine.counters.step_cycles);
+    let steps =
+        counted.map(|(step, cycles)| (step.name().to_owned(), cycles.get() as f64 / frames));
+    steps.filter(|(_, cycles)| *cycles > 0.0).collect() // those of the pipeline
 }
 
 /// What a case is run with.
@@ -237,6 +264,7 @@ fn figures(case: Case, nanoseconds_per_cycle: f64) -> EngineFigure {
         cycles_min: cycles.first().copied().unwrap_or_default(),
         cycles_max: cycles.last().copied().unwrap_or_default(),
         nanoseconds: median * nanoseconds_per_cycle,
+        steps: Vec::new(),
     }
 }
 

@@ -138,6 +138,7 @@ pub(crate) fn workers(
             cycles_min: cycles[0],
             cycles_max: cycles[cycles.len() - 1],
             nanoseconds: cycles[cycles.len() / 2] * per_cycle,
+            steps: Vec::new(),
         };
         let rate = |figure: &EngineFigure, count: i32| f64::from(count) * 1e3 / figure.nanoseconds;
         let one = figures.first().map_or(rate(&figure, count), |one| rate(one, 1));

@@ -23,6 +23,9 @@ pub struct EngineFigure {
     pub cycles_max: f64,
     /// A frame.
     pub nanoseconds: f64,
+    /// By step of the pipeline, a frame; the clock's own time is among them. Empty: not measured.
+    #[serde(default)]
+    pub steps: Vec<(String, f64)>,
 }
 
 /// What the names of figures begin with that are about several workers at once; then comes their number.
@@ -198,6 +201,50 @@ fn in_memory(engine: &[EngineFigure]) -> Markup {
         p { "The pipeline alone, in bursts of " (BURST) ", as lb-bench measures it." }
         (figure(costs))
         (figure(rates))
+        (by_step(engine))
+    }
+}
+
+/// Where the cycles go, with the most flows of each case.
+fn by_step(engine: &[EngineFigure]) -> Markup {
+    let mut cases: Vec<&EngineFigure> = Vec::new();
+    for figure in engine.iter().filter(|it| it.burst == BURST && !it.steps.is_empty()) {
+        match cases.iter_mut().find(|it| it.name == figure.name) {
+            Some(known) if known.flows < figure.flows => *known = figure,
+            Some(_) => {}
+            None => cases.push(figure),
+        }
+    }
+    let Some(first) = cases.first() else { return html! {} };
+    let names: Vec<String> = first.steps.iter().map(|(name, _)| name.clone()).collect();
+    // One a mode: more curves nobody could tell apart.
+    let shown = cases.iter().filter(|it| it.name.split(' ').count() == 2 && it.name.ends_with('4'));
+    let curves: Vec<Curve> = shown
+        .map(|it| Curve {
+            name: it.name.clone(),
+            points: (0..)
+                .map(f64::from)
+                .zip(it.steps.iter().map(|(_, cycles)| Spread::at(*cycles)))
+                .collect(),
+        })
+        .collect();
+    let x = Axis::Words("step", names.clone());
+    let plotted = plot("Cycles a frame, by step", &x, &Axis::Linear("cycles"), &curves);
+    html! {
+        (figure(plotted))
+        table {
+            tr {
+                th { "cycles a frame, by step" } th { "flows" }
+                @for name in &names { th { (name) } }
+            }
+            @for case in &cases {
+                tr {
+                    td { (case.name) } td { (case.flows) }
+                    @for (_, cycles) in &case.steps { td { (format!("{cycles:.1}")) } }
+                }
+            }
+        }
+        p { small { "Of one burst in 64, as workers count them; reading the clock is a part of it." } }
     }
 }
 
@@ -209,7 +256,17 @@ mod tests {
     fn figure(name: &str, flows: u32, cycles: f64) -> EngineFigure {
         let (cycles_min, cycles_max) = (cycles - 1.0, cycles + 1.0);
         let name = name.into();
-        EngineFigure { name, burst: 32, flows, cycles, cycles_min, cycles_max, nanoseconds: 25.0 }
+        let steps = vec![("parse".into(), 12.5), ("forward".into(), 47.25)];
+        EngineFigure {
+            name,
+            burst: 32,
+            flows,
+            cycles,
+            cycles_min,
+            cycles_max,
+            nanoseconds: 25.0,
+            steps,
+        }
     }
 
     #[test]
@@ -226,7 +283,7 @@ mod tests {
             figure("workers 2", 1000, 62.0),
         ];
         let page = page(&[("a.json".into(), results)], &engine);
-        assert_eq!(page.matches("<svg").count(), 4, "throughput, latency, flows, workers");
+        assert_eq!(page.matches("<svg").count(), 5, "throughput, latency, flows, workers, steps");
         for expect in [
             "weir l2dsr 64",
             "11.000 <small>(10.000 to 12.000)</small>",
@@ -234,6 +291,7 @@ mod tests {
             "&lt;p&gt;.toml",
             "3 of 3 rounds count",
             "weir l2dsr 64 p99.9",
+            "<td>l2dsr IPv4</td><td>1000000</td><td>12.5</td><td>47.2</td>",
         ] {
             assert!(page.contains(expect), "{expect}: {page}");
         }

@@ -178,6 +178,12 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// Of one value.
+    #[must_use]
+    pub fn at(value: f64) -> Self {
+        Self { median: value, min: value, max: value }
+    }
+
     /// `None`: there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
