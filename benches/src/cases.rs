@@ -10,10 +10,14 @@ use lb_core::tuple::address_bytes;
 
 use crate::tracked::tracked;
 use crate::world::{BACKEND_PORT, BACKENDS, Served, backend, establish, tables};
-use crate::{Args, Failure};
+use crate::{Args, Failure, scale};
 use lb_bench::traffic::{Flow, Flows, to_vip};
 
 const FLOWS: [u32; 3] = [1_000, 1_000_000, 10_000_000];
+/// More than anything is remembered of; only if they are asked for, and where nothing is.
+const FLOWS_MANY: u32 = 100_000_000;
+/// What is asked for to have many services, in use at random.
+const SERVICES: &str = "services";
 const BURSTS: [usize; 5] = [1, 4, 16, 32, 64];
 /// Of a service with a pool of 64 addresses: half of it.
 const CONNECTIONS_MAX: u32 = 2_064_384;
@@ -58,6 +62,15 @@ impl Pace {
 /// All cases that were asked for.
 pub(crate) fn cases(args: &Args) -> Result<Vec<Case>, Failure> {
     let mut cases = Cases { args, cases: Vec::new() };
+    if args.only == SERVICES {
+        // Beside one that has as many backends.
+        for count in [1, 1_000] {
+            let tables = scale::tables(count, 1_000)?;
+            let packets = Flows::ToVips(scale::FIRST_VIP, count);
+            cases.add(&format!("{count} {SERVICES}"), &tables, &packets, u32::MAX);
+        }
+        return Ok(cases.cases);
+    }
     let tunnel = |kind| Forward::Tunnel(Tunnel { kind, source: None });
     cases.one_way("l2dsr IPv4", Forward::L2dsr, [false; 2])?;
     cases.one_way("l2dsr IPv6", Forward::L2dsr, [true; 2])?;
@@ -165,7 +178,11 @@ impl Cases<'_> {
         families: [bool; 2],
     ) -> Result<(), Failure> {
         let (tables, vip) = served(forward, families)?;
-        self.add(name, &tables, &Flows::ToVip(address_bytes(vip)), u32::MAX);
+        let packets = Flows::ToVip(address_bytes(vip));
+        self.add(name, &tables, &packets, u32::MAX);
+        if self.args.flows == Some(FLOWS_MANY) {
+            self.add_bursts(name, &tables, &packets, (FLOWS_MANY, Pace::Busy));
+        }
         Ok(())
     }
 

@@ -59,7 +59,8 @@ struct Args {
     frames: u64,
     /// Only cases whose name contains this; `flood`: only what floods do; `workers`: only workers beside each
     /// other; `change`: only what changes of tables cost; `spoofed`: only whether floods push tracked flows
-    /// out; `scale`: what large configurations take. The last two are no part of other runs.
+    /// out; `services`: 1,000 services of 1,000 backends, in use at random; `scale`: what large
+    /// configurations take. The last three are no part of other runs.
     #[arg(long, default_value = "")]
     only: String,
     /// Only cases with bursts of this many frames.

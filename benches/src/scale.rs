@@ -17,6 +17,9 @@ use crate::Failure;
 use crate::tracked::Memory;
 use crate::world::{HASH_KEY, MAC};
 
+/// Of the first service; the others follow. No client has such an address.
+pub(crate) const FIRST_VIP: [u8; 4] = [12, 0, 0, 0];
+
 /// Prints both, for several shapes of configuration.
 pub(crate) fn report() -> Result<(), Failure> {
     println!("services  backends  first compile  a change: compile (state)  MiB  bytes/service");
@@ -62,6 +65,13 @@ fn measure(services: u32, backends: u32) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tables for so many services of so many backends each.
+pub(crate) fn tables(services: u32, backends: u32) -> Result<Tables, Failure> {
+    let (ports, next_hops) = network(services * backends);
+    let circumstances = Circumstances { now: Tick(0), ..Circumstances::new(&ports, &next_hops) };
+    Ok(compile(&desired(services, backends, 1)?, &circumstances, None))
+}
+
 /// All backends have weight 1, but one.
 fn desired(services: u32, backends: u32, weight: u32) -> Result<DesiredState, Failure> {
     let service = |number: u32| {
@@ -70,7 +80,7 @@ fn desired(services: u32, backends: u32, weight: u32) -> Result<DesiredState, Fa
             let weight = if number == 77 && n == 0 { weight } else { 1 };
             Backend { address, port: None, weight, drain: false, static_hop: None }
         };
-        let address = IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number));
+        let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes(FIRST_VIP) + number));
         let vip =
             Vip { address: address.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
         let spec = ServiceSpec {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lb_core::frame::Frame;
-use lb_core::tuple::is_ipv6;
+use lb_core::tuple::{is_ipv6, mapped};
 use lb_core::wire::checksum::{Checksum, Sum};
 use lb_core::wire::ethernet::MacAddr;
 use lb_core::wire::{TCP, UDP, tcp, udp};
@@ -42,6 +42,8 @@ impl Flow {
 pub enum Flows {
     /// Each of another client, to a VIP.
     ToVip([u8; 16]),
+    /// Each of another client, to one of so many IPv4 VIPs, of which this is the first.
+    ToVips([u8; 4], u32),
     /// These.
     Listed(Arc<[Flow]>),
 }
@@ -52,6 +54,12 @@ impl Flows {
     pub fn get(&self, number: u32) -> Flow {
         match self {
             Self::ToVip(vip) => to_vip(*vip, number),
+            Self::ToVips(first, count) => {
+                // Not one client after the other to one VIP after the other.
+                let place = number.wrapping_mul(0x9e37_79b1) % count;
+                let vip = u32::from_be_bytes(*first) + place;
+                to_vip(mapped(vip.to_be_bytes()), number)
+            }
             Self::Listed(flows) => flows[number as usize % flows.len()],
         }
     }
