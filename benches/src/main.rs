@@ -95,6 +95,8 @@ fn main() -> Result<(), Failure> {
         cases(&args)?.iter().for_each(instructions::run);
         return Ok(());
     }
+    // As where it runs.
+    dpdk::ask_for_huge_pages();
     let cpus = core_affinity::get_core_ids().unwrap_or_default();
     let wanted =
         args.cpu.map_or_else(|| cpus.last().copied(), |id| Some(core_affinity::CoreId { id }));

@@ -45,6 +45,7 @@
 mod device;
 mod eal;
 mod error;
+mod heap;
 mod log;
 mod mbuf;
 mod memory_file;
@@ -55,6 +56,7 @@ mod thread;
 
 pub use eal::{Eal, EalConfig, EalError, Memory, huge_pages_free_mb};
 pub use error::CallError;
+pub use heap::ask_for_huge_pages;
 pub use log::{LogLevel, LogLine};
 pub use mbuf::{IpChecksum, Mbuf, free_bulk};
 pub use memory_file::map_words;

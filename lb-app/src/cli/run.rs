@@ -32,6 +32,7 @@ enum Event {
 
 /// Runs the balancer until it is told to leave.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    dpdk::ask_for_huge_pages();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())

@@ -25,6 +25,7 @@ pub(crate) type Scenario = (&'static str, fn(&mut Stage));
 /// In this order: the last ones end the balancer.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("the port and the VIPs answer pings", pings),
+    ("the heap may have huge pages", heap),
     ("the kernel refuses a port that no service has", closed_ports),
     ("HTTP in l2dsr, IPv4 and IPv6", http_l2dsr),
     ("HTTP in ipip, gue and gre, all four combinations", http_tunnels),
@@ -55,6 +56,13 @@ fn pings(stage: &mut Stage) {
         ping(&stage.lan.client, v4(0, host).into());
         ping(&stage.lan.client, v6(0, host).into());
     }
+}
+
+/// glibc is told when a process starts.
+fn heap(stage: &mut Stage) {
+    let environment = std::fs::read(format!("/proc/{}/environ", stage.weir().pid()));
+    let environment = String::from_utf8_lossy(&environment.expect("weir runs")).into_owned();
+    assert!(environment.contains("glibc.malloc.hugetlb=1"), "{environment}");
 }
 
 fn closed_ports(stage: &mut Stage) {
