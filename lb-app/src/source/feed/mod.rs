@@ -92,18 +92,21 @@ impl Feeds {
             }
             tasks.push(Box::pin(follow(session)));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let run = move || {
-            runtime.block_on(async {
-                let mut tasks: JoinSet<()> = tasks.into_iter().collect();
-                tokio::select! {
-                    Some(ended) = tasks.join_next() => error!("a feed has ended: {ended:?}"),
-                    _ = stopped => {}
-                }
-            });
-        };
-        let start = || thread::Builder::new().name("feeds".into()).spawn(run);
-        let thread = (!config.feeds.is_empty()).then(start).transpose()?;
+        let mut thread = None;
+        if !tasks.is_empty() {
+            // It must not be dropped here, within another one: only made where there is a thread for it.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let run = move || {
+                runtime.block_on(async {
+                    let mut tasks: JoinSet<()> = tasks.into_iter().collect();
+                    tokio::select! {
+                        Some(ended) = tasks.join_next() => error!("a feed has ended: {ended:?}"),
+                        _ = stopped => {}
+                    }
+                });
+            };
+            thread = Some(thread::Builder::new().name("feeds".into()).spawn(run)?);
+        }
         Ok(Self { offers, standings: standings.into(), stop: Some(stop), thread })
     }
 
