@@ -121,60 +121,14 @@ impl Head {
     /// The header of the other family before `payload_len` bytes. `id` names an IPv4 packet that
     /// brought no name and that routers may cut.
     #[inline(always)]
-    pub(super) fn translated(
-        &self,
+    pub(super) fn translated<'a>(
+        &'a self,
         payload_len: usize,
-        ends: Ends<'_>,
+        ends: Ends<'a>,
         hops: u8,
-        id: impl FnOnce() -> u16,
-    ) -> Header {
-        let len = |len: usize| u16::try_from(len).unwrap_or(u16::MAX);
-        if self.is_ipv6 {
-            let total_len = len(ipv4::HEADER_BYTES + payload_len);
-            let (id, flags) = match self.fragment {
-                #[expect(clippy::cast_possible_truncation, reason = "RFC 7915 §5.1.1")]
-                Some(part) => {
-                    let more = if part.has_more { ipv4::MORE_FRAGMENTS } else { 0 };
-                    (part.id as u16, more | part.offset)
-                }
-                None if total_len > CUT_BYTES_MAX => (0, ipv4::DONT_FRAGMENT), // RFC 6864 §4.1
-                None => (id(), 0),
-            };
-            let mut header = Ipv4 {
-                version_ihl: 0x45,
-                tos: self.traffic_class,
-                total_len: U16::new(total_len),
-                id: U16::new(id),
-                fragment: U16::new(flags),
-                ttl: hops,
-                protocol: self.protocol,
-                checksum: Checksum::ZERO,
-                src: ipv4_address(ends.0),
-                dst: ipv4_address(ends.1),
-            };
-            header.checksum = Checksum::of(header.as_bytes());
-            return Header::V4(header);
-        }
-        // RFC 7915 §4.1
-        let fragment = self.fragment.map(|part| FragmentHeader {
-            next_header: self.protocol,
-            reserved: 0,
-            offset_and_more: U16::new(part.offset << 3 | u16::from(part.has_more)),
-            id: U32::new(part.id),
-        });
-        let (next_header, extra) = match fragment {
-            Some(_) => (ipv6::FRAGMENT, ipv6::FRAGMENT_BYTES),
-            None => (self.protocol, 0),
-        };
-        let header = Ipv6 {
-            version_class_flow: U32::new(6 << 28 | u32::from(self.traffic_class) << 20),
-            payload_len: U16::new(len(extra + payload_len)),
-            next_header,
-            hop_limit: hops,
-            src: ends.0.address,
-            dst: ends.1.address,
-        };
-        Header::V6(header, fragment)
+        id: u16,
+    ) -> Header<'a> {
+        Header { head: self, payload_len, ends, hops, id }
     }
 }
 
@@ -204,42 +158,99 @@ fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// What a packet begins with from now on.
-pub(super) enum Header {
-    V4(Ipv4),
-    V6(Ipv6, Option<FragmentHeader>),
+/// What a packet begins with from now on: the header of the other family. Made where it is written, field
+/// by field, because a copy of it would have to wait for all of them.
+#[derive(Clone, Copy)]
+pub(super) struct Header<'a> {
+    head: &'a Head,
+    payload_len: usize,
+    ends: Ends<'a>,
+    hops: u8,
+    id: u16,
 }
 
-impl Header {
+impl Header<'_> {
     #[inline(always)]
     pub(super) fn len(&self) -> usize {
-        match self {
-            Self::V4(_) => ipv4::HEADER_BYTES,
-            Self::V6(_, None) => ipv6::HEADER_BYTES,
-            Self::V6(_, Some(_)) => ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES,
+        match (self.head.is_ipv6, self.head.fragment) {
+            (true, _) => ipv4::HEADER_BYTES,
+            (false, None) => ipv6::HEADER_BYTES,
+            (false, Some(_)) => ipv6::HEADER_BYTES + ipv6::FRAGMENT_BYTES,
         }
     }
 
     #[inline(always)]
     pub(super) fn ether_type(&self) -> u16 {
-        match self {
-            Self::V4(_) => ethernet::IPV4,
-            Self::V6(..) => ethernet::IPV6,
-        }
+        if self.head.is_ipv6 { ethernet::IPV4 } else { ethernet::IPV6 }
     }
 
     /// Writes it to the front of `bytes`; returns the rest.
     #[inline(always)]
-    pub(super) fn write<'a>(&self, bytes: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
+    pub(super) fn write(self, bytes: &mut [u8]) -> Result<&mut [u8], DropReason> {
         let (place, rest) = bytes.split_at_mut_checked(self.len()).ok_or(DropReason::NoHeadroom)?;
-        let written = match self {
-            Self::V4(ip) => ip.write_to(place).ok(),
-            Self::V6(ip, None) => ip.write_to(place).ok(),
-            Self::V6(ip, Some(fragment)) => {
-                ip.write_to_prefix(place).ok().and_then(|()| fragment.write_to_suffix(place).ok())
-            }
-        };
+        let written =
+            if self.head.is_ipv6 { self.write_ipv4(place) } else { self.write_ipv6(place) };
         written.ok_or(DropReason::NoHeadroom)?;
         Ok(rest)
     }
+
+    #[inline(always)]
+    fn write_ipv4(self, place: &mut [u8]) -> Option<()> {
+        let Self { head, payload_len, ends, hops, id } = self;
+        let total_len = len(ipv4::HEADER_BYTES + payload_len);
+        let (id, flags) = match head.fragment {
+            #[expect(clippy::cast_possible_truncation, reason = "RFC 7915 §5.1.1")]
+            Some(part) => {
+                let more = if part.has_more { ipv4::MORE_FRAGMENTS } else { 0 };
+                (part.id as u16, more | part.offset)
+            }
+            None if total_len > CUT_BYTES_MAX => (0, ipv4::DONT_FRAGMENT), // RFC 6864 §4.1
+            None => (id, 0),
+        };
+        let mut header = Ipv4 {
+            version_ihl: 0x45,
+            tos: head.traffic_class,
+            total_len: U16::new(total_len),
+            id: U16::new(id),
+            fragment: U16::new(flags),
+            ttl: hops,
+            protocol: head.protocol,
+            checksum: Checksum::ZERO,
+            src: ipv4_address(ends.0),
+            dst: ipv4_address(ends.1),
+        };
+        header.checksum = Checksum::of(header.as_bytes());
+        header.write_to(place).ok()
+    }
+
+    /// RFC 7915 §4.1
+    #[inline(always)]
+    fn write_ipv6(self, place: &mut [u8]) -> Option<()> {
+        let Self { head, payload_len, ends, hops, .. } = self;
+        let (next_header, extra) = match head.fragment {
+            Some(_) => (ipv6::FRAGMENT, ipv6::FRAGMENT_BYTES),
+            None => (head.protocol, 0),
+        };
+        let header = Ipv6 {
+            version_class_flow: U32::new(6 << 28 | u32::from(head.traffic_class) << 20),
+            payload_len: U16::new(len(extra + payload_len)),
+            next_header,
+            hop_limit: hops,
+            src: ends.0.address,
+            dst: ends.1.address,
+        };
+        header.write_to_prefix(place).ok()?;
+        let Some(part) = head.fragment else { return Some(()) };
+        let fragment = FragmentHeader {
+            next_header: head.protocol,
+            reserved: 0,
+            offset_and_more: U16::new(part.offset << 3 | u16::from(part.has_more)),
+            id: U32::new(part.id),
+        };
+        fragment.write_to_suffix(place).ok()
+    }
+}
+
+fn len(len: usize) -> u16 {
+    u16::try_from(len).unwrap_or(u16::MAX)
 }

@@ -56,7 +56,7 @@ pub(super) fn forward<F: Frame>(
     let ends_of_quoted = (ends.1, ends.0);
     let change = Change::new(&quoted, quote, segment, ends_of_quoted);
     // Its name is lost, if it had one.
-    let quoted_header = quoted.translated(quoted.payload_len, ends_of_quoted, quoted.hops, || 0);
+    let quoted_header = quoted.translated(quoted.payload_len, ends_of_quoted, quoted.hops, 0);
 
     let (protocol, ip_bytes, bytes_max) = if is_ipv6 {
         (ICMP, ipv4::HEADER_BYTES, BYTES_MAX)
@@ -68,11 +68,12 @@ pub(super) fn forward<F: Frame>(
         .checked_sub(ip_bytes + front_bytes)
         .ok_or(DropReason::TooBig)?;
     let segment_len = segment.len().min(segment_max);
-    let id = || id(quoted.protocol, segment, meta.hash);
-    let header = Head { protocol, ..head }.translated(front_bytes + segment_len, ends, hops, id);
+    let id = id(quoted.protocol, segment, meta.hash);
+    let head = Head { protocol, ..head };
+    let header = head.translated(front_bytes + segment_len, ends, hops, id);
 
     let old = l2_bytes.len() + head.bytes + HEADER_BYTES + quoted.bytes;
-    let message = replace_front(frame, old..old + segment_len, &l2, &header, front_bytes)?;
+    let message = replace_front(frame, old..old + segment_len, &l2, header, front_bytes)?;
     let (place, quote) = message.split_first_chunk_mut().ok_or(DropReason::NoHeadroom)?;
     *place = says;
     change.apply(quoted_header.write(quote)?);

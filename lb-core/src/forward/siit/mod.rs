@@ -88,7 +88,8 @@ fn forward_packet<F: Frame>(
     head.check_protocol()?;
     let segment = packet.get(head.bytes..).ok_or(DropReason::Truncated)?;
     let change = Change::of_packet(&head, packet, segment, ends)?;
-    let id = || id(head.protocol, segment, meta.hash);
+    // IPv6 has no place for one.
+    let id = if head.is_ipv6 { id(head.protocol, segment, meta.hash) } else { 0 };
     let header = head.translated(segment.len(), ends, hops, id);
     if header.len() + segment.len() > usize::from(hop.mtu) {
         return Err(DropReason::TooBig);
@@ -96,10 +97,10 @@ fn forward_packet<F: Frame>(
     let old = l2_bytes.len() + head.bytes;
     let end = old + segment.len();
     let segment = if is_untagged {
-        replace_untagged_front(frame, old..end, hop, &header)?
+        replace_untagged_front(frame, old..end, hop, header)?
     } else {
         let l2 = L2Header::new(hop, came_by, l2_bytes);
-        replace_front(frame, old..end, &l2, &header, 0)?
+        replace_front(frame, old..end, &l2, header, 0)?
     };
     change.apply(segment);
     Ok(())
@@ -130,7 +131,7 @@ fn replace_untagged_front<'a, F: Frame>(
     frame: &'a mut F,
     kept: Range<usize>,
     hop: &HopEntry,
-    header: &Header,
+    header: Header<'_>,
 ) -> Result<&'a mut [u8], DropReason> {
     let new = ethernet::HEADER_BYTES + header.len();
     let growth = new.saturating_sub(kept.start);
@@ -154,7 +155,7 @@ fn replace_front<'a, F: Frame>(
     frame: &'a mut F,
     kept: Range<usize>,
     l2: &L2Header,
-    header: &Header,
+    header: Header<'_>,
     room: usize,
 ) -> Result<&'a mut [u8], DropReason> {
     let new = l2.len + 2 + header.len() + room;
