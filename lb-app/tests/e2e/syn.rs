@@ -135,7 +135,11 @@ pub(crate) fn before_translation(setup: Setup) {
         let after = challenges(&weir.counters());
         let [challenged, met, admitted] = [0, 1, 2].map(|i| after[i] - before[i]);
         assert!(resets >= met && (1..=challenged).contains(&met), "{vip}: {met} of {challenged}");
-        assert_eq!(admitted, 1, "{vip}: all connections are of one client");
+        // Workers may let it in at the same time; then each has.
+        assert!(
+            (1..=setup.workers as u64).contains(&admitted),
+            "{vip}: all connections are of one client, but {admitted} were let in"
+        );
     }
     weir.leave();
 }
