@@ -62,16 +62,19 @@ fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) {
 /// What no service is addressed by.
 #[inline(never)]
 fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
-    let mut pools = [None; BURST_MAX];
-    if !tables.pools.is_empty() {
-        burst.for_each_return(|i, _, meta, _| {
-            pools[i] = tables.pool_index.lookup(&meta.tuple);
-            if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
-                pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
-            }
-            Ok(())
+    if tables.pools.is_empty() {
+        return burst.for_each_return(|_, frame, meta, connection| {
+            answer(frame.bytes(), meta, (None, connection), tables)
         });
     }
+    let mut pools = [None; BURST_MAX];
+    burst.for_each_return(|i, _, meta, _| {
+        pools[i] = tables.pool_index.lookup(&meta.tuple);
+        if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
+            pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
+        }
+        Ok(())
+    });
     burst.for_each_return(|i, frame, meta, connection| {
         answer(frame.bytes(), meta, (pools[i], connection), tables)
     });
@@ -85,6 +88,7 @@ fn dst_port(tuple: &Tuple) -> [u8; 2] {
 /// What no service is addressed by may be the answer of a backend that services translate to. Writes
 /// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or
 /// among the connections of its pool, which is `pool`, if the packet is addressed to one.
+#[inline(always)]
 fn answer(
     frame: &[u8],
     meta: &mut Meta,
