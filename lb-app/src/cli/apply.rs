@@ -11,7 +11,7 @@ use crate::source::told;
 /// What `weir apply` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Files with tables [[service]] and nothing else: all that is to be wanted by the API from now on.
+    /// Files with tables `[[service]]` and nothing else: all that is to be wanted by the API from now on.
     #[arg(required_unless_present = "remove", conflicts_with = "remove")]
     files: Vec<PathBuf>,
     /// Want nothing any more.

@@ -81,7 +81,7 @@ enum Command {
     },
     /// Take a capture through the same pipeline, offline: no DPDK, no privileges.
     Replay(replay::Args),
-    /// Tell balancers what the files of a directory want, and follow them: a control plane for a [feed].
+    /// Tell balancers what the files of a directory want, and follow them: a control plane for a `[feed]`.
     ControlPlane(control_plane::Args),
     /// Measure how fast it is here, or how fast another balancer is: no network card is needed.
     Bench(bench::Args),
