@@ -161,7 +161,7 @@ pub(crate) fn v6(net: u8, host: u8) -> Ipv6Addr {
 /// Gives an interface the addresses of `host` in network `net`.
 pub(crate) fn add_addresses(netns: &Netns, interface: &str, net: u8, host: u8) {
     netns.ip(&format!("addr add {}/24 dev {interface}", v4(net, host)));
-    netns.ip(&format!("addr add {}/64 dev {interface}", v6(net, host)));
+    netns.ip(&format!("addr add {}/64 dev {interface} nodad", v6(net, host)));
 }
 
 /// Leads all other traffic through the host `gateway` of network `net`.
