@@ -126,6 +126,15 @@ impl Forward {
         matches!(self, Self::Nat | Self::Nat46(_))
     }
 
+    /// What IPv4 clients have in front of their addresses, for backends of IPv6.
+    #[must_use]
+    pub fn client_prefix(&self) -> Option<[u8; 12]> {
+        match self {
+            Self::Nat46(prefix) => Some(prefix.bytes()),
+            _ => None,
+        }
+    }
+
     /// IP in IP, from the address of the port.
     pub const IPIP: Self = Self::Tunnel(Tunnel { kind: TunnelKind::Ipip, source: None });
 }

@@ -189,10 +189,7 @@ fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
                 let backend = &member.backend;
                 let port = backend.port.and(spec.vip.ports.single());
                 let vip = station(spec.vip.address.addr(), port);
-                let client_prefix = match spec.forward {
-                    Forward::Nat46(prefix) => Some(prefix.bytes()),
-                    _ => None,
-                };
+                let client_prefix = spec.forward.client_prefix();
                 let returned = Return { service: place, vip, client_prefix, others: None };
                 let known = found.entry(spec.answers_of(backend)).or_default();
                 known[usize::from(client_prefix.is_some())].get_or_insert(returned);
@@ -408,21 +405,19 @@ fn entry(
         }
         // Connections know it by its path, while it has no way as well.
         way => {
-            let path = translation(backend, spec.forward).unwrap_or(Path::Plain);
+            let path = untunnelled(backend, spec.forward);
             let is_looked_for = matches!(way, Err(Unresolved::Unknown));
             BackendEntry { path, may_serve: serves && is_looked_for, ..BackendEntry::NONE }
         }
     }
 }
 
-/// Packets become the backend's, in modes that translate.
-fn translation(backend: &Backend, forward: Forward) -> Option<Path> {
-    let station = station(backend.address, backend.port);
-    match forward {
-        Forward::Nat | Forward::FullNat(_) => Some(Path::Nat(station, None)),
-        Forward::Nat46(prefix) => Some(Path::Nat(station, Some(prefix.bytes()))),
-        Forward::L2dsr | Forward::Tunnel(_) => None,
+/// How packets travel to a backend, if not in a tunnel.
+fn untunnelled(backend: &Backend, forward: Forward) -> Path {
+    if !forward.translates() {
+        return Path::Plain;
     }
+    Path::Nat(station(backend.address, backend.port), forward.client_prefix())
 }
 
 /// The next hops to a backend and how packets travel there, or why there is no way.
@@ -443,12 +438,11 @@ pub fn ways(
     };
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
-        (Forward::L2dsr, None) => Ok((hops, Path::Plain)),
         (Forward::Tunnel(tunnel), _) => {
             let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
             Ok((hops, Path::Tunnel(tunnel.kind, ends)))
         }
-        (translated, _) => Ok((hops, translation(backend, translated).unwrap_or(Path::Plain))),
+        _ => Ok((hops, untunnelled(backend, forward))),
     }
 }
 
