@@ -149,42 +149,6 @@ trait Caller: Send {
     fn settle(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-impl Caller for Session {
-    fn standing(&self) -> &Standing {
-        &self.standing
-    }
-
-    fn in_force(&self) -> String {
-        self.in_force()
-    }
-
-    async fn call(&mut self) -> Result<Infallible, SessionError> {
-        self.call().await
-    }
-
-    async fn settle(&mut self) {
-        self.settle().await;
-    }
-}
-
-impl<P: xds::Variant> Caller for xds::Session<P> {
-    fn standing(&self) -> &Standing {
-        &self.standing
-    }
-
-    fn in_force(&self) -> String {
-        self.in_force()
-    }
-
-    async fn call(&mut self) -> Result<Infallible, SessionError> {
-        self.call().await
-    }
-
-    async fn settle(&mut self) {
-        self.settle().await;
-    }
-}
-
 /// Keeps calling the control plane. What is in force stays, however long it is away.
 async fn follow(mut session: impl Caller) {
     let mut failures = 0;

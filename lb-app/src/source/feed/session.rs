@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{info, warn};
 
+use super::Caller;
 use super::link::{self, LinkError};
 use super::resources::{NoUpdate, Resources};
 use super::saved::SavedFeed;
@@ -61,7 +62,7 @@ pub(super) enum SessionError {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) feed: Feed,
-    pub(super) standing: Arc<Standing>,
+    standing: Arc<Standing>,
     offers: mpsc::Sender<Offer>,
     resources: Resources,
     /// What control was offered, and has not answered yet.
@@ -96,6 +97,40 @@ struct Parts {
     bytes: usize,
     /// When the first came.
     since: Option<Instant>,
+}
+
+impl Caller for Session {
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    fn in_force(&self) -> String {
+        match self.in_force.as_str() {
+            "" => "nothing of it".into(),
+            version => format!("version {version:?}"),
+        }
+    }
+
+    async fn call(&mut self) -> Result<Infallible, SessionError> {
+        let channel = link::connect(&self.feed).await?;
+        let mut client =
+            ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let (answers, answered) = mpsc::channel(ANSWERS_MAX);
+        let hello = Answer::Hello(self.hello());
+        answers.try_send(FeedAnswer { answer: Some(hello) }).map_err(|_| SessionError::Unread)?;
+        let call = client.feed(ReceiverStream::new(answered));
+        let updates = timeout(ANSWER_TIME_MAX, call).await.map_err(|_| SessionError::Silent)?;
+        let updates = updates.map_err(|status| SessionError::Status(status.message().into()))?;
+        self.standing.found();
+        info!("feed {:?}: {} is there", self.feed.name, self.feed.address);
+        self.follow(updates.into_inner(), &answers).await
+    }
+
+    async fn settle(&mut self) {
+        while self.is_new || self.offered.is_some() {
+            self.step().await;
+        }
+    }
 }
 
 impl Session {
@@ -154,30 +189,6 @@ impl Session {
         State { source, services, failed, version, since }
     }
 
-    /// What is in force, in words.
-    pub(super) fn in_force(&self) -> String {
-        match self.in_force.as_str() {
-            "" => "nothing of it".into(),
-            version => format!("version {version:?}"),
-        }
-    }
-
-    /// Calls, and follows what is told until that is over.
-    pub(super) async fn call(&mut self) -> Result<Infallible, SessionError> {
-        let channel = link::connect(&self.feed).await?;
-        let mut client =
-            ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let (answers, answered) = mpsc::channel(ANSWERS_MAX);
-        let hello = Answer::Hello(self.hello());
-        answers.try_send(FeedAnswer { answer: Some(hello) }).map_err(|_| SessionError::Unread)?;
-        let call = client.feed(ReceiverStream::new(answered));
-        let updates = timeout(ANSWER_TIME_MAX, call).await.map_err(|_| SessionError::Silent)?;
-        let updates = updates.map_err(|status| SessionError::Status(status.message().into()))?;
-        self.standing.found();
-        info!("feed {:?}: {} is there", self.feed.name, self.feed.address);
-        self.follow(updates.into_inner(), &answers).await
-    }
-
     fn hello(&self) -> FeedHello {
         let (documents, endpoints) = self.resources.known();
         FeedHello {
@@ -224,13 +235,6 @@ impl Session {
         self.standing.told(&version, changed);
         self.is_new = true;
         Ok(())
-    }
-
-    /// When the call is over: what has come whole is put in force all the same.
-    pub(super) async fn settle(&mut self) {
-        while self.is_new || self.offered.is_some() {
-            self.step().await;
-        }
     }
 
     /// Offers what is new, when it may, and returns what is to be told of it. May be cancelled at any time.

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use super::session::{RETRY_INTERVAL, SessionError, at, host_name};
 use super::standing::Standing;
-use super::{backoff, link};
+use super::{Caller, backoff, link};
 use crate::source::{Offer, Refused, Source, State, Verdict};
 
 /// Requests that the control plane has not read yet.
@@ -69,7 +69,7 @@ impl Variant for Delta {
 /// A feed: what is known of it outlives the calls.
 pub(super) struct Session<P: Variant> {
     pub(super) feed: Feed,
-    pub(super) standing: Arc<Standing>,
+    standing: Arc<Standing>,
     offers: mpsc::Sender<Offer>,
     protocol: P,
     store: Store,
@@ -110,6 +110,42 @@ impl Shown {
     }
 }
 
+impl<P: Variant> Caller for Session<P> {
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    fn in_force(&self) -> String {
+        match self.in_force.as_str() {
+            "" => "what is in force of it".into(),
+            version => format!("version {version:?}"),
+        }
+    }
+
+    async fn call(&mut self) -> Result<Infallible, SessionError> {
+        let channel = link::connect(&self.feed).await?;
+        let mut client = Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let (requests, said) = mpsc::channel(REQUESTS_MAX);
+        self.held = [None, None, None];
+        for request in self.protocol.begin(&self.store) {
+            requests.try_send(request).map_err(|_| SessionError::Unread)?;
+        }
+        // A control plane that has nothing to say yet is silent: keepalives tell whether it is there.
+        let answers = P::call(&mut client, ReceiverStream::new(said)).await;
+        let answers = answers.map_err(|status| SessionError::Status(status.message().into()))?;
+        self.standing.found();
+        info!("feed {:?}: {} is there", self.feed.name, self.feed.address);
+        self.follow(answers.into_inner(), &requests).await
+    }
+
+    async fn settle(&mut self) {
+        self.next_look = None;
+        while self.is_new || self.offered.is_some() {
+            self.step().await;
+        }
+    }
+}
+
 impl<P: Variant> Session<P> {
     pub(super) fn new(
         feed: Feed,
@@ -144,31 +180,6 @@ impl<P: Variant> Session<P> {
             next_look: None,
             missing: String::new(),
         }
-    }
-
-    /// What is in force, in words.
-    pub(super) fn in_force(&self) -> String {
-        match self.in_force.as_str() {
-            "" => "what is in force of it".into(),
-            version => format!("version {version:?}"),
-        }
-    }
-
-    /// Calls, and follows what is told until that is over.
-    pub(super) async fn call(&mut self) -> Result<Infallible, SessionError> {
-        let channel = link::connect(&self.feed).await?;
-        let mut client = Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let (requests, said) = mpsc::channel(REQUESTS_MAX);
-        self.held = [None, None, None];
-        for request in self.protocol.begin(&self.store) {
-            requests.try_send(request).map_err(|_| SessionError::Unread)?;
-        }
-        // A control plane that has nothing to say yet is silent: keepalives tell whether it is there.
-        let answers = P::call(&mut client, ReceiverStream::new(said)).await;
-        let answers = answers.map_err(|status| SessionError::Status(status.message().into()))?;
-        self.standing.found();
-        info!("feed {:?}: {} is there", self.feed.name, self.feed.address);
-        self.follow(answers.into_inner(), &requests).await
     }
 
     async fn follow(
@@ -251,14 +262,6 @@ impl<P: Variant> Session<P> {
             }
         }
         *before = why;
-    }
-
-    /// When the call is over: what has come is put in force all the same.
-    pub(super) async fn settle(&mut self) {
-        self.next_look = None;
-        while self.is_new || self.offered.is_some() {
-            self.step().await;
-        }
     }
 
     /// Offers what is new, when it may, and takes what control says. May be cancelled at any time.
