@@ -10,7 +10,7 @@ use prost::{Message, Name};
 use super::{shown, store};
 use crate::protocol::Protocol;
 use crate::testing::*;
-use crate::{Delta, Kind, NAME_BYTES_MAX, RESOURCE_BYTES_MAX, StateOfTheWorld};
+use crate::{Delta, Kind, NAME_BYTES_MAX, RESOURCE_BYTES_MAX, StateOfTheWorld, Store};
 
 fn answer(kind: Kind, version: &str, nonce: &str, resources: Vec<Any>) -> DiscoveryResponse {
     DiscoveryResponse {
@@ -82,6 +82,15 @@ fn all<P: Protocol>(
     reply.verdict.iter().chain(&reply.requests).map(said).collect()
 }
 
+/// A conversation in which the cluster "pool" was told.
+fn with_a_pool() -> (StateOfTheWorld, Store) {
+    let (mut ads, mut store) = (StateOfTheWorld::new(node()), store());
+    ads.begin(&store);
+    let clusters = vec![any(&eds_cluster("pool"))];
+    all(&mut ads, &mut store, answer(Kind::Cluster, "1", "a", clusters), said);
+    (ads, store)
+}
+
 #[test]
 fn clusters_first_then_their_endpoints_then_listeners() {
     let (mut ads, mut store) = (StateOfTheWorld::new(node()), store());
@@ -124,14 +133,7 @@ fn clusters_first_then_their_endpoints_then_listeners() {
 
 #[test]
 fn what_is_good_is_taken_and_what_is_not_is_named() {
-    let (mut ads, mut store) = (StateOfTheWorld::new(node()), store());
-    ads.begin(&store);
-    all(
-        &mut ads,
-        &mut store,
-        answer(Kind::Cluster, "1", "a", vec![any(&eds_cluster("pool"))]),
-        said,
-    );
+    let (mut ads, mut store) = with_a_pool();
     let endpoints = any(&assignment("pool", &["10.0.0.11"], 80));
     all(&mut ads, &mut store, answer(Kind::Endpoints, "1", "b", vec![endpoints]), said);
     let web = any(&tcp_listener("web", "10.0.0.100", 80, "pool"));
@@ -177,14 +179,7 @@ fn what_is_good_is_taken_and_what_is_not_is_named() {
 /// Without a name nobody knows whose it is: then nothing is taken to be gone.
 #[test]
 fn garbage_takes_nothing_away() {
-    let (mut ads, mut store) = (StateOfTheWorld::new(node()), store());
-    ads.begin(&store);
-    all(
-        &mut ads,
-        &mut store,
-        answer(Kind::Cluster, "1", "a", vec![any(&eds_cluster("pool"))]),
-        said,
-    );
+    let (mut ads, mut store) = with_a_pool();
     let url = || Kind::Cluster.type_url().to_owned();
     let long = "x".repeat(NAME_BYTES_MAX + 1);
     let garbage: Vec<(Vec<Any>, &str)> = vec![
