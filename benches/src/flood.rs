@@ -140,7 +140,7 @@ impl Scene {
         };
         if is_bounded {
             tables.admission = Some(Arc::new(Admission::new(HASH_KEY)));
-            for service in &mut tables.services {
+            for service in tables.services.iter_mut().map(Arc::make_mut) {
                 service.gate = Some(Arc::new(Gate::new(BOUND)));
             }
         }

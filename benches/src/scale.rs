@@ -1,5 +1,6 @@
 //! What large configurations take: memory, and time to compile a change.
 
+use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,9 @@ use crate::world::{HASH_KEY, MAC};
 /// Of the first service; the others follow. No client has such an address.
 pub(crate) const FIRST_VIP: [u8; 4] = [12, 0, 0, 0];
 
+/// The service that changes.
+const CHANGED: u32 = 77;
+
 /// Prints both, for several shapes of configuration.
 pub(crate) fn report() -> Result<(), Failure> {
     println!("services  backends  first compile  a change: compile (state)  MiB  bytes/service");
@@ -34,7 +38,8 @@ fn measure(services: u32, backends: u32) -> Result<(), Failure> {
     let network = network(services * backends);
     let circumstances =
         Circumstances { now: Tick(0), ..Circumstances::new(&network.0, &network.1) };
-    let desired = desired(services, backends, 1)?;
+    let mut wanted = desired(services, backends)?;
+    let mut desired = DesiredState::empty(HASH_KEY).followed_by(wanted.clone()).map_err(told)?;
     let start = Instant::now();
     let mut tables = compile(&desired, &circumstances, None);
     let first = start.elapsed();
@@ -42,9 +47,11 @@ fn measure(services: u32, backends: u32) -> Result<(), Failure> {
     let kib = after.all_kib - before.all_kib;
     let mut changes = Vec::new();
     let mut states = Vec::new();
-    for weight in 2..7 {
+    // As a source tells of it: what has not changed is the same.
+    for weight in 2..13 {
         let start = Instant::now();
-        let desired = self::desired(services, backends, weight)?;
+        wanted[CHANGED as usize] = service(CHANGED, backends, weight)?;
+        desired = desired.followed_by(wanted.clone()).map_err(told)?;
         states.push(start.elapsed());
         let start = Instant::now();
         tables = compile(&desired, &circumstances, Some(&tables));
@@ -69,28 +76,32 @@ fn measure(services: u32, backends: u32) -> Result<(), Failure> {
 pub(crate) fn tables(services: u32, backends: u32) -> Result<Tables, Failure> {
     let (ports, next_hops) = network(services * backends);
     let circumstances = Circumstances { now: Tick(0), ..Circumstances::new(&ports, &next_hops) };
-    Ok(compile(&desired(services, backends, 1)?, &circumstances, None))
+    let desired = DesiredState::empty(HASH_KEY).followed_by(desired(services, backends)?);
+    Ok(compile(&desired.map_err(told)?, &circumstances, None))
 }
 
-/// All backends have weight 1, but one.
-fn desired(services: u32, backends: u32, weight: u32) -> Result<DesiredState, Failure> {
-    let service = |number: u32| {
-        let backend = |n: u32| {
-            let address = backend(number * backends + n);
-            let weight = if number == 77 && n == 0 { weight } else { 1 };
-            Backend { address, port: None, weight, drain: false, static_hop: None }
-        };
-        let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes(FIRST_VIP) + number));
-        let vip =
-            Vip { address: address.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
-        let spec = ServiceSpec {
-            backends: (0..backends).map(backend).collect(),
-            ..ServiceSpec::new(&format!("service{number}"), vip, Forward::L2dsr)
-        };
-        Service::new(spec).map_err(|findings| format!("{findings:?}"))
+fn desired(services: u32, backends: u32) -> Result<Vec<Arc<Service>>, Failure> {
+    (0..services).map(|number| service(number, backends, 1)).collect()
+}
+
+/// All backends have weight 1, but the first.
+fn service(number: u32, backends: u32, weight: u32) -> Result<Arc<Service>, Failure> {
+    let backend = |n: u32| {
+        let address = backend(number * backends + n);
+        let weight = if n == 0 { weight } else { 1 };
+        Backend { address, port: None, weight, drain: false, static_hop: None }
     };
-    let services: Vec<Service> = (0..services).map(service).collect::<Result<_, _>>()?;
-    Ok(DesiredState::new(HASH_KEY, services).map_err(|findings| format!("{findings:?}"))?)
+    let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes(FIRST_VIP) + number));
+    let vip = Vip { address: address.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
+    let spec = ServiceSpec {
+        backends: (0..backends).map(backend).collect(),
+        ..ServiceSpec::new(&format!("service{number}"), vip, Forward::L2dsr)
+    };
+    Ok(Arc::new(Service::new(spec).map_err(told)?))
+}
+
+fn told(findings: impl Debug) -> String {
+    format!("{findings:?}")
 }
 
 fn backend(number: u32) -> IpAddr {

@@ -51,7 +51,7 @@ pub struct Swept {
 #[must_use]
 pub fn sweep(tables: &Tables, (part, parts): (usize, usize), now: Tick) -> Swept {
     let services: BTreeMap<ServiceId, &ServiceTable> =
-        tables.services.iter().map(|service| (service.id, service)).collect();
+        tables.services.iter().map(|service| (service.id, &**service)).collect();
     let mut flows = BTreeMap::new();
     tables.tracker.sweep((part, parts), now, |seen| {
         let Some(service) = services.get(&seen.service) else { return true };
@@ -68,7 +68,7 @@ pub fn sweep(tables: &Tables, (part, parts): (usize, usize), now: Tick) -> Swept
         }
         is_over
     });
-    let leaving = tables.services.iter().flat_map(|service| {
+    let leaving = tables.leaving().flat_map(|service| {
         let members = service.roster.members().iter().zip(0..);
         let leaving = members.filter(|(member, _)| {
             let standing = member.as_ref().map(|member| member.standing);

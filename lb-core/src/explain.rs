@@ -53,7 +53,7 @@ pub fn explain(tables: &Tables, port: PortId, frame: &[u8], now: Tick) -> Option
     classify(&mut burst, tables);
     let known = *burst.meta(0);
     let is_services = matches!(burst.fate(0), Fate::Send(_));
-    let service = tables.services.get(known.service as usize).filter(|_| is_services);
+    let service = tables.service(known.service).filter(|_| is_services);
     burst.take(|_, _, _, _| ());
 
     let trial = trial(tables, &known, service, now);
@@ -86,13 +86,15 @@ fn trial(tables: &Tables, meta: &Meta, service: Option<&ServiceTable>, now: Tick
     let Some(service) = service else { return trial };
     trial.tracker = Arc::new(tables.tracker.trial(&Flow::new(meta, service), now));
     let Some(own) = trial.services.get_mut(meta.service as usize) else { return trial };
+    let own = Arc::make_mut(own);
     own.gate = service.gate.as_ref().map(|gate| Arc::new(gate.trial()));
     if let Some(pooled) = &mut own.pooled {
         let place = meta.rule.is_return().then_some(meta.slot);
         let hash = tables.hasher.hash(&meta.tuple, true);
         let before = Arc::clone(&pooled.pool);
         pooled.pool = Arc::new(before.trial(hash, place));
-        for pool in trial.pools.iter_mut().filter(|pool| Arc::ptr_eq(pool, &before)) {
+        let pools = Arc::make_mut(&mut trial.pools).iter_mut();
+        for pool in pools.filter(|pool| Arc::ptr_eq(pool, &before)) {
             *pool = Arc::clone(&pooled.pool);
         }
     }

@@ -341,6 +341,14 @@ impl ServiceSpec {
         }
     }
 
+    /// Does it claim what `other` does of what services may not share? Not, if its backends' answers have
+    /// to be told from those of others.
+    fn claims_as(&self, other: &Self) -> bool {
+        let [one, other] = [self, other]
+            .map(|spec| (&spec.name, spec.vip, spec.pool(), spec.forward.has_stations()));
+        one == other && !one.3
+    }
+
     /// The one port that a backend listens on: its own, else the service's; `None` where the service
     /// has several.
     #[must_use]
@@ -421,7 +429,7 @@ impl fmt::Debug for HashKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredState {
     hash_key: HashKey,
-    services: Vec<Arc<Service>>,
+    services: Arc<[Arc<Service>]>,
 }
 
 impl DesiredState {
@@ -430,36 +438,51 @@ impl DesiredState {
     /// # Errors
     /// Every finding, with the place of the service in the list.
     pub fn new(hash_key: HashKey, services: Vec<Service>) -> Result<Self, Vec<(usize, Finding)>> {
-        Self::shared(hash_key, services.into_iter().map(Arc::new).collect())
+        Self::empty(hash_key).followed_by(services.into_iter().map(Arc::new).collect())
     }
 
-    /// As [`DesiredState::new`], of services that others have, too.
+    /// As [`DesiredState::new`], of what is wanted after this. What is the same `Arc` as it was is not
+    /// checked again, if what has become of the others cannot be in its way.
     ///
     /// # Errors
     /// As there.
-    pub fn shared(
-        hash_key: HashKey,
-        services: Vec<Arc<Service>>,
-    ) -> Result<Self, Vec<(usize, Finding)>> {
-        let specs = services.iter().map(|service| (service.spec.name.as_str(), service.spec.vip));
-        let returns = ambiguous_returns(services.iter().map(|service| &service.spec));
-        let mut findings: Vec<_> = conflicts(specs)
+    pub fn followed_by(&self, services: Vec<Arc<Service>>) -> Result<Self, Vec<(usize, Finding)>> {
+        let new = Self { hash_key: self.hash_key, services: services.into() };
+        let is_as_before =
+            |(old, new): (&Arc<Service>, &Arc<Service>)| old.spec.claims_as(&new.spec);
+        if new.changed_since(self).is_some_and(|mut changed| changed.all(is_as_before)) {
+            return Ok(new);
+        }
+        let specs = || new.services.iter().map(|service| &service.spec);
+        let mut findings: Vec<_> = conflicts(specs().map(|spec| (spec.name.as_str(), spec.vip)))
             .into_iter()
-            .chain(returns)
-            .chain(pool_conflicts(services.iter().map(|service| &service.spec)))
+            .chain(ambiguous_returns(specs()))
+            .chain(pool_conflicts(specs()))
             .map(|conflict| (conflict.place, conflict.finding))
             .collect();
-        if services.len() > SERVICES_MAX {
-            let invalid = Invalid::TooManyServices(services.len());
+        if new.services.len() > SERVICES_MAX {
+            let invalid = Invalid::TooManyServices(new.services.len());
             findings.push((SERVICES_MAX, Finding { key: Key::Name, invalid }));
         }
-        if findings.is_empty() { Ok(Self { hash_key, services }) } else { Err(findings) }
+        if findings.is_empty() { Ok(new) } else { Err(findings) }
+    }
+
+    /// The services that are not the same `Arc` as those at their places in `old`: what was there, and
+    /// what is. `None`, if the places are not the same.
+    #[must_use]
+    pub fn changed_since<'a>(
+        &'a self,
+        old: &'a Self,
+    ) -> Option<impl Iterator<Item = (&'a Arc<Service>, &'a Arc<Service>)>> {
+        let both = old.services.iter().zip(&*self.services);
+        let has_same_places = old.services.len() == self.services.len();
+        has_same_places.then(|| both.filter(|(old, new)| !Arc::ptr_eq(old, new)))
     }
 
     /// No services.
     #[must_use]
     pub fn empty(hash_key: HashKey) -> Self {
-        Self { hash_key, services: Vec::new() }
+        Self { hash_key, services: Arc::default() }
     }
 
     /// With those of the services that `keep` says.
@@ -469,11 +492,21 @@ impl DesiredState {
         Self { hash_key: self.hash_key, services: services.collect() }
     }
 
-    /// The same, but that backends are drained that `is_drained` says, too.
+    /// The same, but that those backends of the named services are drained that `is_drained` says, too.
     #[must_use]
-    pub fn draining(&self, is_drained: impl Fn(&ServiceSpec, &Backend) -> bool) -> Self {
+    pub fn draining(
+        &self,
+        names: &BTreeSet<&str>,
+        is_drained: impl Fn(&ServiceSpec, &Backend) -> bool,
+    ) -> Self {
+        if names.is_empty() {
+            return self.clone();
+        }
         let drained = |service: &Arc<Service>| {
             let mut new = Arc::clone(service);
+            if !names.contains(&*service.spec.name) {
+                return new;
+            }
             for (place, backend) in service.spec.backends.iter().enumerate() {
                 if !backend.drain && is_drained(&service.spec, backend) {
                     Arc::make_mut(&mut new).spec.backends[place].drain = true;

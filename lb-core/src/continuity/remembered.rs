@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::{Growth, Member, NOBODY, Roster, Standing, Transitions};
 use crate::model::{
     Affinity, BACKENDS_MAX, Forward, SERVICES_MAX, SLOTS_MAX, Service, ServiceSpec, Vip,
@@ -134,7 +136,7 @@ impl Tables {
     /// What there is to remember of all services.
     #[must_use]
     pub fn remember(&self) -> Vec<Remembered> {
-        self.services.iter().map(Remembered::new).collect()
+        self.services.iter().map(|table| Remembered::new(table)).collect()
     }
 
     /// These tables, which have no services, as the successor of those that `services` were
@@ -146,8 +148,8 @@ impl Tables {
         let mut ids: Vec<ServiceId> = services.iter().map(|service| service.id).collect();
         ids.sort_unstable();
         let is_unique = ids.windows(2).all(|pair| pair[0] != pair[1]);
-        let services: Option<Vec<ServiceTable>> =
-            services.into_iter().map(|service| service.table(&nothing)).collect();
-        Some(Self { services: services.filter(|_| is_unique)?, ..self.clone() })
+        let tables = services.into_par_iter().map(|it| it.table(&nothing).map(Arc::new));
+        let services: Option<Vec<Arc<ServiceTable>>> = tables.collect();
+        Some(self.with_services(services.filter(|_| is_unique)?))
     }
 }

@@ -41,7 +41,7 @@ pub fn relay<F: Frame>(
     came_by: PortId,
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
-    let service = tables.services.get(meta.service as usize).ok_or(Exit::Punt)?;
+    let service = tables.service(meta.service).ok_or(Exit::Punt)?;
     let (l3, l4) = (usize::from(meta.l3_offset), usize::from(meta.l4_offset));
     let bytes = frame.bytes();
     let (header, message) = bytes

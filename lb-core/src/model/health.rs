@@ -49,6 +49,17 @@ impl Health {
         failed.is_some_and(|failed| failed.contains(&(backend.address, backend.port)))
     }
 
+    /// The services of which others had failed by `old`.
+    #[must_use]
+    pub fn changed_since<'a>(&'a self, old: &'a Self) -> BTreeSet<&'a str> {
+        if Arc::ptr_eq(&self.failed, &old.failed) {
+            return BTreeSet::new();
+        }
+        let either = self.failed.keys().chain(old.failed.keys());
+        let is_changed = |name: &&String| self.failed.get(*name) != old.failed.get(*name);
+        either.filter(is_changed).map(String::as_str).collect()
+    }
+
     /// How many backends have failed; one of several services counts once for each.
     #[must_use]
     pub fn failed_len(&self) -> usize {

@@ -45,7 +45,7 @@ fn admit_all<F: Frame>(
         if meta.rule != Rule::Flow || meta.tuple.protocol != TCP {
             return Ok(());
         }
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         let Some(gate) = &service.gate else { return Ok(()) };
         let door = Door { admission, gate, service: service.id, counters, now };
         let flags = segment(frame.bytes(), meta).and_then(|it| it.get(FLAGS)).copied();

@@ -28,7 +28,7 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
             others |= 1 << i;
             return Ok(());
         };
-        let Some(service) = tables.services.get(place as usize) else {
+        let Some(service) = tables.service(place) else {
             return Err(Exit::Punt);
         };
         meta.service = place;
@@ -144,7 +144,7 @@ fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
     let quote = icmp::quote(frame.get(meta.l4_offset.into()..end)?, is_ipv6)?;
     let Tunnelled { flow, kind, .. } = quote::tunnel::inside(quote, is_ipv6)?;
     let place = tables.vips.lookup(&flow)?;
-    let service = tables.services.get(place as usize)?;
+    let service = tables.service(place)?;
     let forward = service.source.spec().forward;
     if !matches!(forward, Forward::Tunnel(tunnel) if tunnel.kind == kind) {
         return None;
@@ -164,7 +164,7 @@ fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, Found)> {
     let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
         && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
-    let pooled = tables.services.get(service as usize)?.pooled.as_ref()?;
+    let pooled = tables.service(service)?.pooled.as_ref()?;
     Arc::ptr_eq(&pooled.pool, pool).then_some((service, found))
 }
 

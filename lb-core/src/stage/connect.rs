@@ -60,7 +60,7 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
 
 #[inline(always)]
 fn pooled<'a>(meta: &Meta, tables: &'a Tables) -> Option<(&'a ServiceTable, &'a Pooled)> {
-    let service = tables.services.get(meta.service as usize)?;
+    let service = tables.service(meta.service)?;
     Some((service, service.pooled.as_ref()?))
 }
 

@@ -33,7 +33,7 @@ pub fn forward<F: Frame>(
 ) {
     let came_by = burst.port();
     burst.for_each_request(|place, frame, meta, connection| {
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         let backend =
             service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
         #[expect(clippy::cast_possible_truncation, reason = "at most HOPS_MAX")]
@@ -77,7 +77,7 @@ fn back<F: Frame>(
         if meta.rule == Rule::TunnelError {
             return tunnel_error::relay(frame, meta, tables, came_by, (&mut *state, counters));
         }
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         let came = (place, came_by, port);
         match &service.pooled {
             None => {
@@ -276,6 +276,7 @@ fn back_of<F: Frame>(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
     use crate::burst::{Burst, Fate, WorkerId};
@@ -359,7 +360,8 @@ mod tests {
     #[test]
     fn without_a_way_or_a_backend_nothing_leaves() {
         let mut tables = tables([spec("near", "10.0.0.100", &["10.0.0.11"])]);
-        tables.services[0].backends = tables.services[0]
+        let service = Arc::make_mut(&mut tables.services[0]);
+        service.backends = service
             .backends
             .iter()
             .map(|entry| {

@@ -123,7 +123,7 @@ fn by_address(tuple: &Tuple, tables: &Tables) -> ByAddress {
 /// Is its backend found without ports?
 fn needs_no_ports(service: u32, meta: &Meta, tables: &Tables) -> bool {
     let has_ports = ports::header_bytes(meta.tuple.protocol).is_some();
-    let service = tables.services.get(service as usize);
+    let service = tables.service(service);
     !has_ports || service.is_some_and(|service| service.affinity == Affinity::Client)
 }
 

@@ -24,7 +24,7 @@ pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counte
         return select_in_change(burst, tables, counters, now);
     }
     burst.for_each_request(|_, _, meta, _| {
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         meta.backend = by_slot(meta, service)?;
         ask_for(meta, service);
         Ok(())
@@ -62,7 +62,7 @@ fn select_in_change<F: Frame>(
     let tracker = &*tables.tracker;
     let mut glances = [Glance::NONE; BURST_MAX];
     burst.for_each_request(|i, _, meta, _| {
-        if let Some(service) = tables.services.get(meta.service as usize)
+        if let Some(service) = tables.service(meta.service)
             && service.may_track(tracker)
         {
             glances[i] = tracker.glance(meta, service);
@@ -70,7 +70,7 @@ fn select_in_change<F: Frame>(
         Ok(())
     });
     burst.for_each_request(|i, frame, meta, _| {
-        let service = tables.services.get(meta.service as usize).ok_or(DropReason::NoBackend)?;
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         meta.backend = if service.may_track(tracker) {
             by_flow((frame.bytes(), meta), service, (tracker, counters), glances[i], now)?
         } else {

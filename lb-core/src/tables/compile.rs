@@ -4,15 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use arrayvec::ArrayVec;
+use ipnet::IpNet;
+use rayon::prelude::*;
 
-use super::next_hop::{HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
-use super::{
-    BackendEntry, Ends, HopEntry, Path, Pooled, Return, ServiceId, ServiceTable, SlotTable,
-    Station, Tables, VipIndex,
-};
+mod before;
+mod returns;
+mod ways;
+
+pub(super) use before::{Basis, Outlook};
+pub use ways::ways;
+
+use before::Before;
+use returns::returns;
+use ways::untunnelled;
+
+use super::next_hop::{HOPS_MAX, NextHops, Port, Unresolved};
+use super::{BackendEntry, HopEntry, Pooled, ServiceId, ServiceTable, SlotTable, Tables, VipIndex};
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::{Growth, Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
@@ -20,7 +28,7 @@ use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::model::{
     Affinity, Backend, DesiredState, Flows, Forward, FullNat, Health, PortRange, Protocol, Service,
-    ServiceSpec, StaticHop, Tunnel, Vip,
+    ServiceSpec, Vip,
 };
 use crate::pool::{self, Pool};
 use crate::rate::Tick;
@@ -58,7 +66,8 @@ impl Circumstances<'_> {
     }
 }
 
-/// Makes the next version of the tables. What did not change since `previous` is shared with it.
+/// Makes the next version of the tables. What did not change since `previous` is shared with it, and not
+/// looked at again: a change of one service of ten thousand costs little more than that service's table.
 ///
 /// A backend without a way to it takes no slots until it has one, nor does one that has failed. Which
 /// slots are whose does not depend on `previous`; but places and ids do, the transitions of slots,
@@ -69,33 +78,49 @@ pub fn compile(
     circumstances: &Circumstances<'_>,
     previous: Option<&Tables>,
 ) -> Tables {
-    let old: BTreeMap<&str, &ServiceTable> = previous
-        .iter()
-        .flat_map(|tables| &tables.services)
-        .map(|table| (table.source.spec().name.as_str(), table))
-        .collect();
     let tracker = previous
         .map_or_else(|| Arc::new(Tracker::new(TRACKED_MAX)), |tables| Arc::clone(&tables.tracker));
+    let before = Before::new(desired, circumstances, previous);
+    let pools = pools(desired, circumstances.pools, &before);
     let mut ids = Ids::new(previous, &tracker);
-    let pools = pools(desired, circumstances.pools, previous);
-    let services: Vec<ServiceTable> = desired
-        .services()
-        .iter()
-        .map(|service| {
-            let old = old.get(service.spec().name.as_str()).copied();
+    let mut services: Vec<Option<Arc<ServiceTable>>> = Vec::with_capacity(desired.services().len());
+    let mut outlooks = Vec::with_capacity(desired.services().len());
+    let mut to_make: Vec<ToMake<'_>> = Vec::new();
+    for (place, service) in desired.services().iter().enumerate() {
+        let (table, outlook) = before.unchanged(place, service).unzip();
+        if table.is_none() {
+            let old = before.named(place, service);
             let old = old.filter(|old| has_same_flows(old.source.spec(), service.spec()));
             let id = old.map_or_else(|| ids.next_free(), |old| old.id);
-            service_table(service, id, (circumstances, &pools), old)
-        })
-        .collect();
-    let vips = desired.services().iter().map(|service| service.spec().vip);
-    let (stations, returns) = returns(&services);
+            to_make.push((place, service, id, old));
+        }
+        services.push(table);
+        outlooks.push(outlook.unwrap_or_default());
+    }
+    let table_of = |&(_, service, id, old): &ToMake<'_>| {
+        let table = service_table(service, id, (circumstances, &pools), old.map(Arc::as_ref));
+        let is_same = |old: &&Arc<ServiceTable>| {
+            Arc::ptr_eq(&old.source, service) && old.decides_like(&table)
+        };
+        old.filter(is_same).map_or_else(|| Arc::new(table), Arc::clone)
+    };
+    let made: Vec<Arc<ServiceTable>> = to_make.par_iter().map(table_of).collect();
+    for ((place, ..), table) in to_make.iter().zip(made) {
+        outlooks[*place] = Outlook::of(&table);
+        services[*place] = Some(table);
+    }
+    let services: Vec<Arc<ServiceTable>> = services.into_iter().flatten().collect();
+    let (stations, returns) = before.returns(&services).unwrap_or_else(|| {
+        let (stations, returns) = returns(&services);
+        (VipIndex::new(stations.into_iter()), returns.into())
+    });
+    let vips = || desired.services().iter().map(|service| service.spec().vip);
     Tables {
         tracker,
-        admission: admission(desired, previous),
-        in_transition: services.iter().any(|service| service.transitions.is_some()),
+        admission: admission(desired, &before),
+        in_transition: outlooks.iter().any(|outlook| outlook.is_in_transition),
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
-        stations: VipIndex::new(stations.into_iter()),
+        stations,
         returns,
         pool_index: VipIndex::new(pools.iter().map(|pool| whole(pool.net()))),
         pools,
@@ -103,18 +128,26 @@ pub fn compile(
         version: previous.map_or(1, |tables| tables.version + 1),
         hasher: FlowHasher::new(desired.hash_key()),
         ports: Arc::clone(circumstances.ports),
-        vips: VipIndex::new(vips),
+        vips: before.vips().unwrap_or_else(|| VipIndex::new(vips())),
         services,
+        basis: Some(Basis::new(desired, circumstances, outlooks)),
     }
 }
 
+/// A service whose table has to be made: its place, its id, and the table of the version before.
+type ToMake<'a> = (usize, &'a Arc<Service>, ServiceId, Option<&'a Arc<ServiceTable>>);
+
 /// The one of the version before, if there was one with the same key.
-fn admission(desired: &DesiredState, previous: Option<&Tables>) -> Option<Arc<Admission>> {
+fn admission(desired: &DesiredState, before: &Before<'_>) -> Option<Arc<Admission>> {
+    let known = before.tables().and_then(|tables| tables.admission.as_ref());
+    if before.is_same(|spec| spec.syn.is_some()) {
+        return known.map(Arc::clone);
+    }
     if desired.services().iter().all(|service| service.spec().syn.is_none()) {
         return None;
     }
     let site = desired.hash_key();
-    let known = previous.and_then(|tables| tables.admission.as_ref()).filter(|it| it.is_of(site));
+    let known = known.filter(|it| it.is_of(site));
     Some(known.map_or_else(|| Arc::new(Admission::new(site)), Arc::clone))
 }
 
@@ -139,8 +172,12 @@ fn has_same_flows(old: &ServiceSpec, new: &ServiceSpec) -> bool {
 }
 
 /// The pools of all services, once each; those that were there before with their connections.
-fn pools(desired: &DesiredState, there: &[Arc<Pool>], previous: Option<&Tables>) -> Vec<Arc<Pool>> {
-    let old = previous.iter().flat_map(|tables| &tables.pools);
+fn pools(desired: &DesiredState, there: &[Arc<Pool>], before: &Before<'_>) -> Arc<[Arc<Pool>]> {
+    let old = before.tables().map(|tables| &tables.pools);
+    if let Some(old) = old.filter(|_| before.is_same(ServiceSpec::pool)) {
+        return Arc::clone(old);
+    }
+    let old = old.into_iter().flat_map(|pools| &**pools);
     let old: BTreeMap<IpNet, &Arc<Pool>> =
         there.iter().chain(old).map(|pool| (pool.net(), pool)).collect();
     let wanted = desired.pools();
@@ -173,69 +210,33 @@ fn whole(net: IpNet) -> Vip {
     Vip { address: net, ports: PortRange::ANY, protocol: Protocol::Any }
 }
 
-/// Where answers come from that the balancer translates back, and what they become.
-fn returns(services: &[ServiceTable]) -> (Vec<Vip>, Vec<Return>) {
-    // To clients of its family, and to those behind a prefix.
-    let mut found: BTreeMap<Vip, [Option<Return>; 2]> = BTreeMap::new();
-    // A backend that is leaving may be another service's already.
-    for is_wanted in [true, false] {
-        for (place, table) in (0..).zip(services) {
-            let spec = table.source.spec();
-            if !spec.forward.has_stations() {
-                continue;
-            }
-            let members = table.roster.serving();
-            for member in members.filter(|it| (it.standing == Standing::Wanted) == is_wanted) {
-                let backend = &member.backend;
-                let port = backend.port.and(spec.vip.ports.single());
-                let vip = station(spec.vip.address.addr(), port);
-                let client_prefix = spec.forward.client_prefix();
-                let returned = Return { service: place, vip, client_prefix, others: None };
-                let known = found.entry(spec.answers_of(backend)).or_default();
-                known[usize::from(client_prefix.is_some())].get_or_insert(returned);
-            }
-        }
-    }
-    let (stations, found): (Vec<Vip>, Vec<_>) = found.into_iter().unzip();
-    // A station has one place; what else its packets may be is behind them all.
-    let mut others = Vec::new();
-    let mut returns: Vec<Return> = Vec::new();
-    for [plain, prefixed] in found.iter().copied() {
-        let also = plain.filter(|_| prefixed.is_some());
-        let place = u32::try_from(found.len() + others.len()).ok().filter(|_| also.is_some());
-        others.extend(also);
-        returns.extend(prefixed.or(plain).map(|it| Return { others: place, ..it }));
-    }
-    returns.append(&mut others);
-    (stations, returns)
-}
-
-fn station(address: IpAddr, port: Option<u16>) -> Station {
-    Station { address: address_bytes(address), port: port.map(u16::to_be_bytes) }
-}
-
 /// Hands out the lowest ids that the previous version did not use: counters of a service that is
 /// gone are not another's as long as a worker may still add to them.
 struct Ids<'a> {
-    used: Vec<bool>,
+    previous: Option<&'a Tables>,
+    /// Looked for when the first is asked for.
+    used: Option<Vec<bool>>,
     next: u32,
     /// Flows of a service that is gone are not another's either.
     tracker: &'a Tracker,
 }
 
 impl<'a> Ids<'a> {
-    fn new(previous: Option<&Tables>, tracker: &'a Tracker) -> Self {
-        let mut used = Vec::new();
-        for table in previous.iter().flat_map(|tables| &tables.services) {
-            let id = table.id.0 as usize;
-            used.resize(used.len().max(id + 1), false);
-            used[id] = true;
-        }
-        Self { used, next: 0, tracker }
+    fn new(previous: Option<&'a Tables>, tracker: &'a Tracker) -> Self {
+        Self { previous, used: None, next: 0, tracker }
     }
 
     fn next_free(&mut self) -> ServiceId {
-        let is_used = |id: u32| self.used.get(id as usize).copied().unwrap_or(false);
+        let used = self.used.get_or_insert_with(|| {
+            let mut used = Vec::new();
+            for table in self.previous.iter().flat_map(|tables| &tables.services) {
+                let id = table.id.0 as usize;
+                used.resize(used.len().max(id + 1), false);
+                used[id] = true;
+            }
+            used
+        });
+        let is_used = |id: u32| used.get(id as usize).copied().unwrap_or(false);
         while is_used(self.next) || self.tracker.tracks(ServiceId(self.next)) {
             self.next += 1;
         }
@@ -408,76 +409,6 @@ fn entry(
             let path = untunnelled(backend, spec.forward);
             let is_looked_for = matches!(way, Err(Unresolved::Unknown));
             BackendEntry { path, may_serve: serves && is_looked_for, ..BackendEntry::NONE }
-        }
-    }
-}
-
-/// How packets travel to a backend, if not in a tunnel.
-fn untunnelled(backend: &Backend, forward: Forward) -> Path {
-    if !forward.translates() {
-        return Path::Plain;
-    }
-    Path::Nat(station(backend.address, backend.port), forward.client_prefix())
-}
-
-/// The next hops to a backend and how packets travel there, or why there is no way.
-///
-/// # Errors
-/// [`Unresolved`], in words for the operator.
-pub fn ways(
-    backend: &Backend,
-    forward: Forward,
-    ports: &[Port],
-    next_hops: &NextHops,
-) -> Result<(Hops, Path), Unresolved> {
-    let (hops, gateway) = match (&backend.static_hop, next_hops.get(&backend.address)) {
-        (Some(hop), _) => (static_way(backend.address, hop, ports).into_iter().collect(), None),
-        (None, Some(Ok(Resolved { hops, gateway }))) => (hops.clone(), *gateway),
-        (None, Some(Err(unresolved))) => return Err(unresolved.clone()),
-        (None, None) => return Err(Unresolved::Unknown),
-    };
-    match (forward, gateway) {
-        (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
-        (Forward::Tunnel(tunnel), _) => {
-            let ends = ends(backend.address, &tunnel, ports, &hops).ok_or(Unresolved::NoSource)?;
-            Ok((hops, Path::Tunnel(tunnel.kind, ends)))
-        }
-        _ => Ok((hops, untunnelled(backend, forward))),
-    }
-}
-
-/// By the named port, else by the one whose subnet has the address, else by the first.
-fn static_way(address: IpAddr, hop: &StaticHop, ports: &[Port]) -> Option<NextHop> {
-    let place = if let Some(name) = &hop.interface {
-        ports.iter().position(|port| port.name == *name)?
-    } else {
-        let is_on_link = |port: &Port| port.addresses.iter().any(|net| net.contains(&address));
-        ports.iter().position(is_on_link).unwrap_or(0)
-    };
-    let port = PortId(u8::try_from(place).ok()?);
-    Some(NextHop { port, mac: hop.mac, vlan: None })
-}
-
-/// The outer addresses from the balancer to a backend. The source is of the tunnel's prefix, if it has
-/// one of the family; else an address of the port that it leaves by; of any other port, if that one
-/// has none.
-fn ends(backend: IpAddr, tunnel: &Tunnel, ports: &[Port], hops: &Hops) -> Option<Ends> {
-    let out = hops.first().and_then(|hop| ports.get(hop.port.index()));
-    let mut candidates = out.into_iter().chain(ports);
-    match backend {
-        IpAddr::V4(dst) => {
-            let (src, vary_bits) = match tunnel.source {
-                Some(IpNet::V4(net)) => (net.network(), 32 - net.prefix_len()),
-                _ => (candidates.find_map(Port::ipv4)?, 0),
-            };
-            Some(Ends::Ipv4 { src: src.octets(), dst: dst.octets(), vary_bits })
-        }
-        IpAddr::V6(dst) => {
-            let (src, vary_bits) = match tunnel.source {
-                Some(IpNet::V6(net)) => (net.network(), (128 - net.prefix_len()).min(64)),
-                _ => (candidates.find_map(Port::ipv6)?, 0),
-            };
-            Some(Ends::ipv6(src.octets(), dst.octets(), vary_bits))
         }
     }
 }

@@ -14,8 +14,8 @@ use crate::drop_reason::DropReason;
 use crate::flow_hash::{FlowHasher, reduce};
 use crate::maglev;
 use crate::model::{
-    Affinity, ClientAddress, Forward, MssClamp, PortRange, Protocol, Service, ServiceSpec,
-    TunnelKind, Vip,
+    Affinity, ClientAddress, DesiredState, Forward, MssClamp, PortRange, Protocol, Service,
+    ServiceSpec, TunnelKind, Vip,
 };
 use crate::pool::Pool;
 use crate::rate::Tick;
@@ -29,6 +29,7 @@ pub mod fib;
 pub mod next_hop;
 mod vip_index;
 
+use compile::{Basis, Outlook};
 use next_hop::{HOPS_MAX, NextHop, Port, PortId};
 pub use vip_index::{ByAddress, VipIndex};
 
@@ -49,7 +50,7 @@ pub struct Tables {
     /// Destination → place in `services`.
     pub vips: VipIndex,
     /// In the order of the desired state.
-    pub services: Vec<ServiceTable>,
+    pub services: Vec<Arc<ServiceTable>>,
     /// The ports' own addresses, IPv4 as mapped.
     pub own: Vec<[u8; 16]>,
     /// The ways to clients.
@@ -57,10 +58,10 @@ pub struct Tables {
     /// Source of a packet from a backend → place in `returns`.
     pub stations: VipIndex,
     /// What becomes of answers that come through the balancer.
-    pub returns: Vec<Return>,
+    pub returns: Arc<[Return]>,
     /// What clients of `fullnat` stand behind. They outlive versions, and have a memory: see
     /// [`Pool`].
-    pub pools: Vec<Arc<Pool>>,
+    pub pools: Arc<[Arc<Pool>]>,
     /// Destination of an answer → place in `pools`.
     pub pool_index: VipIndex,
     /// The flows that changes touch. It outlives versions, and has a memory.
@@ -70,6 +71,8 @@ pub struct Tables {
     pub admission: Option<Arc<Admission>>,
     /// Is a slot of any service in transition?
     pub in_transition: bool,
+    /// Not for workers: what all this was made from.
+    basis: Option<Basis>,
 }
 
 impl Tables {
@@ -77,13 +80,8 @@ impl Tables {
     /// what is shared, not inside.
     #[must_use]
     pub fn decides_like(&self, other: &Self) -> bool {
-        let alike = |(a, b): (&ServiceTable, &ServiceTable)| {
-            Arc::ptr_eq(&a.slots, &b.slots)
-                && Arc::ptr_eq(&a.backends, &b.backends)
-                && a.roster == b.roster
-                && a.growth == b.growth
-                && a.transitions.as_ref().map(Arc::as_ptr)
-                    == b.transitions.as_ref().map(Arc::as_ptr)
+        let alike = |(a, b): (&Arc<ServiceTable>, &Arc<ServiceTable>)| {
+            Arc::ptr_eq(a, b) || a.decides_like(b)
         };
         self.fib == other.fib
             && self.services.len() == other.services.len()
@@ -92,6 +90,13 @@ impl Tables {
 }
 
 impl Tables {
+    /// The service at a place.
+    #[inline]
+    #[must_use]
+    pub fn service(&self, place: u32) -> Option<&ServiceTable> {
+        self.services.get(place as usize).map(Arc::as_ref)
+    }
+
     /// May a flow of any service be tracked, or become so?
     #[inline]
     #[must_use]
@@ -99,15 +104,41 @@ impl Tables {
         self.in_transition || !self.tracker.is_empty()
     }
 
+    /// What they were made of; `None`, if they were remembered.
+    #[must_use]
+    pub fn made_of(&self) -> Option<&DesiredState> {
+        self.basis.as_ref().map(Basis::desired)
+    }
+
+    /// The services with backends that are leaving; or all, if they were remembered.
+    pub fn leaving(&self) -> impl Iterator<Item = &ServiceTable> {
+        self.with_outlook(|outlook| outlook.has_leaving)
+    }
+
+    /// The services with backends that there is no way to; or all, if they were remembered.
+    pub fn awaiting_ways(&self) -> impl Iterator<Item = &ServiceTable> {
+        self.with_outlook(|outlook| outlook.awaits_ways)
+    }
+
+    fn with_outlook(&self, has: fn(&Outlook) -> bool) -> impl Iterator<Item = &ServiceTable> {
+        let outlook = move |place| self.basis.as_ref().and_then(|basis| basis.outlook(place));
+        let services = self.services.iter().enumerate();
+        let services = services.filter(move |(place, _)| outlook(*place).is_none_or(has));
+        services.map(|(_, service)| &**service)
+    }
+
+    /// These, with other services, whose tables were not made of anything that is known.
+    pub(crate) fn with_services(&self, services: Vec<Arc<ServiceTable>>) -> Self {
+        Self { services, basis: None, ..self.clone() }
+    }
+
     /// When the tables change by themselves, if nothing else changes before.
     #[must_use]
     pub fn next_change(&self) -> Option<Tick> {
-        let of = |service: &ServiceTable| {
-            let transition = service.transitions.as_ref().map(|it| it.next_end());
-            let others = service.roster.next_change().into_iter().chain(service.growth.next_step());
-            transition.into_iter().chain(others).min()
-        };
-        self.services.iter().filter_map(of).min()
+        match &self.basis {
+            Some(basis) => basis.next_change(),
+            None => self.services.iter().filter_map(|service| service.next_change()).min(),
+        }
     }
 }
 
@@ -192,6 +223,24 @@ impl ServiceTable {
     #[must_use]
     pub fn may_track(&self, tracker: &Tracker) -> bool {
         self.transitions.is_some() || tracker.tracks(self.id)
+    }
+
+    /// See [`Tables::decides_like`].
+    pub(crate) fn decides_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots, &other.slots)
+            && Arc::ptr_eq(&self.backends, &other.backends)
+            && self.without_slots == other.without_slots
+            && self.roster == other.roster
+            && self.growth == other.growth
+            && self.transitions.as_ref().map(Arc::as_ptr)
+                == other.transitions.as_ref().map(Arc::as_ptr)
+    }
+
+    /// When it changes by itself, if nothing else changes before.
+    pub(crate) fn next_change(&self) -> Option<Tick> {
+        let transition = self.transitions.as_ref().map(|it| it.next_end());
+        let others = self.roster.next_change().into_iter().chain(self.growth.next_step());
+        transition.into_iter().chain(others).min()
     }
 
     /// May the backend at `place` serve?

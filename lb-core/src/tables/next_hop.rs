@@ -1,10 +1,10 @@
 //! Where frames go on the link: what the kernel (or the configuration) knows of the way to a
 //! backend.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arrayvec::ArrayVec;
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::wire::ethernet::MacAddr;
@@ -113,5 +113,6 @@ pub struct Resolved {
     pub gateway: Option<IpAddr>,
 }
 
-/// What the kernel's side knows, by backend address.
-pub type NextHops = BTreeMap<IpAddr, Result<Resolved, Unresolved>>;
+/// What the kernel's side knows, by backend address. Cheap to clone, and what two of them have in common
+/// is soon found: whoever has an earlier one finds what has changed since.
+pub type NextHops = OrdMap<IpAddr, Result<Resolved, Unresolved>>;

@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -115,7 +116,7 @@ struct Range {
     has_next: bool,
 }
 
-/// The services' addresses. At most half full, so that a miss ends soon.
+/// The services' addresses. At most half full, so that a miss ends soon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct VipIndex {
     /// IPv4's, then IPv6's: the first of `shapes`, as far as there is one.
@@ -125,8 +126,8 @@ pub struct VipIndex {
     /// IPv4's, then IPv6's, by precedence.
     shapes: [Box<[Shape]>; 2],
     /// A power of two.
-    entries: Box<[Entry]>,
-    ranges: Box<[Range]>,
+    entries: Arc<[Entry]>,
+    ranges: Arc<[Range]>,
 }
 
 /// What is known of a packet's service without its ports.
@@ -150,6 +151,12 @@ impl ByAddress {
 }
 
 impl VipIndex {
+    /// Are both one?
+    #[cfg(test)]
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.entries, &other.entries)
+    }
+
     /// Builds the index of VIP → place in the list. VIPs are distinct, and ranges of the same
     /// address and protocol do not overlap.
     #[must_use]
@@ -182,7 +189,7 @@ impl VipIndex {
             first: shapes.each_ref().map(|shapes| shapes.first().copied().unwrap_or(Shape::NONE)),
             has_one_shape: shapes.each_ref().map(|shapes| shapes.len() <= 1),
             shapes: shapes.map(Into::into),
-            entries: hash_table(&entries),
+            entries: hash_table(&entries).into(),
             ranges: ranges.into(),
         }
     }
@@ -332,10 +339,10 @@ fn add_ranges(
     }
 }
 
-/// The entries by their hashes; beside those of single ports what says that there are some.
 /// Entries of a table, at least: so that few packets that are no service's find an entry of another key.
 const CAPACITY_MIN: usize = 64;
 
+/// The entries by their hashes; beside those of single ports what says that there are some.
 fn hash_table(entries: &[Entry]) -> Box<[Entry]> {
     let capacity = (entries.len() * 4).next_power_of_two().max(CAPACITY_MIN);
     let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity].into_boxed_slice();

@@ -144,10 +144,10 @@ impl Balancer {
 
     /// Hears of a flow from another balancer, whose places and ids are others.
     fn hear(&self, report: &Report, other: &Tables, now: Tick) {
-        let by_id = |service: &&ServiceTable| service.id == report.seen.service;
+        let by_id = |service: &&Arc<ServiceTable>| service.id == report.seen.service;
         let theirs = other.services.iter().find(by_id).unwrap();
         let spec = theirs.source.spec();
-        let is_same = |service: &&ServiceTable| service.source.spec().vip == spec.vip;
+        let is_same = |service: &&Arc<ServiceTable>| service.source.spec().vip == spec.vip;
         let service = self.tables.services.iter().find(is_same).unwrap();
         let mut names = theirs.roster.names(spec);
         let Some((name, _)) = names.find(|(_, place)| *place == report.seen.backend) else {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use etherparse::{IpNumber, TcpHeader};
 
 use super::*;
@@ -35,7 +37,7 @@ fn tables(backends: &[&str]) -> Tables {
 /// `other` with the connections of `tables`, as one version follows another.
 fn following(tables: &Tables, mut other: Tables) -> Tables {
     other.pools.clone_from(&tables.pools);
-    for service in &mut other.services {
+    for service in other.services.iter_mut().map(Arc::make_mut) {
         let pooled = service.pooled.as_mut().unwrap();
         pooled.pool = std::sync::Arc::clone(&tables.pools[0]);
     }
@@ -400,7 +402,7 @@ fn a_connection_leaves_a_backend_that_has_failed() {
     let opened = known(&before).unwrap();
     let failed = usize::from(opened.connection.place);
     let mut after = following(&before, tables(&list));
-    let service = &mut after.services[0];
+    let service = Arc::make_mut(&mut after.services[0]);
     let mut entries = service.backends.to_vec();
     (entries[failed].may_serve, entries[failed].hops) = (false, arrayvec::ArrayVec::new());
     service.backends = entries.into();

@@ -1,8 +1,12 @@
+mod history;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
 use crate::model::tests::{backend, spec};
-use crate::model::{AboveRate, HashKey, ServiceSpec, SynBound, TunnelKind};
+use crate::model::{AboveRate, HashKey, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind};
+use crate::tables::next_hop::{NextHop, PortId, Resolved};
+use crate::tables::{Ends, Path};
 use crate::wire::ethernet::MacAddr;
 
 /// Two ports; the second one's link has backends, too.
@@ -41,8 +45,9 @@ pub(crate) fn next_hops() -> NextHops {
         ("fd02::1", behind("fd00::1", &[hop(0, 1)])),
         ("10.0.0.98", Err(silent)),
     ]
-    .map(|(address, hops)| (address.parse().unwrap(), hops))
-    .into()
+    .into_iter()
+    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), hops))
+    .collect()
 }
 
 /// IP in IPv6.
@@ -208,10 +213,11 @@ fn each_way_to_a_backend_or_why_there_is_none() {
 #[test]
 fn outer_headers_borrow_a_source() {
     let next_hops = [(
-        "fd03::1".parse().unwrap(),
+        "fd03::1".parse::<IpAddr>().unwrap(),
         Ok(Resolved { hops: [hop(1, 9)].into_iter().collect(), gateway: None }),
     )];
-    let found = ways(&backend("fd03::1"), Forward::IPIP, &ports(), &next_hops.into());
+    let found =
+        ways(&backend("fd03::1"), Forward::IPIP, &ports(), &next_hops.into_iter().collect());
     assert_eq!(found.unwrap().1, ipv6_path("fd00::2".parse().unwrap(), "fd03::1"));
 }
 
@@ -326,7 +332,7 @@ fn a_backend_that_resolves_takes_its_slots() {
 fn ids_stay_with_their_services_and_are_used_again_one_version_later() {
     let [a, b, c, d] = ["a", "b", "c", "d"];
     let ids = |tables: &Tables| -> Vec<(String, u32)> {
-        let id = |table: &ServiceTable| (table.source.spec().name.clone(), table.id.0);
+        let id = |table: &Arc<ServiceTable>| (table.source.spec().name.clone(), table.id.0);
         tables.services.iter().map(id).collect()
     };
     let mut tables: Option<Tables> = None;

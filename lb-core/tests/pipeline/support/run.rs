@@ -372,10 +372,10 @@ fn check_totals(
     assert_eq!(counters.admitted.get(), expected.model.admitted());
     let (came, went) = counters.balance();
     assert_eq!(came, went);
-    let forwarded =
-        |table: &lb_core::tables::ServiceTable| counters.service(table.id).unwrap().frames.get();
-    let world = expected.world;
-    assert_eq!(world.tables.services.iter().map(forwarded).sum::<u64>(), traffic);
+    let services = expected.world.tables.services.iter();
+    let forwarded: u64 =
+        services.map(|table| counters.service(table.id).unwrap().frames.get()).sum();
+    assert_eq!(forwarded, traffic);
 }
 
 /// The worker's limit lets a tenth of a second's frames through at once (or one), and the rest as

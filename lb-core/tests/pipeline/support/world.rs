@@ -64,7 +64,7 @@ impl World {
     pub(crate) fn untouched(&self) -> Arc<Tables> {
         let mut tables = Tables::clone(&self.tables);
         tables.admission = Some(Arc::new(Admission::new(self.desired.hash_key())));
-        for service in &mut tables.services {
+        for service in tables.services.iter_mut().map(Arc::make_mut) {
             service.gate = service.gate.as_ref().map(|gate| Arc::new(Gate::new(gate.bound())));
         }
         Arc::new(tables)
@@ -380,8 +380,9 @@ fn fixed_next_hops() -> NextHops {
         ("fd00::41", on_link(0, 46)),
         ("fd01::41", resolved(&[gateway, other], Some("fd00::1"))),
     ]
-    .map(|(address, hops)| (address.parse().unwrap(), hops))
-    .into()
+    .into_iter()
+    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), hops))
+    .collect()
 }
 
 /// A backend of weight 1 that the kernel is asked about.
