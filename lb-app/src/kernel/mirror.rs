@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use ipnet::IpNet;
 use lb_core::tables::fib::Fib;
 use lb_core::tables::next_hop::{
     HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved,
 };
+use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use tokio::time::Instant;
@@ -30,6 +34,8 @@ const ASKS_MAX: usize = 100;
 const ASK_TICK: Duration = Duration::from_millis(50);
 /// Besides, clients that were flushed: 400 a second.
 const CLIENT_ASKS_MAX: usize = 20;
+/// Of more new stations than that, all neighbours are read at once.
+const READ_ONE_BY_ONE_MAX: usize = 100;
 
 /// What has become of a port's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +76,11 @@ pub(crate) struct Kernel {
     reach: Option<Reach>,
     /// The VIPs that we added, each with the index of its interface.
     vips: BTreeMap<IpAddr, u32>,
+    /// The backends that [`Self::resolve`] was asked for last, and what it answered.
+    asked: OrdSet<IpAddr>,
+    answers: NextHops,
+    /// Something has changed that answers go by.
+    is_stale: bool,
     /// Notices were lost: what is mirrored has to be asked for anew.
     lost: bool,
     /// [`Self::resolve`] took notices that its caller has to know of otherwise.
@@ -117,6 +128,9 @@ impl Kernel {
             neighbours: Neighbours::default(),
             reach: None,
             vips: BTreeMap::new(),
+            asked: OrdSet::new(),
+            answers: NextHops::new(),
+            is_stale: false,
             lost: false,
             news: false,
             next_ask: Instant::now(),
@@ -142,7 +156,7 @@ impl Kernel {
         let wanted = self.place(vips);
         let missing = wanted.iter().filter(|(vip, index)| !present.contains(&(**vip, **index)));
         let missing: Vec<_> = missing.map(|(vip, index)| (*vip, *index)).collect();
-        let before = std::mem::replace(&mut self.vips, wanted);
+        let before = mem::replace(&mut self.vips, wanted);
         let gone: Vec<_> =
             before.into_iter().filter(|(vip, _)| !self.vips.contains_key(vip)).collect();
 
@@ -179,29 +193,85 @@ impl Kernel {
     }
 
     /// The ways to `backends`, as the kernel knows them now, in one entry each. Has the kernel
-    /// find out MACs that it does not know; [`Self::changed`] says when it has.
+    /// find out MACs that it does not know; [`Self::changed`] says when it has. Looks only at new ones,
+    /// if nothing else has changed.
     ///
     /// # Errors
     /// Only if netlink does not work: what is wrong with one backend is in its entry.
     pub(crate) async fn resolve(
         &mut self,
-        backends: &BTreeSet<IpAddr>,
+        backends: &OrdSet<IpAddr>,
     ) -> Result<NextHops, KernelError> {
         let (notices, are_all) = self.notices.ready()?;
         self.apply_all(notices);
         if self.lost {
-            self.news = true;
+            (self.news, self.is_stale) = (true, true);
             self.lost = !are_all;
             self.read_anew().await?;
         }
         self.read_routes().await?;
-        let missing = self.routes.missing(backends);
+        let new = self.ask_for(backends);
+        // Until this has gone well.
+        let is_stale = mem::replace(&mut self.is_stale, true);
+        let looked_at = if is_stale { backends.iter().copied().collect() } else { new };
+        let missing = looked_at.iter().filter(|address| self.routes.get(**address).is_none());
+        let missing: Vec<IpAddr> = missing.copied().collect();
         let requests = missing.iter().copied().map(routes::request).collect();
         let answers = self.netlink.ask_all(requests).await?;
         for (address, answer) in missing.into_iter().zip(answers) {
             self.routes.set(address, answer);
         }
 
+        let mut stations = self.stations(&looked_at);
+        if let Some(reach) = &self.reach {
+            stations.extend(reach.gateways(&self.links));
+        }
+        let now = Instant::now();
+        if is_stale {
+            let released = self.neighbours.retain(&stations);
+            let requests = released.into_iter().map(neighbours::release).collect();
+            self.netlink.ask_all(requests).await?;
+        }
+        let new = self.neighbours.track(&stations, now);
+        let reads_all =
+            new.len() > READ_ONE_BY_ONE_MAX || self.reach.as_ref().is_some_and(|it| it.is_new);
+        if reads_all {
+            let read = self.read_neighbours().await;
+            self.or_later(read)?;
+        } else {
+            self.read_stations(new).await?;
+        }
+        if is_stale || reads_all {
+            let answer = |address: &IpAddr| (*address, self.answer(*address));
+            self.answers = backends.iter().map(answer).collect();
+        } else {
+            for address in looked_at {
+                self.answers.insert(address, self.answer(address));
+            }
+        }
+        self.is_stale = false;
+        Ok(self.answers.clone())
+    }
+
+    /// Notes that these are asked for; gives the new ones.
+    fn ask_for(&mut self, backends: &OrdSet<IpAddr>) -> Vec<IpAddr> {
+        let before = mem::replace(&mut self.asked, backends.clone());
+        let mut new = Vec::new();
+        for change in before.diff(backends) {
+            match change {
+                DiffItem::Add(address) => new.push(*address),
+                DiffItem::Remove(address) => {
+                    self.routes.remove(*address);
+                    // Others may be reached by the same station.
+                    self.is_stale = true;
+                }
+            }
+        }
+        new
+    }
+
+    /// The stations on the ways to these.
+    fn stations(&self, backends: &[IpAddr]) -> BTreeSet<neighbours::Key> {
         let mut stations = BTreeSet::new();
         for backend in backends {
             if let Some(Route::Ways(ways)) = self.routes.get(*backend) {
@@ -209,17 +279,7 @@ impl Kernel {
                 stations.extend(ours.map(|way| (way.index, way.gateway.unwrap_or(*backend))));
             }
         }
-        if let Some(reach) = &self.reach {
-            stations.extend(reach.gateways(&self.links));
-        }
-        let (released, any_new) = self.neighbours.track(&stations, Instant::now());
-        let requests = released.into_iter().map(neighbours::release).collect();
-        self.netlink.ask_all(requests).await?;
-        if any_new || self.reach.as_ref().is_some_and(|reach| reach.is_new) {
-            let read = self.read_neighbours().await;
-            self.or_later(read)?;
-        }
-        Ok(backends.iter().map(|backend| (*backend, self.answer(*backend))).collect())
+        stations
     }
 
     /// Are the ways to everybody wanted? Then [`Self::resolve`] reads them, too.
@@ -257,7 +317,7 @@ impl Kernel {
     /// # Errors
     /// If netlink does not work.
     pub(crate) async fn changed(&mut self) -> Result<(), KernelError> {
-        if std::mem::take(&mut self.news) {
+        if mem::take(&mut self.news) {
             return Ok(());
         }
         loop {
@@ -326,6 +386,7 @@ impl Kernel {
         };
         // Gateways are among the neighbours.
         self.reach.iter_mut().for_each(|reach| reach.fib_is_stale |= changed);
+        self.is_stale |= changed;
         changed
     }
 
@@ -363,7 +424,10 @@ impl Kernel {
             return Ok(());
         }
         match self.netlink.dump(Reach::request(), "routes").await {
-            Ok(dump) => reach.replace_routes(&dump, &self.links),
+            Ok(dump) => {
+                reach.replace_routes(&dump, &self.links);
+                self.is_stale = true; // gateways may not be asked about any more
+            }
             Err(KernelError::Unsettled(_)) => {} // and so still stale
             Err(error) => return Err(error),
         }
@@ -404,6 +468,19 @@ impl Kernel {
         if let Some(reach) = &mut self.reach {
             reach.learn_all(&dump, &self.links);
             reach.fib_is_stale = true; // gateways may have become known
+        }
+        Ok(())
+    }
+
+    /// Reads what the kernel knows of single stations.
+    async fn read_stations(&mut self, stations: Vec<neighbours::Key>) -> Result<(), KernelError> {
+        let requests = stations.into_iter().map(neighbours::look).collect();
+        let now = Instant::now();
+        // Most are not known yet, and refused.
+        for message in self.netlink.ask_all(requests).await?.into_iter().flatten().flatten() {
+            if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                self.neighbours.set(&message, now);
+            }
         }
         Ok(())
     }
@@ -509,7 +586,7 @@ mod tests {
             let (mut kernel, _taps) = Kernel::start(&[]).await.unwrap();
             kernel.or_later(Err(KernelError::Unsettled("routes"))).unwrap();
             kernel.changed().await.unwrap();
-            kernel.resolve(&BTreeSet::new()).await.unwrap();
+            kernel.resolve(&OrdSet::new()).await.unwrap();
             assert!(!kernel.lost, "read");
         });
     }

@@ -76,9 +76,8 @@ impl Neighbours {
         self.table.get(&key).map_or(Station::Unknown, |neighbour| neighbour.station)
     }
 
-    /// Tracks exactly `keys`. Gives those to [`release`], and says whether there are new ones, to
-    /// which a dump belongs.
-    pub(super) fn track(&mut self, keys: &BTreeSet<Key>, now: Instant) -> (Vec<Key>, bool) {
+    /// Tracks none but `keys`. Gives those to [`release`].
+    pub(super) fn retain(&mut self, keys: &BTreeSet<Key>) -> Vec<Key> {
         let mut released = Vec::new();
         let due = &mut self.due;
         self.table.retain(|key, neighbour| {
@@ -89,15 +88,20 @@ impl Neighbours {
             }
             wanted
         });
-        let mut any_new = false;
+        released
+    }
+
+    /// Tracks these, too. Gives those that are new, of which nothing is known yet.
+    pub(super) fn track(&mut self, keys: &BTreeSet<Key>, now: Instant) -> Vec<Key> {
+        let mut new = Vec::new();
         for key in keys {
             self.table.entry(*key).or_insert_with(|| {
-                any_new = true;
-                due.insert((now, *key));
+                new.push(*key);
+                self.due.insert((now, *key));
                 Neighbour { station: Station::Unknown, before: None, asked: None, due: Some(now) }
             });
         }
-        (released, any_new)
+        new
     }
 
     /// Takes a dump.
@@ -204,6 +208,11 @@ pub(super) fn ask((index, address): Key) -> Request {
     (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
 }
 
+/// Asks what the kernel knows of a station.
+pub(super) fn look((index, address): Key) -> Request {
+    (RouteNetlinkMessage::GetNeighbour(message(index, address)), 0)
+}
+
 /// Asks the kernel to find out a station's MAC, and to forget it as it pleases.
 pub(super) fn ask_once((index, address): Key) -> Request {
     let mut message = message(index, address);
@@ -271,7 +280,8 @@ mod tests {
 
     fn tracking(key: Key, now: Instant) -> Neighbours {
         let mut neighbours = Neighbours::default();
-        assert_eq!(neighbours.track(&BTreeSet::from([key]), now), (vec![], true));
+        assert_eq!(neighbours.track(&BTreeSet::from([key]), now), [key]);
+        assert_eq!(neighbours.track(&BTreeSet::from([key]), now), [], "no new one");
         neighbours
     }
 
@@ -345,7 +355,8 @@ mod tests {
         neighbours.track(&keys, now);
         assert_eq!(neighbours.take_due(now, 2), [permanent, asked]);
         neighbours.set(&notice(permanent, NeighbourState::Permanent), now);
-        assert_eq!(neighbours.track(&BTreeSet::new(), now), (vec![asked], false));
+        assert_eq!(neighbours.retain(&keys), []);
+        assert_eq!(neighbours.retain(&BTreeSet::new()), [asked]);
         assert_eq!(neighbours.next_due(), None);
     }
 }

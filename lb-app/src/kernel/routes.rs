@@ -1,6 +1,6 @@
 //! The kernel's routes to backends: looked up once, and again when a route changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -43,10 +43,9 @@ impl Routes {
         self.0.get(&address)
     }
 
-    /// Forgets all but `backends`; gives those of them that are to be looked up.
-    pub(super) fn missing(&mut self, backends: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        self.0.retain(|address, _| backends.contains(address));
-        backends.iter().copied().filter(|address| !self.0.contains_key(address)).collect()
+    /// Forgets a backend.
+    pub(super) fn remove(&mut self, address: IpAddr) {
+        self.0.remove(&address);
     }
 
     pub(super) fn set(&mut self, address: IpAddr, answer: Answer) {
@@ -152,19 +151,23 @@ mod tests {
 
     #[test]
     fn a_changed_route_concerns_the_backends_within_its_prefix() {
-        let backends: BTreeSet<IpAddr> =
-            ["10.0.0.11", "10.1.0.11", "fd00::11"].map(|text| text.parse().unwrap()).into();
+        let backends: [IpAddr; 3] =
+            ["10.0.0.11", "10.1.0.11", "fd00::11"].map(|text| text.parse().unwrap());
         let mut routes = Routes::default();
-        assert_eq!(routes.missing(&backends).len(), 3);
-        for address in routes.missing(&backends) {
+        for address in backends {
             routes.set(address, Err(Errno::ENETUNREACH));
         }
-        assert_eq!(routes.missing(&backends), [] as [IpAddr; 0]);
+        let is_known = |routes: &Routes| backends.map(|address| routes.get(address).is_some());
+        assert_eq!(is_known(&routes), [true; 3]);
 
         assert!(!routes.forget("10.2.0.0/16".parse().unwrap()));
         assert!(routes.forget("10.1.0.0/16".parse().unwrap()));
-        assert_eq!(routes.missing(&backends), ["10.1.0.11".parse::<IpAddr>().unwrap()]);
+        assert_eq!(is_known(&routes), [true, false, true]);
+        routes.remove(backends[0]);
+        assert_eq!(is_known(&routes), [false, false, true]);
         assert!(routes.forget("::/0".parse().unwrap()));
+        assert!(!routes.forget_all());
+        routes.set(backends[0], Err(Errno::ENETUNREACH));
         assert!(routes.forget_all());
         assert!(!routes.forget_all());
     }

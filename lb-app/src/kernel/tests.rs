@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use imbl::OrdSet;
 use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use lb_core::wire::ethernet::MacAddr;
 
@@ -30,8 +31,8 @@ fn lan0() -> Port {
     port("lan0", LAN0, &["10.0.0.2/24", "fd00::2/64"])
 }
 
-fn addresses<const N: usize>(texts: [&str; N]) -> BTreeSet<IpAddr> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
+fn addresses<const N: usize, All: FromIterator<IpAddr>>(texts: [&str; N]) -> All {
+    texts.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect()
 }
 
 fn hop(mac: &str) -> NextHop {
@@ -60,7 +61,7 @@ impl Lan {
     /// Resolves until `done`, as the balancer does: when something changed.
     async fn resolve_until(
         &mut self,
-        backends: &BTreeSet<IpAddr>,
+        backends: &OrdSet<IpAddr>,
         done: impl Fn(&NextHops) -> bool,
     ) -> NextHops {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -80,7 +81,7 @@ impl Lan {
     /// The MAC that answers to `client` go to, by now.
     async fn way(&mut self, client: &str) -> Option<MacAddr> {
         self.kernel.want_fib(true);
-        self.kernel.resolve(&BTreeSet::new()).await.unwrap();
+        self.kernel.resolve(&OrdSet::new()).await.unwrap();
         let client: IpAddr = client.parse().unwrap();
         let fib = self.kernel.fib(&[lan0()]);
         fib.lookup(&address_bytes(client), client.is_ipv6(), 0).map(|hop| hop.macs[0])
@@ -145,7 +146,7 @@ fn ports_without_a_kernel_side_have_no_interface() {
         kernel.set_vips(&addresses(["10.0.0.101"])).await.unwrap();
         let hops = kernel.resolve(&addresses(["10.1.0.11"])).await.unwrap();
         let foreign = Unresolved::ForeignInterface("lan1".into());
-        assert_eq!(hops, NextHops::from([("10.1.0.11".parse().unwrap(), Err(foreign))]));
+        assert_eq!(hops, NextHops::unit("10.1.0.11".parse().unwrap(), Err(foreign)));
     });
 }
 
@@ -333,8 +334,10 @@ fn why_there_is_no_way() {
             ("172.16.0.11", Unresolved::ForeignInterface("eth0".into())),
             ("10.0.0.77", Unresolved::NoNeighbour("10.0.0.77".parse().unwrap(), "lan0".into())),
         ];
-        let expected: NextHops =
-            cases.into_iter().map(|(text, why)| (text.parse().unwrap(), Err(why))).collect();
+        let expected: NextHops = cases
+            .into_iter()
+            .map(|(text, why)| (text.parse::<IpAddr>().unwrap(), Err(why)))
+            .collect();
         let backends = expected.keys().copied().collect();
         lan.resolve_until(&backends, |hops| *hops == expected).await;
     });
@@ -391,7 +394,7 @@ fn lost_notices_cause_a_new_start() {
         ip("neigh add 10.0.0.12 lladdr 02:00:00:00:00:12 dev lan0");
         let backends = addresses(["10.0.0.12", "192.0.2.1"]);
         let hops = lan.kernel.resolve(&backends).await.unwrap();
-        assert!(hops[&"10.0.0.12".parse().unwrap()].is_ok());
+        assert!(hops[&"10.0.0.12".parse::<IpAddr>().unwrap()].is_ok());
         // More than any buffer takes, and what matters at the end.
         let flood = (0..20_000).map(|i| {
             let verb = if i % 2 == 0 { "add" } else { "del" };
@@ -412,8 +415,8 @@ fn ten_thousand_backends_are_resolved_within_a_second() {
     block_on_in_namespace(async || {
         let far = port("lan0", LAN0, &["10.0.0.2/16"]);
         let (mut kernel, _taps) = Kernel::start(&[far]).await.unwrap();
-        let backends: BTreeSet<IpAddr> = (1..=10_000u16)
-            .map(|i| [10, 0, 1 + i.to_be_bytes()[0], i.to_be_bytes()[1]].into())
+        let backends: OrdSet<IpAddr> = (1..=10_000u16)
+            .map(|i| IpAddr::from([10, 0, 1 + i.to_be_bytes()[0], i.to_be_bytes()[1]]))
             .collect();
         ip_batch(
             backends.iter().map(|b| format!("neigh add {b} lladdr 02:00:00:00:00:11 dev lan0")),
@@ -436,8 +439,9 @@ fn more_stations_than_the_kernels_neighbour_limit() {
     block_on_in_namespace(async || {
         let mut lan = Lan::new().await;
         ip("route add 10.2.0.0/16 dev lan0");
-        let backends: BTreeSet<IpAddr> =
-            (0..3_000u16).map(|i| [10, 2, i.to_be_bytes()[0], i.to_be_bytes()[1]].into()).collect();
+        let backends: OrdSet<IpAddr> = (0..3_000u16)
+            .map(|i| IpAddr::from([10, 2, i.to_be_bytes()[0], i.to_be_bytes()[1]]))
+            .collect();
         lan.far.ip("route add local 10.2.0.0/16 dev lo");
         let start = Instant::now();
         lan.resolve_until(&backends, all_resolved).await;
