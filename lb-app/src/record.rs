@@ -160,6 +160,10 @@ impl From<&Remembered> for ServiceRecord {
 }
 
 impl ServiceRecord {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// For how many slots memory is taken when it is read: of its table, and of its transitions.
     pub(crate) fn slots(&self) -> u64 {
         let moved = self.transitions.as_ref().map_or(0, |transitions| transitions.slots);

@@ -5,7 +5,7 @@
 //! * `flows`: a header, and the memory of [`Tracker`], which workers write as they go. It is mapped,
 //!   so it is up to date whenever and however the process ends.
 //! * `services`: places, weights and transitions, written before every version of the tables that is
-//!   published. It says which `flows` it belongs to.
+//!   published: those that have changed. It says which `flows` it belongs to.
 //! * `pool-*`: the connections of a pool of `fullnat`, as `flows`. They stand for themselves.
 //!
 //! The first two are believed together or not at all: not if they are of another layout, of another start of
@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::mem;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use ipnet::IpNet;
 use lb_core::continuity::{Remembered, Tracker};
 use lb_core::pool::Pool;
 use lb_core::rate::Tick;
-use lb_core::tables::Tables;
+use lb_core::tables::{ServiceTable, Tables};
 use lb_core::tuple::Tuple;
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -77,6 +78,7 @@ pub(crate) struct Memory {
     /// The connections of `fullnat`: of those that are wanted, as far as there is memory for them.
     pools: Vec<Arc<Pool>>,
     wanted: BTreeSet<IpNet>,
+    written: Option<Written>,
     /// When we were here last.
     alive: &'static AtomicU64,
     /// The same of the process before, if there was one whose memory this is.
@@ -100,9 +102,12 @@ struct Identity {
 /// Flows of which peers have not been told yet, at most, of either kind.
 const NEWS: usize = 1 << 16;
 
+/// Changes of services are written behind all of them until they are as many bytes, or so many.
+const CHANGES_BYTES_MIN: usize = 1 << 16;
+
 const MAGIC: u64 = u64::from_le_bytes(*b"weirflow");
 /// Of both files. To be counted up when either changes, or what is in it.
-const LAYOUT: u64 = 5;
+const LAYOUT: u64 = 6;
 /// The word of the header that is changed again and again; what is in front of it is never.
 const ALIVE: usize = 7;
 /// Words of the header: a page.
@@ -153,7 +158,8 @@ impl Memory {
         let tracker = Tracker::over(flows, flows_max).map(|it| Arc::new(it.with_news(NEWS)));
         let tracker = tracker.ok_or_else(|| as_failed(io::ErrorKind::OutOfMemory.into()))?;
         let tables = before.and_then(|before| {
-            let tables = Tables { tracker: Arc::clone(&tracker), ..empty.clone() };
+            let mut tables = empty.clone();
+            tables.tracker = Arc::clone(&tracker);
             tables.resume(before.services)
         });
         if let Some(tables) = &tables {
@@ -168,8 +174,18 @@ impl Memory {
         }
         let directory = directory.into();
         let (pools, wanted) = (Vec::new(), BTreeSet::new());
-        let memory =
-            Self { directory, identity, tracker, pools, wanted, alive, last_alive, _lock: lock };
+        let written = None;
+        let memory = Self {
+            directory,
+            identity,
+            tracker,
+            pools,
+            wanted,
+            written,
+            alive,
+            last_alive,
+            _lock: lock,
+        };
         Ok((memory, tables))
     }
 
@@ -213,17 +229,59 @@ impl Memory {
     }
 
     /// Remembers what services are like: before a version of the tables is published.
-    pub(crate) fn save(&self, tables: &Tables) {
-        let path = self.directory.join("services");
+    pub(crate) fn save(&mut self, tables: &Arc<Tables>) {
+        let written = self.written.take().and_then(|written| written.followed_by(tables));
+        let written = written.map_or_else(|| self.write(tables), Ok);
+        self.written = written
+            .inspect_err(|error| {
+                let path = self.directory.join("services");
+                warn!("{}: {error}; the next process will not go on from here", path.display());
+            })
+            .ok();
+    }
+
+    /// Writes all of it.
+    fn write(&self, tables: &Arc<Tables>) -> io::Result<Written> {
         let new = self.directory.join("services.new");
-        let written = services::encode(&self.identity, &tables.remember()).and_then(|bytes| {
-            remove(&new)?;
-            open(&new)?.write_all(&bytes)?;
-            fs::rename(&new, &path)
-        });
-        if let Err(error) = written {
-            warn!("{}: {error}; the next process will not go on from here", path.display());
+        let bytes = services::encode(&self.identity, &tables.remember())?;
+        remove(&new)?;
+        let mut file = open(&new)?;
+        file.write_all(&bytes)?;
+        fs::rename(&new, self.directory.join("services"))?;
+        let room = bytes.len().max(CHANGES_BYTES_MIN);
+        Ok(Written { file, room, tables: Arc::clone(tables) })
+    }
+}
+
+/// The file `services`, as it was written last.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    /// Bytes of changes that it may get, until all of it is written again.
+    room: usize,
+    tables: Arc<Tables>,
+}
+
+impl Written {
+    /// With what has changed. `None`: all of it is to be written.
+    fn followed_by(mut self, tables: &Arc<Tables>) -> Option<Self> {
+        let name = |table: &ServiceTable| table.source.spec().name.clone();
+        let before = mem::replace(&mut self.tables, Arc::clone(tables));
+        if before.services.len() != tables.services.len() {
+            return None;
         }
+        let both = before.services.iter().zip(&tables.services);
+        let changed: Vec<_> = both.filter(|(old, new)| !Arc::ptr_eq(old, new)).collect();
+        if changed.iter().any(|(old, new)| name(old) != name(new)) {
+            return None;
+        }
+        let changed: Vec<_> = changed.iter().map(|(_, new)| Remembered::new(new)).collect();
+        if !changed.is_empty() {
+            let bytes = services::encode_changed(&changed).ok()?;
+            self.room = self.room.checked_sub(bytes.len())?;
+            self.file.write_all(&bytes).ok()?;
+        }
+        Some(self)
     }
 }
 

@@ -1,34 +1,85 @@
-//! The file `services`: one `postcard` message, and its checksum.
+//! The file `services`: what services are like, and after it, what has become of single ones. So a change of
+//! one of ten thousand writes one.
+//!
+//! A row of frames: how many bytes the message has, its checksum, and a `postcard` message. Of a frame that
+//! was not written whole the tables were never in force, so it is passed over.
 
+use std::collections::HashMap;
 use std::io;
 
 use lb_core::continuity::Remembered;
+use serde::{Deserialize, Serialize};
 
 use super::{Identity, LAYOUT, Refused};
 use crate::record::ServiceRecord;
 
-const CHECKSUM_BYTES: usize = 4;
+/// Bytes in front of a message.
+const HEAD_BYTES: usize = 8;
 
+/// What the first frame begins with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Beginning {
+    layout: u64,
+    identity: Identity,
+}
+
+/// All services.
 pub(super) fn encode(identity: &Identity, services: &[Remembered]) -> io::Result<Vec<u8>> {
-    let records: Vec<ServiceRecord> = services.iter().map(ServiceRecord::from).collect();
-    let mut bytes = postcard::to_stdvec(&(LAYOUT, identity, records)).map_err(io::Error::other)?;
-    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    let beginning = Beginning { layout: LAYOUT, identity: *identity };
+    frame(&(beginning, records(services)))
+}
+
+/// Services that have become others.
+pub(super) fn encode_changed(services: &[Remembered]) -> io::Result<Vec<u8>> {
+    frame(&records(services))
+}
+
+fn records(services: &[Remembered]) -> Vec<ServiceRecord> {
+    services.iter().map(ServiceRecord::from).collect()
+}
+
+fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; HEAD_BYTES];
+    bytes = postcard::to_extend(message, bytes).map_err(io::Error::other)?;
+    let message = &bytes[HEAD_BYTES..];
+    let length = u32::try_from(message.len()).map_err(io::Error::other)?;
+    let checksum = crc32fast::hash(message);
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
     Ok(bytes)
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<(Identity, Vec<Remembered>), Refused> {
-    let (message, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(Refused::Damaged)?;
-    if crc32fast::hash(message) != u32::from_le_bytes(*checksum) {
-        return Err(Refused::Damaged);
-    }
+pub(super) fn decode(mut bytes: &[u8]) -> Result<(Identity, Vec<Remembered>), Refused> {
     let damaged = |_| Refused::Damaged;
-    let (layout, rest) = postcard::take_from_bytes::<u64>(message).map_err(damaged)?;
+    let message = next(&mut bytes)?.ok_or(Refused::Damaged)?;
+    let (layout, _) = postcard::take_from_bytes::<u64>(message).map_err(damaged)?;
     if layout != LAYOUT {
         return Err(Refused::Version);
     }
-    let (identity, records) =
-        postcard::from_bytes::<(Identity, Vec<ServiceRecord>)>(rest).map_err(damaged)?;
+    let (beginning, mut records) =
+        postcard::from_bytes::<(Beginning, Vec<ServiceRecord>)>(message).map_err(damaged)?;
+    let names = records.iter().map(|record| record.name().to_owned());
+    let places: HashMap<String, usize> = names.zip(0..).collect();
+    while let Some(message) = next(&mut bytes)? {
+        for record in postcard::from_bytes::<Vec<ServiceRecord>>(message).map_err(damaged)? {
+            let place = *places.get(record.name()).ok_or(Refused::Damaged)?;
+            records[place] = record;
+        }
+    }
     let services: Option<Vec<Remembered>> =
         records.into_iter().map(ServiceRecord::remembered).collect();
-    Ok((identity, services.ok_or(Refused::Damaged)?))
+    Ok((beginning.identity, services.ok_or(Refused::Damaged)?))
+}
+
+/// Takes the next frame's message off. `None`: there is none that is whole.
+fn next<'a>(bytes: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Refused> {
+    let Some((head, rest)) = bytes.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
+    let [a, b, c, d, checksum @ ..] = *head;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    let Some((message, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+    if crc32fast::hash(message) != u32::from_le_bytes(checksum) {
+        return Err(Refused::Damaged);
+    }
+    *bytes = rest;
+    Ok(Some(message))
 }

@@ -72,11 +72,11 @@ fn reopen(directory: &Path) -> (Memory, Option<Tables>) {
 fn the_next_process_goes_on_from_there() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("deep/edge-1");
-    let (memory, before) = reopen(&path);
+    let (mut memory, before) = reopen(&path);
     assert!(before.is_none(), "there was none");
     assert_eq!(memory.away(now()), None);
     memory.note_alive();
-    let tables = empty(7).resume(services()).unwrap();
+    let tables = Arc::new(empty(7).resume(services()).unwrap());
     memory.save(&tables);
     let tracker = Arc::clone(memory.tracker());
     drop(memory);
@@ -134,28 +134,67 @@ fn what_does_not_fit_is_refused_as_a_whole() {
     ];
     for (name, damage, expect) in cases {
         let directory = TempDir::new().unwrap();
-        let (memory, _) = reopen(directory.path());
-        memory.save(&empty(7).resume(services()).unwrap());
+        let (mut memory, _) = reopen(directory.path());
+        memory.save(&Arc::new(empty(7).resume(services()).unwrap()));
         let mut ours = memory.identity;
         ours.pair = 0;
         drop(memory);
         assert!(before(directory.path(), &ours).unwrap().is_some(), "{name}");
         damage(directory.path());
         assert_eq!(before(directory.path(), &ours).err(), Some(expect), "{name}");
-        let (memory, before) = reopen(directory.path());
+        let (mut memory, before) = reopen(directory.path());
         assert!(before.is_none() && memory.tracker().is_empty(), "{name}");
         // And it begins anew, for good.
-        memory.save(&empty(7).resume(services()).unwrap());
+        memory.save(&Arc::new(empty(7).resume(services()).unwrap()));
         drop(memory);
         assert!(reopen(directory.path()).1.is_some(), "{name}");
     }
     // Of another configuration.
     let directory = TempDir::new().unwrap();
-    let (memory, _) = reopen(directory.path());
-    memory.save(&empty(7).resume(services()).unwrap());
+    let (mut memory, _) = reopen(directory.path());
+    memory.save(&Arc::new(empty(7).resume(services()).unwrap()));
     drop(memory);
     assert!(Memory::open(directory.path(), FLOWS, &empty(8)).unwrap().1.is_none());
     assert!(Memory::open(directory.path(), FLOWS * 2, &empty(8)).unwrap().1.is_none());
+}
+
+/// What has changed is written behind what was there; of what was not written whole, nothing is known.
+#[test]
+fn changes_follow() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("services");
+    let (mut memory, _) = reopen(directory.path());
+    let first = Arc::new(empty(7).resume(services()).unwrap());
+    memory.save(&first);
+    let all = fs::read(&path).unwrap();
+    let mut changed = services();
+    changed[1].id = lb_core::tables::ServiceId(9);
+    let mut second = (*first).clone();
+    second.services[1] = empty(7).resume(changed.clone()).unwrap().services.remove(1);
+    memory.save(&Arc::new(second));
+    let both = fs::read(&path).unwrap();
+    assert!(both.starts_with(&all) && both.len() < all.len() * 2, "one of two services is added");
+    drop(memory);
+    assert_eq!(reopen(directory.path()).1.unwrap().remember(), changed);
+    for length in [all.len(), all.len() + 5, both.len() - 1] {
+        fs::write(&path, &both[..length]).unwrap();
+        assert_eq!(reopen(directory.path()).1.unwrap().remember(), services(), "{length}");
+    }
+    let mut turned = both.clone();
+    *turned.last_mut().unwrap() ^= 1;
+    fs::write(&path, &turned).unwrap();
+    assert!(reopen(directory.path()).1.is_none(), "a bit turned over");
+    // Another list of services is written anew, and so is one that has changed for long.
+    let (mut memory, _) = reopen(directory.path());
+    memory.save(&first);
+    let mut fewer = (*first).clone();
+    fewer.services.remove(0);
+    memory.save(&Arc::new(fewer));
+    assert!(fs::read(&path).unwrap().len() < all.len());
+    for _ in 0..CHANGES_BYTES_MIN / 10 {
+        memory.save(&Arc::new(empty(7).resume(services()).unwrap()));
+    }
+    assert!(fs::read(&path).unwrap().len() < 2 * CHANGES_BYTES_MIN);
 }
 
 /// Whatever is in the file, it is refused or makes sense.
@@ -164,11 +203,12 @@ fn any_bytes() {
     let good =
         services::encode(&Identity { boot: [1, 2], key: 3, flows_max: 4, pair: 5 }, &services())
             .unwrap();
-    for place in 0..good.len() - 4 {
+    for place in 8..good.len() {
         for value in [0, 1, 0x7f, 0x80, 0xff] {
-            let mut bytes = good[..good.len() - 4].to_vec();
+            let mut bytes = good.clone();
             bytes[place] = value;
-            bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+            let checksum = crc32fast::hash(&bytes[8..]).to_le_bytes();
+            bytes[4..8].copy_from_slice(&checksum);
             if let Ok((_, services)) = services::decode(&bytes) {
                 let _ = empty(7).resume(services);
             }
