@@ -1,6 +1,7 @@
 //! The one task that owns what is wanted and what is true, and makes tables of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+mod asked;
+mod difference;
 mod drains;
 mod sources;
 mod sweeper;
 mod unresolved;
 
+use asked::Asked;
+use difference::Difference;
 use drains::DrainsFile;
 pub(crate) use drains::{DrainError, Drains, Which};
 pub(crate) use sweeper::FlowCounts;
@@ -151,7 +156,9 @@ pub(crate) struct Control {
     drains_file: DrainsFile,
     /// What follows from both.
     desired: DesiredState,
-    next_hops: Arc<NextHops>,
+    /// The backends that the kernel is asked about, and what it says.
+    asked: Asked,
+    next_hops: NextHops,
     checkers: Checkers,
     peers: Peers,
     /// Which backends may not serve, as last looked at.
@@ -187,6 +194,7 @@ impl Control {
         let nothing = DesiredState::empty(config.desired.hash_key());
         let next_hops = NextHops::new();
         let mut empty = compile(&nothing, &Circumstances::new(&ports, &next_hops), None);
+        let asked = Asked::new(nothing);
         let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
         let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
         empty.tracker = Arc::clone(memory.tracker());
@@ -231,7 +239,8 @@ impl Control {
             drains: Arc::new(drains),
             drains_file,
             desired,
-            next_hops: Arc::new(next_hops),
+            asked,
+            next_hops,
             checkers,
             peers,
             health: Health::default(),
@@ -242,6 +251,7 @@ impl Control {
             _guards: guards,
         };
         control.checkers.check(&control.desired);
+        control.kernel.want_fib(needs_fib(&control.desired));
         control.peers.talk(control.peers.prepare(control.config.site.peering.as_ref())?);
         let is_restart = control.memory.away(started).is_some_and(|away| away < RESTART_MAX);
         let patience = if is_restart { AFTER_RESTART } else { AFTER_AN_ABSENCE };
@@ -301,10 +311,9 @@ impl Control {
     /// Asks for the ways to backends, and to clients if anything but answers about their own packets
     /// goes there.
     async fn resolve(&mut self) -> Result<(), KernelError> {
-        let desired = &self.desired;
-        self.kernel.want_fib(needs_fib(desired));
-        self.next_hops = Arc::new(self.kernel.resolve(&asked(desired, &self.tables)).await?);
-        self.checkers.follow_ways(desired, &self.ports, &self.next_hops);
+        let asked = self.asked.follow(&self.desired, &self.tables);
+        self.next_hops = self.kernel.resolve(asked).await?;
+        self.checkers.follow_ways(&self.desired, &self.ports, &self.next_hops);
         Ok(())
     }
 
@@ -313,14 +322,14 @@ impl Control {
         takes_no_restart(&self.config, &config)?;
         let (wanted, drains, desired) = self.with(State::of_file(&config))?;
         let peers = self.peers.prepare(config.site.peering.as_ref())?;
-        self.prepare(&desired).await?;
+        let difference = self.prepare(&desired).await?;
         if config.site.peering != self.config.site.peering {
             self.peers.talk(peers);
         }
         self.config = Arc::new(config);
         self.wanted = Arc::new(wanted);
         self.follow_drains(drains);
-        self.want(desired).await?;
+        self.want(desired, difference).await?;
         Ok(())
     }
 
@@ -334,9 +343,9 @@ impl Control {
         let change = if drain { Drains::with } else { Drains::without };
         let (drains, services) = change(&self.drains, which, wanted)?;
         let desired = drains.applied_to(wanted);
-        self.prepare(&desired).await?;
+        let difference = self.prepare(&desired).await?;
         self.follow_drains(drains);
-        self.want(desired).await?;
+        self.want(desired, difference).await?;
         Ok(services)
     }
 
@@ -348,20 +357,38 @@ impl Control {
     }
 
     /// Does what of a change may be refused: new VIPs first; old ones go last, since they are in use.
-    async fn prepare(&mut self, desired: &DesiredState) -> Result<(), KernelError> {
-        self.checkers.prepare(desired, &self.ports)?;
-        let both = vips(desired).union(&vips(&self.desired)).copied().collect();
-        self.kernel.set_vips(&both).await
+    async fn prepare(&mut self, desired: &DesiredState) -> Result<Difference, KernelError> {
+        let difference = Difference::between(&self.desired, desired);
+        if difference.checks {
+            self.checkers.prepare(desired, &self.ports)?;
+        }
+        if difference.addresses {
+            let both = vips(desired).union(&vips(&self.desired)).copied().collect();
+            self.kernel.set_vips(&both).await?;
+        }
+        Ok(difference)
     }
 
     /// Puts what was prepared in force.
-    async fn want(&mut self, desired: DesiredState) -> Result<(), KernelError> {
+    async fn want(
+        &mut self,
+        desired: DesiredState,
+        difference: Difference,
+    ) -> Result<(), KernelError> {
         self.desired = desired;
-        self.checkers.check(&self.desired);
+        if difference.checks {
+            self.checkers.check(&self.desired);
+        }
+        if difference.modes {
+            self.kernel.want_fib(needs_fib(&self.desired));
+        }
         self.health = self.known_health();
         self.resolve().await?;
         self.put_in_force().await;
-        self.kernel.set_vips(&vips(&self.desired)).await
+        if difference.addresses {
+            self.kernel.set_vips(&vips(&self.desired)).await?;
+        }
+        Ok(())
     }
 
     /// Returns when the world has changed, or what is wanted of it; see [`Kernel::changed`],
@@ -490,7 +517,7 @@ impl Control {
             in_force: self.in_force(),
             health: self.health.clone(),
             drains: Arc::clone(&self.drains),
-            next_hops: Arc::clone(&self.next_hops),
+            next_hops: self.next_hops.clone(),
             flows: Arc::clone(self.sweeper.flows()),
             baselines: Arc::clone(&self.baselines),
             workers: self.cpus.iter().copied().zip(counters).collect(),
@@ -526,14 +553,17 @@ impl Control {
 
     /// Publishes, and waits until every worker has said that it goes by the new version.
     async fn publish(&mut self, tables: Tables) {
-        self.tables = Arc::new(tables);
+        let before = mem::replace(&mut self.tables, Arc::new(tables));
         self.sweeper.begin();
         self.memory.save(&self.tables);
-        self.baselines = Arc::new(self.baselines.next(&self.tables, self.workers.counters()));
+        let baselines = self.baselines.next(&before, &self.tables, self.workers.counters());
+        if let Some(baselines) = baselines {
+            self.baselines = Arc::new(baselines);
+        }
         let version = self.publisher.publish(&self.tables);
         self.peers.follow(&self.tables);
         debug_assert_eq!(version, self.tables.version, "counted apart");
-        self.unresolved.log(&self.desired, &self.ports, &self.next_hops);
+        self.unresolved.log(&self.tables, &self.next_hops);
         let deadline = Instant::now() + ACKNOWLEDGE_MAX;
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
@@ -545,11 +575,10 @@ impl Control {
         }
         self.publisher.reclaim();
         self.show();
-        let services = self.desired.services();
-        let backends: usize = services.iter().map(|service| service.spec().backends.len()).sum();
         info!(
-            "version {version} is in force on every worker: services {}, backends {backends}",
-            services.len()
+            "version {version} is in force on every worker: services {}, backends {}",
+            self.desired.services().len(),
+            self.asked.backends()
         );
     }
 }
@@ -585,15 +614,6 @@ fn vips(desired: &DesiredState) -> BTreeSet<IpAddr> {
 fn needs_fib(desired: &DesiredState) -> bool {
     let has_news = |forward| !matches!(forward, Forward::L2dsr);
     desired.services().iter().any(|service| has_news(service.spec().forward))
-}
-
-/// The backends that the kernel is asked about: those that are wanted, and that may serve still.
-fn asked(desired: &DesiredState, tables: &Tables) -> BTreeSet<IpAddr> {
-    let services = desired.services().iter();
-    let wanted = services.flat_map(|service| &service.spec().backends);
-    let known = tables.services.iter().flat_map(|service| service.roster.serving());
-    let backends = wanted.chain(known.map(|member| &member.backend));
-    backends.filter(|backend| backend.static_hop.is_none()).map(|b| b.address).collect()
 }
 
 /// Each TAP with its port's queues.

@@ -22,16 +22,31 @@ type Totals = (u64, u64);
 pub(crate) struct Baselines(BTreeMap<ServiceId, (Arc<str>, Totals)>);
 
 impl Baselines {
-    /// Notes the ids that `tables` gives to other services than before.
+    /// Notes the ids that `tables` gives to other services than `before`; `None`, if there are none.
     #[must_use]
-    pub(crate) fn next(&self, tables: &Tables, workers: &[Arc<Counters>]) -> Self {
-        let entry = |table: &ServiceTable| {
+    pub(crate) fn next(
+        &self,
+        before: &Tables,
+        tables: &Tables,
+        workers: &[Arc<Counters>],
+    ) -> Option<Self> {
+        let is_known = |(old, new): (&Arc<ServiceTable>, &Arc<ServiceTable>)| {
+            let name = |table: &Arc<ServiceTable>| table.source.spec().name.clone();
+            Arc::ptr_eq(old, new) || (old.id, name(old)) == (new.id, name(new))
+        };
+        let is_same = before.services.len() == self.0.len()
+            && before.services.len() == tables.services.len()
+            && before.services.iter().zip(&tables.services).all(is_known);
+        if is_same {
+            return None;
+        }
+        let entry = |table: &Arc<ServiceTable>| {
             let name = table.source.spec().name.as_str();
             let known = self.0.get(&table.id).filter(|(known, _)| **known == *name).cloned();
             let counted = || totals(table.id, workers.iter().map(|counters| &**counters));
             (table.id, known.unwrap_or_else(|| (name.into(), counted())))
         };
-        Self(tables.services.iter().map(entry).collect())
+        Some(Self(tables.services.iter().map(entry).collect()))
     }
 
     /// What a service has counted since it is there.

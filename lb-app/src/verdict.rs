@@ -48,7 +48,7 @@ impl Verdict {
         let is_return = meta.rule != Rule::TunnelError && meta.rule.is_return()
             || is_answered && addressed.is_none();
         let place = if is_return { Some(meta.service) } else { addressed };
-        let service = place.and_then(|place| tables.services.get(place as usize));
+        let service = place.and_then(|place| tables.service(place));
         let spec = service.map(|service| service.source.spec());
         let mut verdict = Self {
             word: DROP,

@@ -48,7 +48,7 @@ fn decision(tables: &Tables, flow: &Flow, opens: bool, now: Tick) -> Option<Deci
     let verdict = Verdict::new(tables, &trace.meta, trace.fate)?;
     // Also of what is dropped there is a slot.
     let service = tables.vips.lookup(&trace.meta.tuple);
-    let service = service.and_then(|place| tables.services.get(place as usize));
+    let service = service.and_then(|place| tables.service(place));
     let by_slot = |table: &ServiceTable| {
         let slot = lb_core::flow_hash::reduce(trace.meta.hash, table.slots.len());
         Some((slot, *table.slots.slots().get(slot as usize)?))

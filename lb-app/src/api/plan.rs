@@ -53,7 +53,7 @@ fn tables(view: &View, wanted: &DesiredState, now: Tick) -> Tables {
 fn services(view: &View, new: &Tables) -> Vec<ServicePlan> {
     let name = |table: &ServiceTable| table.source.spec().name.clone();
     let mut old: BTreeMap<String, &ServiceTable> =
-        view.tables.services.iter().map(|table| (name(table), table)).collect();
+        view.tables.services.iter().map(|table| (name(table), &**table)).collect();
     let mut plans: Vec<ServicePlan> = new
         .services
         .iter()

@@ -244,7 +244,8 @@ impl Balancer for Server {
     ) -> Result<Response<Self::ListServicesStream>, Status> {
         let view = self.view()?;
         let places = places(&view, request.into_inner().service.as_deref())?;
-        let service = move |place| Some(state::service(&view, view.tables.services.get(place)?));
+        let service =
+            move |place: usize| view.tables.services.get(place).map(|it| state::service(&view, it));
         Ok(told(places.filter_map(service)))
     }
 
@@ -254,8 +255,9 @@ impl Balancer for Server {
     ) -> Result<Response<Self::ListBackendsStream>, Status> {
         let view = self.view()?;
         let places = places(&view, request.into_inner().service.as_deref())?;
-        let backends =
-            move |place| view.tables.services.get(place).map(|table| state::backends(&view, table));
+        let backends = move |place: usize| {
+            view.tables.services.get(place).map(|it| state::backends(&view, it))
+        };
         Ok(told(places.filter_map(backends).flatten()))
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn view(config: &Config) -> View {
         tables,
         health,
         drains: Arc::default(),
-        next_hops: Arc::new(next_hops),
+        next_hops,
         flows: Arc::new(BTreeMap::from([((web, 1), 7)])),
         baselines: Arc::default(),
         workers: [(3, counters)].into(),

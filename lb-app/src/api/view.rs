@@ -31,7 +31,7 @@ pub(crate) struct View {
     /// Who was drained by command.
     pub(crate) drains: Arc<Drains>,
     /// The ways to backends, and why there are none.
-    pub(crate) next_hops: Arc<NextHops>,
+    pub(crate) next_hops: NextHops,
     /// Tracked flows, by service and place of their backend, as last counted.
     pub(crate) flows: Arc<FlowCounts>,
     /// What the ids of services had counted before the services had them.

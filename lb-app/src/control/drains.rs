@@ -47,8 +47,7 @@ impl Drains {
 
     /// What is wanted then.
     pub(crate) fn applied_to(&self, desired: &DesiredState) -> DesiredState {
-        let names = self.services();
-        desired.draining(|spec, backend| names.contains(&*spec.name) && self.has(spec, backend))
+        desired.draining(&self.services(), |spec, backend| self.has(spec, backend))
     }
 
     /// Those that have drained backends: few, and only theirs need to be looked at.
@@ -59,6 +58,9 @@ impl Drains {
     /// Those of backends that are wanted: for the others it was said in vain, or is over.
     pub(crate) fn retained(&self, desired: &DesiredState) -> Self {
         let names = self.services();
+        if names.is_empty() {
+            return Self::default();
+        }
         let specs = desired.services().iter().map(|service| service.spec());
         let specs = specs.filter(|spec| names.contains(&*spec.name));
         let wanted =

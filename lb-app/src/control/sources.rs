@@ -40,10 +40,10 @@ impl Control {
     /// the tables.
     async fn take(&mut self, state: State) -> Result<u64, Refused> {
         let (wanted, drains, desired) = self.with(state)?;
-        self.prepare(&desired).await?;
+        let difference = self.prepare(&desired).await?;
         self.wanted = Arc::new(wanted);
         self.follow_drains(drains);
-        self.want(desired).await?;
+        self.want(desired, difference).await?;
         Ok(self.version())
     }
 

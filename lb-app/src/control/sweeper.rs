@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_core::continuity::{self, Standing};
+use lb_core::continuity;
 use lb_core::rate::Tick;
 use lb_core::tables::{ServiceId, Tables};
 
@@ -77,11 +77,7 @@ impl Sweeper {
     /// Is there anything to go over: flows, numbers of them, or a backend that may leave when it has
     /// none?
     pub(super) fn has_work(&self, tables: &Tables) -> bool {
-        let members = tables.services.iter().flat_map(|service| service.roster.serving());
-        let is_leaving = |standing: &Standing| matches!(standing, Standing::Leaving(_));
-        !tables.tracker.is_empty()
-            || !self.flows.is_empty()
-            || members.into_iter().any(|member| is_leaving(&member.standing))
+        !tables.tracker.is_empty() || !self.flows.is_empty() || tables.leaving().next().is_some()
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use lb_core::model::DesiredState;
 use lb_core::tables::compile::ways;
-use lb_core::tables::next_hop::{NextHops, Port};
+use lb_core::tables::next_hop::NextHops;
+use lb_core::tables::{ServiceTable, Tables};
 use tracing::{info, warn};
 
 /// Backends that are named, after each change.
@@ -18,15 +19,17 @@ pub(super) struct Unresolved(BTreeMap<(String, IpAddr), String>);
 
 impl Unresolved {
     /// Says which backends take no traffic now, and which do again.
-    pub(super) fn log(&mut self, desired: &DesiredState, ports: &[Port], next_hops: &NextHops) {
+    pub(super) fn log(&mut self, tables: &Tables, next_hops: &NextHops) {
         let mut now = BTreeMap::new();
-        for service in desired.services() {
-            let spec = service.spec();
+        // As nearly always, there is nobody of whom it could be said that there is a way again.
+        let services: Vec<&ServiceTable> = if self.0.is_empty() {
+            tables.awaiting_ways().collect()
+        } else {
+            tables.services.iter().map(Arc::as_ref).collect()
+        };
+        for spec in services.into_iter().map(|table| table.source.spec()) {
             for backend in &spec.backends {
-                let way = ways(backend, spec.forward, ports, next_hops);
-                if way.is_ok() && self.0.is_empty() {
-                    continue; // as nearly always
-                }
+                let way = ways(backend, spec.forward, &tables.ports, next_hops);
                 let key = (spec.name.clone(), backend.address);
                 match way {
                     Err(why) => drop(now.insert(key, why.to_string())),

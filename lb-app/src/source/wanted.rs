@@ -22,30 +22,38 @@ pub(crate) struct Wanted {
     states: BTreeMap<Source, Arc<State>>,
     desired: DesiredState,
     /// By the service's name.
-    sources: HashMap<String, Source>,
+    sources: Arc<HashMap<String, Source>>,
 }
 
 impl Wanted {
     pub(crate) fn nothing(hash_key: HashKey) -> Self {
         let desired = DesiredState::empty(hash_key);
-        Self { states: BTreeMap::new(), desired, sources: HashMap::new() }
+        Self { states: BTreeMap::new(), desired, sources: Arc::default() }
     }
 
     /// With `state` in place of what its source wanted before.
     pub(crate) fn with(&self, state: State) -> Result<Self, Overlaps> {
         let mut states = self.states.clone();
-        states.insert(state.source.clone(), Arc::new(state));
+        let (source, services) = (state.source.clone(), state.services.len());
+        let old = states.insert(source, Arc::new(state));
+        let is_as_long = old.is_some_and(|old| old.services.len() == services);
         let services = states.values().flat_map(|state| &state.services);
         let services: Vec<Arc<Service>> = services.map(Arc::clone).collect();
-        let desired = DesiredState::shared(self.desired.hash_key(), services)
-            .map_err(|_| Overlaps::of(&states))?;
+        let desired = self.desired.followed_by(services).map_err(|_| Overlaps::of(&states))?;
+        let has_name =
+            |(old, new): (&Arc<Service>, &Arc<Service>)| old.spec().name == new.spec().name;
+        let same_places = desired.changed_since(&self.desired).filter(|_| is_as_long);
+        if same_places.is_some_and(|mut changed| changed.all(has_name)) {
+            let sources = Arc::clone(&self.sources);
+            return Ok(Self { states, desired, sources });
+        }
         let of_state = |state: &Arc<State>| {
             let source = state.source.clone();
             let names = state.services.iter().map(|service| service.spec().name.clone());
             names.map(move |name| (name, source.clone())).collect::<Vec<_>>()
         };
         let sources = states.values().flat_map(of_state).collect();
-        Ok(Self { states, desired, sources })
+        Ok(Self { states, desired, sources: Arc::new(sources) })
     }
 
     /// In the order of the sources.
