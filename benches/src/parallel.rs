@@ -207,7 +207,7 @@ struct Control {
 
 impl Control {
     fn new(drained: u16) -> Result<Self, Failure> {
-        let resolved = || Ok(Resolved { hops: Hops::from_iter([hop(1)]), gateway: None });
+        let resolved = || Arc::new(Ok(Resolved { hops: Hops::from_iter([hop(1)]), gateway: None }));
         let next_hops = (0..BACKENDS).map(|n| (address(n), resolved())).collect();
         let mut tables = tables_without(None, &next_hops, None)?;
         tables.tracker = Arc::new(Tracker::new(2 * FLOWS));

@@ -118,7 +118,7 @@ fn network(backends: u32) -> (Arc<[Port]>, NextHops) {
         udp_checksums: false,
     };
     let hop = NextHop { port: PortId(0), mac: MacAddr([2, 0, 0, 0, 1, 1]), vlan: None };
-    let resolved = || Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None });
-    let next_hops = (0..backends).map(|number| (backend(number), resolved())).collect();
+    let resolved = Arc::new(Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None }));
+    let next_hops = (0..backends).map(|number| (backend(number), Arc::clone(&resolved))).collect();
     (Arc::new([port]), next_hops)
 }

@@ -121,7 +121,8 @@ struct Network {
 impl Network {
     fn new() -> Result<Self, Failure> {
         let ports = ports()?;
-        let resolved = |n| Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None });
+        let resolved =
+            |n| Arc::new(Ok(Resolved { hops: Hops::from_iter([hop(n)]), gateway: None }));
         let numbers = (1..=2 * BACKENDS).flat_map(|n| [(n, false), (n, true)]);
         let next_hops = numbers.map(|(n, is_ipv6)| (backend(n, is_ipv6), resolved(n))).collect();
         Ok(Self { ports, next_hops, pools: Vec::new() })

@@ -298,7 +298,7 @@ impl Control {
         let deadline = Instant::now() + FIRST_RESOLVE_MAX;
         loop {
             self.resolve().await?;
-            if self.next_hops.values().all(Result::is_ok) && !self.kernel.awaits_gateways() {
+            if self.next_hops.values().all(|it| it.is_ok()) && !self.kernel.awaits_gateways() {
                 return Ok(());
             }
             tokio::select! {

@@ -57,7 +57,10 @@ pub(crate) fn next_hops(desired: &DesiredState, ports: &[Port]) -> NextHops {
                 mac: MacAddr([2, 0, octets[12], octets[13], octets[14], octets[15]]),
                 vlan: None,
             };
-            (backend.address, Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None }))
+            (
+                backend.address,
+                Arc::new(Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None })),
+            )
         })
         .collect()
 }

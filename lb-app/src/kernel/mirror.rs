@@ -12,7 +12,7 @@ use imbl::ordset::DiffItem;
 use ipnet::IpNet;
 use lb_core::tables::fib::Fib;
 use lb_core::tables::next_hop::{
-    HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved,
+    Answer, HOPS_MAX, Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -241,19 +241,19 @@ impl Kernel {
         } else {
             self.read_stations(new).await?;
         }
-        if is_stale || reads_all {
-            let answer = |address: &IpAddr| (*address, self.answer(*address));
-            self.answers = backends.iter().map(answer).collect();
-        } else {
-            for address in looked_at {
-                self.answers.insert(address, self.answer(address));
-            }
+        let looked_at = if reads_all { backends.iter().copied().collect() } else { looked_at };
+        let mut last: Option<Answer> = None;
+        for address in looked_at {
+            let answer = self.answer(address);
+            let shared = last.filter(|last| **last == answer).unwrap_or_else(|| Arc::new(answer));
+            self.answers.insert(address, Arc::clone(&shared));
+            last = Some(shared);
         }
         self.is_stale = false;
         Ok(self.answers.clone())
     }
 
-    /// Notes that these are asked for; gives the new ones.
+    /// Notes that these are asked for, and forgets the others; gives the new ones.
     fn ask_for(&mut self, backends: &OrdSet<IpAddr>) -> Vec<IpAddr> {
         let before = mem::replace(&mut self.asked, backends.clone());
         let mut new = Vec::new();
@@ -262,6 +262,7 @@ impl Kernel {
                 DiffItem::Add(address) => new.push(*address),
                 DiffItem::Remove(address) => {
                     self.routes.remove(*address);
+                    self.answers.remove(address);
                     // Others may be reached by the same station.
                     self.is_stale = true;
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdSet;
@@ -104,7 +105,7 @@ impl Lan {
 }
 
 fn all_resolved(hops: &NextHops) -> bool {
-    hops.values().all(Result::is_ok)
+    hops.values().all(|it| it.is_ok())
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn ports_without_a_kernel_side_have_no_interface() {
         kernel.set_vips(&addresses(["10.0.0.101"])).await.unwrap();
         let hops = kernel.resolve(&addresses(["10.1.0.11"])).await.unwrap();
         let foreign = Unresolved::ForeignInterface("lan1".into());
-        assert_eq!(hops, NextHops::unit("10.1.0.11".parse().unwrap(), Err(foreign)));
+        assert_eq!(hops, NextHops::unit("10.1.0.11".parse().unwrap(), Arc::new(Err(foreign))));
     });
 }
 
@@ -237,10 +238,10 @@ fn backends_on_the_link_are_found_and_watched() {
         let mut lan = Lan::new().await;
         let backends = addresses(["10.0.0.11", "fd00::11"]);
         let first = lan.kernel.resolve(&backends).await.unwrap();
-        assert!(first.values().all(|it| *it == Err(Unresolved::Unknown)), "{first:?}");
+        assert!(first.values().all(|it| **it == Err(Unresolved::Unknown)), "{first:?}");
         let found = lan.resolve_until(&backends, all_resolved).await;
         let resolved = Resolved { hops: [hop(FAR)].into_iter().collect(), gateway: None };
-        assert!(found.values().all(|it| *it == Ok(resolved.clone())), "{found:?}");
+        assert!(found.values().all(|it| **it == Ok(resolved.clone())), "{found:?}");
 
         // Another station takes the addresses over.
         let other = "02:00:00:00:00:99";
@@ -249,7 +250,7 @@ fn backends_on_the_link_are_found_and_watched() {
         lan.far.ip("address replace fd00::11/64 dev far0 nodad");
         ip("neigh flush dev lan0");
         let resolved = Resolved { hops: [hop(other)].into_iter().collect(), gateway: None };
-        lan.resolve_until(&backends, |hops| hops.values().all(|it| *it == Ok(resolved.clone())))
+        lan.resolve_until(&backends, |hops| hops.values().all(|it| **it == Ok(resolved.clone())))
             .await;
     });
 }
@@ -266,7 +267,7 @@ fn a_forgotten_neighbour_keeps_its_mac_until_it_is_silent() {
         let forgotten = Instant::now();
         lan.kernel.changed().await.unwrap();
         assert!(all_resolved(&lan.kernel.resolve(&backend).await.unwrap()));
-        lan.resolve_until(&backend, |hops| hops.values().all(|it| *it == silent)).await;
+        lan.resolve_until(&backend, |hops| hops.values().all(|it| **it == silent)).await;
         println!("found silent after {:?}", forgotten.elapsed());
 
         // It comes back, without help from the other side: we keep asking.
@@ -292,7 +293,8 @@ fn gateways_and_multipath_routes() {
         let found = lan
             .resolve_until(&backends, |hops| {
                 all_resolved(hops)
-                    && hops.values().flatten().filter(|it| it.hops.len() == 2).count() == 2
+                    && hops.values().flat_map(|it| &**it).filter(|it| it.hops.len() == 2).count()
+                        == 2
             })
             .await;
         let far = hop(FAR);
@@ -305,7 +307,7 @@ fn gateways_and_multipath_routes() {
             ("203.0.113.1", (vec![near], "10.0.0.12")),
         ]);
         for (backend, (hops, gateway)) in expected {
-            let resolved = found[&backend.parse::<IpAddr>().unwrap()].clone().unwrap();
+            let resolved = (*found[&backend.parse::<IpAddr>().unwrap()]).clone().unwrap();
             assert_eq!(resolved.hops.to_vec(), hops, "{backend}");
             assert_eq!(resolved.gateway, Some(gateway.parse().unwrap()), "{backend}");
         }
@@ -348,7 +350,7 @@ fn changes_of_routes_and_links_are_noticed() {
     block_on_in_namespace(async || {
         let mut lan = Lan::new().await;
         let backend = addresses(["192.0.2.1"]);
-        let via = |hops: &NextHops| hops.values().next().unwrap().clone().ok()?.gateway;
+        let via = |hops: &NextHops| hops.values().next().unwrap().as_ref().as_ref().ok()?.gateway;
         lan.kernel.resolve(&backend).await.unwrap();
 
         ip("route add default via 10.0.0.11");
@@ -404,7 +406,7 @@ fn lost_notices_cause_a_new_start() {
         ip_batch(flood.chain(last).chain(["route add 192.0.2.0/24 via 10.0.0.12".to_owned()]));
         let moved = hop("02:00:00:00:00:13");
         lan.resolve_until(&backends, |hops| {
-            hops.values().all(|it| it.as_ref().is_ok_and(|it| it.hops.as_slice() == [moved]))
+            hops.values().all(|it| (**it).as_ref().is_ok_and(|it| it.hops.as_slice() == [moved]))
         })
         .await;
     });

@@ -2,6 +2,7 @@
 //! backend.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use imbl::OrdMap;
@@ -104,7 +105,7 @@ pub enum Unresolved {
     NoSource,
 }
 
-/// One answer of the kernel's side.
+/// A backend that there is a way to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The ways, lowest first; not empty.
@@ -115,4 +116,7 @@ pub struct Resolved {
 
 /// What the kernel's side knows, by backend address. Cheap to clone, and what two of them have in common
 /// is soon found: whoever has an earlier one finds what has changed since.
-pub type NextHops = OrdMap<IpAddr, Result<Resolved, Unresolved>>;
+pub type NextHops = OrdMap<IpAddr, Answer>;
+
+/// What the kernel's side knows of the way to one backend. Those behind a gateway share it.
+pub type Answer = Arc<Result<Resolved, Unresolved>>;

@@ -307,7 +307,7 @@ impl World {
             } else {
                 Ok(Resolved { hops: Hops::from_iter([hop]), gateway: None })
             };
-            (address(kind, n), way)
+            (address(kind, n), Arc::new(way))
         };
         KINDS.iter().flat_map(|&kind| (1..=BACKENDS).map(move |n| of(kind, n))).collect()
     }

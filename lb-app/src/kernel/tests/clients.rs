@@ -56,7 +56,7 @@ fn notices_that_are_lost_while_we_read_anew_are_not_missed() {
         ip("neigh replace 10.0.0.12 lladdr 02:00:00:00:00:13 dev lan0");
         let moved = hop("02:00:00:00:00:13");
         lan.resolve_until(&backend, |hops| {
-            hops.values().all(|it| it.as_ref().is_ok_and(|it| it.hops.as_slice() == [moved]))
+            hops.values().all(|it| (**it).as_ref().is_ok_and(|it| it.hops.as_slice() == [moved]))
         })
         .await;
     });
@@ -159,7 +159,7 @@ fn changes_of_backends_do_not_wait_for_those_of_clients() {
             ip(&format!("neigh replace 10.0.0.12 lladdr {mac} dev lan0"));
             let start = Instant::now();
             lan.resolve_until(&backend, |hops| {
-                hops.values().flatten().all(|it| it.hops.as_slice() == [hop(&mac)])
+                hops.values().flat_map(|it| &**it).all(|it| it.hops.as_slice() == [hop(&mac)])
             })
             .await;
             assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());

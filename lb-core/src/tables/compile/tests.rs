@@ -46,7 +46,7 @@ pub(crate) fn next_hops() -> NextHops {
         ("10.0.0.98", Err(silent)),
     ]
     .into_iter()
-    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), hops))
+    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), Arc::new(hops)))
     .collect()
 }
 
@@ -214,7 +214,7 @@ fn each_way_to_a_backend_or_why_there_is_none() {
 fn outer_headers_borrow_a_source() {
     let next_hops = [(
         "fd03::1".parse::<IpAddr>().unwrap(),
-        Ok(Resolved { hops: [hop(1, 9)].into_iter().collect(), gateway: None }),
+        Arc::new(Ok(Resolved { hops: [hop(1, 9)].into_iter().collect(), gateway: None })),
     )];
     let found =
         ways(&backend("fd03::1"), Forward::IPIP, &ports(), &next_hops.into_iter().collect());
@@ -316,14 +316,14 @@ fn a_backend_that_resolves_takes_its_slots() {
     assert_eq!(shares(&first), [251, 0]);
     let mut known = next_hops();
     let hops = [hop(0, 99)].into_iter().collect();
-    known.insert([10, 0, 0, 99].into(), Ok(Resolved { hops, gateway: None }));
+    known.insert([10, 0, 0, 99].into(), Arc::new(Ok(Resolved { hops, gateway: None })));
     let second = compile(&desired(&specs), &Circumstances::new(&ports(), &known), Some(&first));
     let expect = compile(&desired(&specs), &Circumstances::new(&ports(), &known), None);
     assert_eq!(second.services[0].slots, expect.services[0].slots, "not of history");
     assert!(shares(&second)[1] > 100);
     // Its MAC changes: other bytes to write, but no other slots.
     let hops = [hop(0, 77)].into_iter().collect();
-    known.insert([10, 0, 0, 99].into(), Ok(Resolved { hops, gateway: None }));
+    known.insert([10, 0, 0, 99].into(), Arc::new(Ok(Resolved { hops, gateway: None })));
     let third = compile(&desired(&specs), &Circumstances::new(&ports(), &known), Some(&second));
     assert_eq!(is_shared(&second, &third, 0), [true, false]);
 }

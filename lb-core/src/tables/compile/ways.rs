@@ -1,6 +1,7 @@
 //! How packets get to a backend.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -27,12 +28,13 @@ pub fn ways(
     ports: &[Port],
     next_hops: &NextHops,
 ) -> Result<(Hops, Path), Unresolved> {
-    let (hops, gateway) = match (&backend.static_hop, next_hops.get(&backend.address)) {
-        (Some(hop), _) => (static_way(backend.address, hop, ports).into_iter().collect(), None),
-        (None, Some(Ok(Resolved { hops, gateway }))) => (hops.clone(), *gateway),
-        (None, Some(Err(unresolved))) => return Err(unresolved.clone()),
-        (None, None) => return Err(Unresolved::Unknown),
-    };
+    let (hops, gateway) =
+        match (&backend.static_hop, next_hops.get(&backend.address).map(Arc::as_ref)) {
+            (Some(hop), _) => (static_way(backend.address, hop, ports).into_iter().collect(), None),
+            (None, Some(Ok(Resolved { hops, gateway }))) => (hops.clone(), *gateway),
+            (None, Some(Err(unresolved))) => return Err(unresolved.clone()),
+            (None, None) => return Err(Unresolved::Unknown),
+        };
     match (forward, gateway) {
         (Forward::L2dsr, Some(gateway)) => Err(Unresolved::BehindGateway(gateway)),
         (Forward::Tunnel(tunnel), _) => {

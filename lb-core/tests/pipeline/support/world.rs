@@ -381,7 +381,7 @@ fn fixed_next_hops() -> NextHops {
         ("fd01::41", resolved(&[gateway, other], Some("fd00::1"))),
     ]
     .into_iter()
-    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), hops))
+    .map(|(address, hops)| (address.parse::<IpAddr>().unwrap(), Arc::new(hops)))
     .collect()
 }
 

@@ -125,7 +125,7 @@ impl World {
                     None => drop(self.next_hops.remove(&address)),
                     Some(host) => {
                         let hops = [hop(0, *host)].into_iter().collect();
-                        let way = Ok(Resolved { hops, gateway: None });
+                        let way = Arc::new(Ok(Resolved { hops, gateway: None }));
                         self.next_hops.insert(address, way);
                     }
                 }

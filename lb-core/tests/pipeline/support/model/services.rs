@@ -236,7 +236,7 @@ pub(super) fn ways(world: &World, forward: Forward, backend: &Backend) -> Vec<Ne
         let port = |place| PortId(u8::try_from(place).unwrap());
         let way = |place| NextHop { port: port(place), mac: hop.mac, vlan: None };
         (place.map(way).into_iter().collect(), None)
-    } else if let Some(Ok(resolved)) = world.next_hops.get(&backend.address) {
+    } else if let Some(Ok(resolved)) = world.next_hops.get(&backend.address).map(|it| &**it) {
         (resolved.hops.to_vec(), resolved.gateway)
     } else {
         (Vec::new(), None)
