@@ -1,15 +1,18 @@
 //! `weir explain`
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use futures_util::{StreamExt as _, stream};
 use lb_config::Workers;
 use lb_core::rate::Tick;
 
 use super::remote::Remote;
 use crate::api::explain;
-use crate::api::flow::Flow;
+use crate::api::flow::{Flow, FlowError};
 use crate::api::proto::{Decision, ExplainRequest, ExplainResponse};
 use crate::offline;
 
@@ -17,7 +20,11 @@ use crate::offline;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// As in "tcp 198.51.100.7:40000 > 10.0.0.100:80".
-    flow: Flow,
+    #[arg(required_unless_present = "flows")]
+    flow: Option<Flow>,
+    /// Those in a file instead, one a line; "-" for the standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "flow")]
+    flows: Option<PathBuf>,
     /// Not as the balancer has it that runs, but as this file says; as in `weir replay`.
     #[arg(short, long, value_name = "FILE", conflicts_with = "api")]
     config: Option<PathBuf>,
@@ -25,14 +32,33 @@ pub(crate) struct Args {
     remote: Remote,
 }
 
+/// Flows that the balancer is asked about at a time.
+const ASKED_MAX: usize = 64;
+
 /// Says what becomes of a flow's packets, and why.
 pub(crate) fn explain(args: &Args) -> ExitCode {
-    let Args { flow, config, remote } = args;
+    let Args { flow, flows, config, remote } = args;
+    let flows = match flows {
+        Some(file) => match read(file) {
+            Ok(flows) => flows,
+            Err(error) => {
+                eprintln!("weir: {}: {error}", file.display());
+                return ExitCode::from(2);
+            }
+        },
+        None => flow.iter().cloned().collect(),
+    };
     let Some(file) = config else {
-        return remote.run(async |mut client| {
-            let request = ExplainRequest { flow: flow.to_string() };
-            let explained = client.explain(request).await?.into_inner();
-            remote.show(&explained, text)
+        return remote.run(async |client| {
+            let ask = |flow: Flow| {
+                let mut client = client.clone();
+                async move { client.explain(ExplainRequest { flow: flow.to_string() }).await }
+            };
+            let mut answers = stream::iter(flows).map(ask).buffered(ASKED_MAX);
+            while let Some(answer) = answers.next().await {
+                remote.show(&answer?.into_inner(), text)?;
+            }
+            Ok(ExitCode::SUCCESS)
         });
     };
     let Some(config) = super::load(file) else { return ExitCode::FAILURE };
@@ -43,8 +69,24 @@ pub(crate) fn explain(args: &Args) -> ExitCode {
             std::thread::available_parallelism().map_or(1, |cpus| cpus.get() - 1).max(1)
         }
     };
-    let explained = explain::explain(&tables, flow, workers, Tick(0));
-    Remote::end(remote.show(&explained, text))
+    let shown = flows.iter().try_for_each(|flow| {
+        let explained = explain::explain(&tables, flow, workers, Tick(0));
+        remote.show(&explained, text).map(drop)
+    });
+    Remote::end(shown.map(|()| ExitCode::SUCCESS))
+}
+
+/// The flows in a file, one a line.
+fn read(file: &Path) -> io::Result<Vec<Flow>> {
+    let reader: Box<dyn BufRead> = if file == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(File::open(file)?))
+    };
+    let flow = |(line, number): (io::Result<String>, usize)| {
+        line?.parse().map_err(|error: FlowError| io::Error::other(format!("line {number}: {error}")))
+    };
+    reader.lines().zip(1..).map(flow).collect()
 }
 
 fn text(explained: &ExplainResponse) -> String {

@@ -16,6 +16,7 @@ mod interrupt;
 mod journal;
 mod load;
 mod options;
+mod plane;
 mod process;
 mod random;
 mod scenarios;

@@ -53,6 +53,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     of_two("one of two balancers killed", balancer_killed),
     of_two("one of two balancers killed in mid-drain", balancer_killed_in_mid_drain),
     scenario("floods in mid-drain", flooded),
+    Scenario { prepare: be_told, ..scenario("a feed that churns", churn) },
     scenario("all of it at random", at_random),
 ];
 
@@ -216,6 +217,36 @@ fn only_first(stage: &mut Stage) -> Done {
         stage.site.leave(1);
     }
     Ok(())
+}
+
+/// The service comes by a feed.
+fn be_told(stage: &mut Stage) -> Done {
+    stage.site.use_plane();
+    let workers = stage.site.workers(0);
+    stage.restart(0, true, workers);
+    stage.settle()
+}
+
+/// Ten thousand endpoints a second of other services, and now and then something happens to the backends: no
+/// frame is lost, and memory stays as it is when all that churns has been seen.
+fn churn(stage: &mut Stage) -> Done {
+    let churn = stage.site.churn().expect("there is a control plane");
+    let end = Instant::now() + Duration::from_secs(stage.options.seconds);
+    stage.settle()?;
+    let before = stage.site.memory_mib();
+    while Instant::now() < end {
+        something_to_a_backend(stage)?;
+        pause(stage.random.between(500, 12_000))?;
+    }
+    let after = stage.site.memory_mib();
+    stage.end_churn(churn.changed(), (before, after));
+    drop(churn);
+    stage.restore()?;
+    let workers = stage.site.workers(0);
+    stage.site.end_plane();
+    // It says so when it leaves, if a frame was lost.
+    stage.restart(0, true, workers);
+    stage.settle()
 }
 
 fn at_random(stage: &mut Stage) -> Done {

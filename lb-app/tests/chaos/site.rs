@@ -17,6 +17,7 @@ use crate::journal::Moment;
 use crate::load::{Flood, Server};
 use crate::netns::Netns;
 use crate::options::{Mode, Options};
+use crate::plane::{Churn, Plane};
 use crate::server;
 use crate::topology::{Segment, Setup, VIP_L2DSR, WEIR, at, backend_netns, v4, v6};
 use crate::weir::Weir;
@@ -34,6 +35,8 @@ const CLIENT: u8 = 1;
 const POOL: u8 = 200;
 
 const PORT: u16 = 80;
+/// The service, as a control plane tells of it.
+const ECHO: &str = "echo.toml";
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 
@@ -79,6 +82,8 @@ pub(crate) struct Site {
     pub(crate) client: Netns,
     /// New connections a second that are taken from anybody; 0: all.
     pub(crate) syn_rate: u32,
+    /// Who tells of services, if the file does not.
+    plane: Option<Plane>,
     router: Netns,
 }
 
@@ -127,7 +132,7 @@ impl Site {
         });
         let backends = backends.collect();
         let Options { mode, idle_timeout: idle_timeout_s, .. } = *options;
-        Self { mode, idle_timeout_s, backends, balancers, client, syn_rate: 0, router }
+        Self { mode, idle_timeout_s, backends, balancers, client, syn_rate: 0, plane: None, router }
     }
 
     /// What clients connect to.
@@ -204,8 +209,32 @@ impl Site {
         now
     }
 
+    /// From their next start on, balancers are told by a control plane what is wanted.
+    pub(crate) fn use_plane(&mut self) {
+        let plane = Plane::start(v4(LAN, VIP_L2DSR), &self.addresses());
+        plane.tell(ECHO, &self.service().to_string());
+        self.plane = Some(plane);
+    }
+
+    /// Or by their files again.
+    pub(crate) fn end_plane(&mut self) {
+        self.plane = None;
+    }
+
+    /// What the control plane tells of other services changes, as long as what this returns is there.
+    pub(crate) fn churn(&self) -> Option<Churn> {
+        Some(self.plane.as_ref()?.churn(&self.addresses()))
+    }
+
+    fn addresses(&self) -> Vec<Ipv4Addr> {
+        self.backends.iter().map(|backend| backend.address).collect()
+    }
+
     /// Tells all running balancers what is wanted now, one after the other.
     pub(crate) fn reload(&mut self) {
+        if let Some(plane) = &self.plane {
+            return plane.tell(ECHO, &self.service().to_string());
+        }
         for balancer in self.running() {
             let config = self.config(balancer);
             if let Some(weir) = &mut self.balancers[balancer].weir {
@@ -247,16 +276,19 @@ impl Site {
     fn config(&self, balancer: usize) -> String {
         let Balancer { segment, workers, .. } = &self.balancers[balancer];
         let Port { name, device, mac, .. } = segment.port(address(balancer), v6(LAN, WEIR));
+        let wanted = match &self.plane {
+            Some(plane) => plane.feed(),
+            None => self.service().to_string(),
+        };
         format!(
             "[site]\nname = \"chaos\"\nhash_key = \"{KEY}\"\npeer_key = \"{KEY}{KEY}\"\n\
              peer_listen = \"{}\"\n\n[[peer]]\naddress = \"{}\"\n\n\
              [dataplane]\nworkers = {workers:?}\nhugepages = \"off\"\nmemory_mb = 256\n\n\
              [[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nmac = \"{mac}\"\n\
-             addresses = [\"{}/24\"]\n\n{}",
+             addresses = [\"{}/24\"]\n\n{wanted}",
             address(balancer),
             address(1 - balancer),
             address(balancer),
-            self.service()
         )
     }
 

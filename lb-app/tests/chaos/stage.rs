@@ -241,6 +241,16 @@ impl Stage {
         self.draft.excuses.push(Excuse::Opening { from: flooding.from, until });
     }
 
+    /// Says how many endpoints have changed, and looks whether the first balancer has grown.
+    pub(crate) fn end_churn(&mut self, endpoints: u64, (before, after): (u64, u64)) {
+        self.say(&format!(
+            "  {endpoints} endpoints were told of; memory was {before} MiB and is {after}"
+        ));
+        if after > before + GROWTH_MAX_MIB {
+            self.draft.problems.push(format!("memory grew from {before} to {after} MiB"));
+        }
+    }
+
     /// Starts what balancers do not run, and leads clients through both.
     pub(crate) fn use_both(&mut self) {
         self.say("  both balancers");
