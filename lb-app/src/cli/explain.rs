@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, stream};
 use lb_config::Workers;
 use lb_core::rate::Tick;
 
+use super::output;
 use super::remote::Remote;
 use crate::api::explain;
 use crate::api::flow::{Flow, FlowError};
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     /// As in "tcp 198.51.100.7:40000 > 10.0.0.100:80".
     #[arg(required_unless_present = "flows")]
     flow: Option<Flow>,
-    /// Those in a file instead, one a line; "-" for the standard input.
+    /// Those in a file instead, one a line; "-" for the standard input. JSON is a line for each, too.
     #[arg(long, value_name = "FILE", conflicts_with = "flow")]
     flows: Option<PathBuf>,
     /// Not as the balancer has it that runs, but as this file says; as in `weir replay`.
@@ -38,6 +39,13 @@ const ASKED_MAX: usize = 64;
 /// Says what becomes of a flow's packets, and why.
 pub(crate) fn explain(args: &Args) -> ExitCode {
     let Args { flow, flows, config, remote } = args;
+    let is_list = flows.is_some();
+    let show = |explained: &ExplainResponse| {
+        if is_list && remote.json {
+            return Ok(output::json_line(explained)?);
+        }
+        remote.show(explained, text).map(drop)
+    };
     let flows = match flows {
         Some(file) => match read(file) {
             Ok(flows) => flows,
@@ -46,7 +54,7 @@ pub(crate) fn explain(args: &Args) -> ExitCode {
                 return ExitCode::from(2);
             }
         },
-        None => flow.iter().cloned().collect(),
+        None => flow.iter().copied().collect(),
     };
     let Some(file) = config else {
         return remote.run(async |client| {
@@ -56,7 +64,7 @@ pub(crate) fn explain(args: &Args) -> ExitCode {
             };
             let mut answers = stream::iter(flows).map(ask).buffered(ASKED_MAX);
             while let Some(answer) = answers.next().await {
-                remote.show(&answer?.into_inner(), text)?;
+                show(&answer?.into_inner())?;
             }
             Ok(ExitCode::SUCCESS)
         });
@@ -71,7 +79,7 @@ pub(crate) fn explain(args: &Args) -> ExitCode {
     };
     let shown = flows.iter().try_for_each(|flow| {
         let explained = explain::explain(&tables, flow, workers, Tick(0));
-        remote.show(&explained, text).map(drop)
+        show(&explained)
     });
     Remote::end(shown.map(|()| ExitCode::SUCCESS))
 }
@@ -84,7 +92,9 @@ fn read(file: &Path) -> io::Result<Vec<Flow>> {
         Box::new(BufReader::new(File::open(file)?))
     };
     let flow = |(line, number): (io::Result<String>, usize)| {
-        line?.parse().map_err(|error: FlowError| io::Error::other(format!("line {number}: {error}")))
+        line?
+            .parse()
+            .map_err(|error: FlowError| io::Error::other(format!("line {number}: {error}")))
     };
     reader.lines().zip(1..).map(flow).collect()
 }
