@@ -263,7 +263,7 @@ impl Control {
         }
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
         control.health = control.known_health();
-        control.put_in_force().await;
+        control.put_in_force(Instant::now()).await;
         control.peers.first_flows(patience.flows).await;
         // Clients are invited only now.
         control.kernel.set_vips(&vips(&control.desired)).await?;
@@ -384,7 +384,7 @@ impl Control {
         }
         self.health = self.known_health();
         self.resolve().await?;
-        self.put_in_force().await;
+        self.put_in_force(difference.since).await;
         if difference.addresses {
             self.kernel.set_vips(&vips(&self.desired)).await?;
         }
@@ -404,6 +404,7 @@ impl Control {
     /// Looks at the network again, and changes the tables if it makes a difference.
     pub(crate) async fn follow_network(&mut self) -> Result<(), KernelError> {
         sleep(SWARM).await;
+        let since = Instant::now();
         for (id, state) in self.kernel.interfaces() {
             let name = self.ports.get(id.index()).map_or("?", |port| port.name.as_str());
             match state {
@@ -421,7 +422,7 @@ impl Control {
             warn!("{error}");
         }
         self.resolve().await?;
-        self.publish_if_changed().await;
+        self.publish_if_changed(since).await;
         Ok(())
     }
 
@@ -435,7 +436,7 @@ impl Control {
 
     /// Forgets flows that are over, ends transitions, lets go of backends that have no flows.
     pub(crate) async fn look_after_flows(&mut self) -> Result<(), KernelError> {
-        let now = memory::now();
+        let (since, now) = (Instant::now(), memory::now());
         let mut news = News::default();
         if self.next_sweep <= Instant::now() {
             self.next_sweep = Instant::now() + sweeper::PAUSE;
@@ -446,7 +447,7 @@ impl Control {
         }
         if news.has_idle || self.tables.next_change().is_some_and(|change| change <= now) {
             self.resolve().await?;
-            self.publish_if_changed().await;
+            self.publish_if_changed(since).await;
         } else if news.has_counted {
             self.show();
         }
@@ -465,7 +466,7 @@ impl Control {
             return;
         }
         self.health = health;
-        self.publish_if_changed().await;
+        self.publish_if_changed(Instant::now()).await;
     }
 
     /// Stops in good order: clients are no longer invited, then nothing is forwarded any more.
@@ -524,18 +525,19 @@ impl Control {
         })));
     }
 
-    async fn put_in_force(&mut self) {
+    /// Makes tables of what has been known `since` then, and publishes them.
+    async fn put_in_force(&mut self, since: Instant) {
         let tables = self.compile();
-        self.publish(tables).await;
+        self.publish(tables, since).await;
     }
 
     /// As [`Self::put_in_force`], if it makes a difference to workers.
-    async fn publish_if_changed(&mut self) {
+    async fn publish_if_changed(&mut self, since: Instant) {
         let tables = self.compile();
         if tables.decides_like(&self.tables) {
             self.show(); // why a backend takes no flows may have changed
         } else {
-            self.publish(tables).await;
+            self.publish(tables, since).await;
         }
     }
 
@@ -552,7 +554,7 @@ impl Control {
     }
 
     /// Publishes, and waits until every worker has said that it goes by the new version.
-    async fn publish(&mut self, tables: Tables) {
+    async fn publish(&mut self, tables: Tables, since: Instant) {
         let before = mem::replace(&mut self.tables, Arc::new(tables));
         self.sweeper.begin();
         self.memory.save(&self.tables);
@@ -576,9 +578,10 @@ impl Control {
         self.publisher.reclaim();
         self.show();
         info!(
-            "version {version} is in force on every worker: services {}, backends {}",
+            "version {version} is in force on every worker: services {}, backends {}, after {:.1} ms",
             self.desired.services().len(),
-            self.asked.backends()
+            self.asked.backends(),
+            since.elapsed().as_secs_f64() * 1000.0
         );
     }
 }

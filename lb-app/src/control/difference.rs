@@ -4,10 +4,13 @@
 use std::sync::Arc;
 
 use lb_core::model::{DesiredState, Service};
+use tokio::time::Instant;
 
 /// See above.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Difference {
+    /// When it was found out.
+    pub(super) since: Instant,
     /// The addresses that the kernel answers for.
     pub(super) addresses: bool,
     /// Health checks.
@@ -17,14 +20,16 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    const ALL: Self = Self { addresses: true, checks: true, modes: true };
-    const NONE: Self = Self { addresses: false, checks: false, modes: false };
-
     pub(super) fn between(old: &DesiredState, new: &DesiredState) -> Self {
-        let Some(changed) = new.changed_since(old) else { return Self::ALL };
-        changed.fold(Self::NONE, |all, (old, new)| {
+        let since = Instant::now();
+        let Some(changed) = new.changed_since(old) else {
+            return Self { since, addresses: true, checks: true, modes: true };
+        };
+        let none = Self { since, addresses: false, checks: false, modes: false };
+        changed.fold(none, |all, (old, new)| {
             let [old, new] = [old, new].map(|service: &Arc<Service>| service.spec());
             Self {
+                since,
                 addresses: all.addresses || (old.vip, old.pool()) != (new.vip, new.pool()),
                 checks: all.checks || old.health.is_some() || new.health.is_some(),
                 modes: all.modes || old.forward != new.forward,
