@@ -91,11 +91,12 @@ pub(crate) fn cases(args: &Args) -> Result<Vec<Case>, Failure> {
         }
     }
     cases.one_way("nat IPv4", Forward::Nat, [false; 2])?;
-    cases.answers("nat IPv4 answers", false)?;
+    cases.answers("nat IPv4 answers", Forward::Nat, [false; 2])?;
     cases.one_way("nat IPv6", Forward::Nat, [true; 2])?;
+    cases.answers("nat IPv6 answers", Forward::Nat, [true; 2])?;
     let prefix = ClientPrefix::new("64:ff9b::/96".parse()?).ok_or("no prefix of 96 bits")?;
     cases.one_way("nat IPv4 to 6", Forward::Nat46(prefix), [false, true])?;
-    cases.answers("nat IPv6 answers", true)?;
+    cases.answers("nat IPv4 to 6 answers", Forward::Nat46(prefix), [false, true])?;
     cases.both_ways("fullnat IPv4", [false, false])?;
     cases.both_ways("fullnat 6 to 4", [true, false])?;
     Ok(cases.cases)
@@ -187,15 +188,25 @@ impl Cases<'_> {
     }
 
     /// What the backends of a `nat` service answer.
-    fn answers(&mut self, name: &str, is_ipv6: bool) -> Result<(), Failure> {
+    fn answers(
+        &mut self,
+        name: &str,
+        forward: Forward,
+        families: [bool; 2],
+    ) -> Result<(), Failure> {
         if !self.wants(name) {
             return Ok(());
         }
-        let (tables, vip) = served(Forward::Nat, [is_ipv6; 2])?;
-        let backends = (1..=BACKENDS).map(|n| address_bytes(backend(n, is_ipv6)));
+        let (tables, vip) = served(forward, families)?;
+        let backends = (1..=BACKENDS).map(|n| address_bytes(backend(n, families[1])));
         let backends: Vec<[u8; 16]> = backends.collect();
+        let prefix = forward.client_prefix();
         let answer = |n: u32| {
-            let Flow { src: client, ports: [client_port, _], .. } = to_vip(address_bytes(vip), n);
+            let Flow { src: mut client, ports: [client_port, _], .. } =
+                to_vip(address_bytes(vip), n);
+            if let Some(prefix) = prefix {
+                client[..prefix.len()].copy_from_slice(&prefix);
+            }
             let src = backends[n as usize % backends.len()];
             Flow { src, dst: client, ports: [BACKEND_PORT, client_port] }
         };
