@@ -14,7 +14,7 @@ use crate::cases::Case;
 use crate::{Engine, Failure};
 
 /// What is counted.
-const CASES: [&str; 13] = [
+const CASES: [&str; 15] = [
     "l2dsr IPv4",
     "l2dsr IPv6",
     "l2dsr IPv4 tracked",
@@ -26,6 +26,8 @@ const CASES: [&str; 13] = [
     "nat IPv4",
     "nat IPv4 answers",
     "nat IPv6",
+    "nat IPv4 to 6",
+    "nat IPv4 to 6 answers",
     "fullnat IPv4",
     "fullnat IPv4 answers",
 ];

@@ -4,7 +4,7 @@
 
 use super::client_address::{self, Stream};
 use super::nat::{self, End};
-use super::siit;
+use super::siit::{self, Ends};
 use crate::burst::{Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -91,7 +91,8 @@ fn translate<F: Frame>(
         let changes = [(End::Source, src), (End::Destination, dst)];
         nat::forward(frame, meta, hop, came_by, &changes)
     } else {
-        siit::forward(frame, meta, hop, came_by, (src, dst))
+        let ends = if to_ipv6 { Ends::ipv6(*src, *dst) } else { Ends::ipv4(*src, *dst) };
+        siit::forward(frame, meta, hop, came_by, ends)
     }
 }
 

@@ -119,11 +119,17 @@ fn replace_l2<'a, F: Frame>(
     }
     // The new header is as long as the old one, whose place is a part of the room.
     let bytes = frame.prepend(room).ok_or(DropReason::NoHeadroom)?;
-    let (l2, rest) = bytes.split_first_chunk_mut::<HEADER_BYTES>().ok_or(DropReason::Truncated)?;
-    let (macs, tail) = l2.split_at_mut(12);
+    let (l2, rest) = bytes.split_first_chunk_mut().ok_or(DropReason::Truncated)?;
+    write_l2(l2, hop, ether_type);
+    Ok(rest)
+}
+
+/// An L2 header without tags.
+#[inline(always)]
+fn write_l2(place: &mut [u8; HEADER_BYTES], hop: &HopEntry, ether_type: u16) {
+    let (macs, tail) = place.split_at_mut(12);
     macs.copy_from_slice(hop.macs.as_bytes());
     tail.copy_from_slice(&ether_type.to_be_bytes());
-    Ok(rest)
 }
 
 /// As [`replace_l2`], where there are tags, or have to be.

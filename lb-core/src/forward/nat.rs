@@ -178,7 +178,7 @@ fn changes_sctp_port(protocol: u8, changes: &[(End, &Station)]) -> bool {
 type Outer<'a> = ArrayVec<(Address, &'a [u8]), 2>;
 type Address = ArrayVec<u8, 16>;
 
-pub(super) fn address(station: &Station, is_ipv6: bool) -> &[u8] {
+fn address(station: &Station, is_ipv6: bool) -> &[u8] {
     if is_ipv6 { &station.address } else { &station.address[12..] }
 }
 

@@ -1,12 +1,12 @@
 //! Stateless translation of IPv4 clients for IPv6 backends (RFC 7755): a backend sees the client's address
 //! behind a prefix (RFC 6052), and what it sends there becomes IPv4 again, from the VIP.
 
-use super::siit;
+use super::siit::{self, Ends};
 use crate::burst::Meta;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::tables::next_hop::PortId;
-use crate::tables::{HopEntry, Station};
+use crate::tables::{Embedding, HopEntry, Station};
 use crate::tuple::mapped;
 
 /// Sends a client's packet to its backend.
@@ -19,11 +19,12 @@ pub fn to_backend<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (client_prefix, backend): (&[u8; 12], &Station),
+    (embedding, backend): (&Embedding, &Station),
 ) -> Result<(), DropReason> {
-    let mut address = meta.tuple.src; // which ends with the client's
-    address[..client_prefix.len()].copy_from_slice(client_prefix);
-    siit::forward(frame, meta, hop, came_by, (&Station { address, port: None }, backend))
+    let [.., a, b, c, d] = meta.tuple.src;
+    let (address, addresses) = embedding.embed([a, b, c, d]);
+    let ends = Ends::of_sum(Station { address, port: None }, *backend, addresses);
+    siit::to_ipv6(frame, meta, hop, came_by, ends)
 }
 
 /// Sends an answer to the client, with the VIP as its source.
@@ -39,7 +40,7 @@ pub fn to_client<F: Frame>(
     vip: &Station,
 ) -> Result<(), DropReason> {
     let client = Station { address: client(&meta.tuple.dst), port: None };
-    siit::forward(frame, meta, hop, came_by, (vip, &client))
+    siit::to_ipv4(frame, meta, hop, came_by, Ends::ipv4(*vip, client))
 }
 
 /// The client that stands behind an address, as IPv4-mapped.

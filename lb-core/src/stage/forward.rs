@@ -189,9 +189,9 @@ fn deliver<F: Frame>(
     match path {
         Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
         Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
-        Path::Nat(station, client_prefix) => match &service.pooled {
-            None if let Some(prefix) = client_prefix => {
-                nat46::to_backend(frame, meta, hop, came_by, (prefix, station))
+        Path::Nat(station, embedding) => match &service.pooled {
+            None if let Some(embedding) = embedding => {
+                nat46::to_backend(frame, meta, hop, came_by, (embedding, station))
             }
             None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
             Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),

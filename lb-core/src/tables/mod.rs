@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use ipnet::IpNet;
+use zerocopy::IntoBytes;
 
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
@@ -370,9 +371,37 @@ pub enum Path {
     Plain,
     /// Inside another packet.
     Tunnel(TunnelKind, Ends),
-    /// With another destination; of an IPv4 client as an IPv6 packet, if its address gets these bytes in
-    /// front.
-    Nat(Station, Option<[u8; 12]>),
+    /// With another destination; of an IPv4 client as an IPv6 packet, if its address is embedded.
+    Nat(Station, Option<Embedding>),
+}
+
+/// How the addresses of IPv4 clients become those of IPv6, for one backend (RFC 6052 §2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedding {
+    /// What they get in front.
+    pub prefix: [u8; 12],
+    /// The sum over that and the backend's address, folded: checksums cover both.
+    pub sum: Checksum,
+}
+
+impl Embedding {
+    /// For the backend of this address.
+    #[must_use]
+    pub fn new(prefix: [u8; 12], backend: [u8; 16]) -> Self {
+        let sum = Sum::default().plus(&prefix).plus(&backend).partial();
+        Self { prefix, sum }
+    }
+
+    /// A client's address as the backend sees it, and the sum over both addresses.
+    #[inline(always)]
+    #[must_use]
+    pub fn embed(&self, client: [u8; 4]) -> ([u8; 16], Sum) {
+        let mut address = [0; 16];
+        let (front, back) = address.split_at_mut(self.prefix.len());
+        front.copy_from_slice(&self.prefix);
+        back.copy_from_slice(&client);
+        (address, Sum::default().plus(self.sum.as_bytes()).plus(&client))
+    }
 }
 
 /// An address and port that packets get instead of others.
@@ -382,6 +411,16 @@ pub struct Station {
     pub address: [u8; 16],
     /// As it lies on the wire; absent: the port stays.
     pub port: Option<[u8; 2]>,
+}
+
+impl Station {
+    /// Its address, where that is IPv4's.
+    #[inline]
+    #[must_use]
+    pub fn ipv4(&self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.address;
+        [a, b, c, d]
+    }
 }
 
 /// Whose answers a station's packets are.

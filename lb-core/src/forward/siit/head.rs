@@ -5,7 +5,6 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Ends, LONGER_BYTES};
 use crate::drop_reason::DropReason;
-use crate::tables::Station;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, FragmentHeader, Ipv6};
@@ -40,22 +39,47 @@ impl Head {
         if bytes != ipv4::HEADER_BYTES {
             check_options(packet.get(ipv4::HEADER_BYTES..bytes).ok_or(DropReason::Truncated)?)?;
         }
-        Ok(Self {
+        let fragment = ip.is_fragment().then(|| ip.part());
+        Ok(Self { bytes, fragment, ..Self::new_ipv4(ip) })
+    }
+
+    /// As [`Head::of_ipv4`], of a whole packet without options, if it is one.
+    #[inline(always)]
+    pub(super) fn of_plain_ipv4(header: &[u8; ipv4::HEADER_BYTES]) -> Option<Self> {
+        let ip: &Ipv4 = zerocopy::transmute_ref!(header);
+        let is_plain = ip.header_len() == ipv4::HEADER_BYTES && !ip.is_fragment();
+        is_plain.then(|| Self::new_ipv4(ip))
+    }
+
+    /// As [`Head::of_ipv6`].
+    #[inline(always)]
+    pub(super) fn of_plain_ipv6(header: &[u8; ipv6::HEADER_BYTES]) -> Self {
+        Self::new_ipv6(zerocopy::transmute_ref!(header))
+    }
+
+    #[inline(always)]
+    fn new_ipv4(ip: &Ipv4) -> Self {
+        Self {
             is_ipv6: false,
-            bytes,
-            payload_len: usize::from(ip.total_len.get()).saturating_sub(bytes),
+            bytes: ipv4::HEADER_BYTES,
+            payload_len: usize::from(ip.total_len.get()).saturating_sub(ip.header_len()),
             traffic_class: ip.tos,
             hops: ip.ttl,
             protocol: ip.protocol,
-            fragment: ip.is_fragment().then(|| ip.part()),
-        })
+            fragment: None,
+        }
     }
 
     /// As [`Head::of_ipv4`], without extension headers: one would be taken for the protocol.
     #[inline(always)]
     pub(super) fn of_ipv6(packet: &[u8]) -> Result<Self, DropReason> {
         let (ip, _) = Ipv6::ref_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
-        Ok(Self {
+        Ok(Self::new_ipv6(ip))
+    }
+
+    #[inline(always)]
+    fn new_ipv6(ip: &Ipv6) -> Self {
+        Self {
             is_ipv6: true,
             bytes: ipv6::HEADER_BYTES,
             payload_len: ip.payload_len.get().into(),
@@ -63,7 +87,7 @@ impl Head {
             hops: ip.hop_limit,
             protocol: ip.next_header,
             fragment: None,
-        })
+        }
     }
 
     /// As [`Head::of_ipv4`]. All extension headers go, but for what a fragment header says (RFC 7915
@@ -124,17 +148,12 @@ impl Head {
     pub(super) fn translated<'a>(
         &'a self,
         payload_len: usize,
-        ends: Ends<'a>,
+        ends: &'a Ends,
         hops: u8,
         id: u16,
     ) -> Header<'a> {
         Header { head: self, payload_len, ends, hops, id }
     }
-}
-
-fn ipv4_address(station: &Station) -> [u8; 4] {
-    let [.., a, b, c, d] = station.address;
-    [a, b, c, d]
 }
 
 /// An unexpired source route (RFC 791 §3.1) leads to where the address does not.
@@ -164,7 +183,7 @@ fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
 pub(super) struct Header<'a> {
     head: &'a Head,
     payload_len: usize,
-    ends: Ends<'a>,
+    ends: &'a Ends,
     hops: u8,
     id: u16,
 }
@@ -216,8 +235,8 @@ impl Header<'_> {
             ttl: hops,
             protocol: head.protocol,
             checksum: Checksum::ZERO,
-            src: ipv4_address(ends.0),
-            dst: ipv4_address(ends.1),
+            src: ends.src.ipv4(),
+            dst: ends.dst.ipv4(),
         };
         header.checksum = Checksum::of(header.as_bytes());
         header.write_to(place).ok()
@@ -236,8 +255,8 @@ impl Header<'_> {
             payload_len: U16::new(len(extra + payload_len)),
             next_header,
             hop_limit: hops,
-            src: ends.0.address,
-            dst: ends.1.address,
+            src: ends.src.address,
+            dst: ends.dst.address,
         };
         header.write_to_prefix(place).ok()?;
         let Some(part) = head.fragment else { return Some(()) };

@@ -11,7 +11,7 @@ use crate::forward::L2Header;
 use crate::frame::Frame;
 use crate::tables::HopEntry;
 use crate::tables::next_hop::PortId;
-use crate::wire::checksum::{Checksum, Sum};
+use crate::wire::checksum::Checksum;
 use crate::wire::icmp::{
     BYTES_MAX, CHECKSUM, FRAGMENTATION_NEEDED, HEADER_BYTES, PARAMETER_PROBLEM, Says,
     TIME_EXCEEDED, UNREACHABLE, V6_BYTES_MAX, V6_PARAMETER_PROBLEM, V6_TIME_EXCEEDED, V6_TOO_BIG,
@@ -26,7 +26,7 @@ pub(super) fn forward<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    ends: Ends<'_>,
+    ends: &Ends,
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
     let (l2_bytes, packet) = split(frame, meta)?;
@@ -53,7 +53,7 @@ pub(super) fn forward<F: Frame>(
     }
     .ok_or(DropReason::Untranslatable)?;
     let segment = quote.get(quoted.bytes..).ok_or(DropReason::Truncated)?;
-    let ends_of_quoted = (ends.1, ends.0);
+    let ends_of_quoted = &ends.swapped();
     let change = Change::new(&quoted, quote, segment, ends_of_quoted);
     // Its name is lost, if it had one.
     let quoted_header = quoted.translated(quoted.payload_len, ends_of_quoted, quoted.hops, 0);
@@ -77,7 +77,7 @@ pub(super) fn forward<F: Frame>(
     let (place, quote) = message.split_first_chunk_mut().ok_or(DropReason::NoHeadroom)?;
     *place = says;
     change.apply(quoted_header.write(quote)?);
-    let addresses = (!is_ipv6).then(|| Sum::default().plus(&ends.0.address).plus(&ends.1.address));
+    let addresses = (!is_ipv6).then_some(ends.addresses);
     let sum = checksum(message, addresses)?;
     message.get_mut(CHECKSUM).ok_or(DropReason::NoHeadroom)?.copy_from_slice(sum.as_bytes());
     Ok(())

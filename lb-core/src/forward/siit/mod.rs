@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use head::{Head, Header};
 use segment::{Change, id};
-use zerocopy::IntoBytes;
 
 use super::{L2Header, push_front};
 use crate::burst::{Meta, Rule};
@@ -16,10 +15,12 @@ use crate::drop_reason::DropReason;
 use crate::frame::Frame;
 use crate::tables::next_hop::PortId;
 use crate::tables::{HopEntry, Station};
-use crate::wire::{ethernet, ipv4, ipv6};
+use crate::wire::checksum::Sum;
+use crate::wire::{ipv4, ipv6};
 
 mod head;
 mod icmp;
+mod plain;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,43 @@ const LONGER_BYTES: u16 = 20;
 const _: () = assert!(ipv6::HEADER_BYTES == ipv4::HEADER_BYTES + LONGER_BYTES as usize);
 
 /// The source and the destination that a packet gets.
-type Ends<'a> = (&'a Station, &'a Station);
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    src: Station,
+    dst: Station,
+    /// Over both addresses, each as long as its family has it.
+    addresses: Sum,
+}
+
+impl Ends {
+    /// Of IPv6.
+    #[inline(always)]
+    #[must_use]
+    pub fn ipv6(src: Station, dst: Station) -> Self {
+        let addresses = Sum::default().plus(&src.address).plus(&dst.address);
+        Self { src, dst, addresses }
+    }
+
+    /// Of IPv4.
+    #[inline(always)]
+    #[must_use]
+    pub fn ipv4(src: Station, dst: Station) -> Self {
+        let addresses = Sum::default().plus(&src.ipv4()).plus(&dst.ipv4());
+        Self { src, dst, addresses }
+    }
+
+    /// Where the sum over both addresses is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_sum(src: Station, dst: Station, addresses: Sum) -> Self {
+        Self { src, dst, addresses }
+    }
+
+    /// In a packet that is quoted, they have changed sides.
+    fn swapped(&self) -> Self {
+        Self { src: self.dst, dst: self.src, ..*self }
+    }
+}
 
 /// Makes an IPv6 packet of an IPv4 one, or the other way round, between `ends`, which are of the other
 /// family, and sends it to the hop. An error gets their addresses, and what it quotes is translated
@@ -45,8 +82,66 @@ pub fn forward<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    ends: Ends<'_>,
+    ends: Ends,
 ) -> Result<(), DropReason> {
+    if meta.tuple.is_ipv6 {
+        to_ipv4(frame, meta, hop, came_by, ends)
+    } else {
+        to_ipv6(frame, meta, hop, came_by, ends)
+    }
+}
+
+/// As [`forward`], of an IPv4 packet.
+///
+/// # Errors
+/// As [`forward`].
+#[inline(always)]
+pub fn to_ipv6<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    ends: Ends,
+) -> Result<(), DropReason> {
+    const OLD: usize = ipv4::HEADER_BYTES;
+    const NEW: usize = ipv6::HEADER_BYTES;
+    match plain::translate::<F, OLD, NEW>(frame, meta, hop, &ends, Head::of_plain_ipv4) {
+        Some(()) => Ok(()),
+        None => forward_any(frame, meta, hop, came_by, ends),
+    }
+}
+
+/// As [`forward`], of an IPv6 packet.
+///
+/// # Errors
+/// As [`forward`].
+#[inline(always)]
+pub fn to_ipv4<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    ends: Ends,
+) -> Result<(), DropReason> {
+    const OLD: usize = ipv6::HEADER_BYTES;
+    const NEW: usize = ipv4::HEADER_BYTES;
+    let read = |header: &_| Some(Head::of_plain_ipv6(header));
+    match plain::translate::<F, OLD, NEW>(frame, meta, hop, &ends, read) {
+        Some(()) => Ok(()),
+        None => forward_any(frame, meta, hop, came_by, ends),
+    }
+}
+
+/// As [`forward`], of whatever packet.
+#[inline(never)]
+fn forward_any<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    ends: Ends,
+) -> Result<(), DropReason> {
+    let ends = &ends;
     if matches!(meta.rule, Rule::IcmpError | Rule::ReturnError) {
         return icmp::forward(frame, meta, hop, came_by, ends);
     }
@@ -65,7 +160,7 @@ fn forward_extended<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    ends: Ends<'_>,
+    ends: &Ends,
 ) -> Result<(), DropReason> {
     forward_packet(frame, meta, hop, came_by, ends, Head::of_extended_ipv6)
 }
@@ -78,11 +173,10 @@ fn forward_packet<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    ends: Ends<'_>,
+    ends: &Ends,
     read: impl FnOnce(&[u8]) -> Result<Head, DropReason>,
 ) -> Result<(), DropReason> {
     let (l2_bytes, packet) = split(frame, meta)?;
-    let is_untagged = l2_bytes.len() == ethernet::HEADER_BYTES && hop.vlan.is_none();
     let head = read(packet)?;
     let hops = head.one_hop_less()?;
     head.check_protocol()?;
@@ -96,13 +190,8 @@ fn forward_packet<F: Frame>(
     }
     let old = l2_bytes.len() + head.bytes;
     let end = old + segment.len();
-    let segment = if is_untagged {
-        replace_untagged_front(frame, old..end, hop, header)?
-    } else {
-        let l2 = L2Header::new(hop, came_by, l2_bytes);
-        replace_front(frame, old..end, &l2, header, 0)?
-    };
-    change.apply(segment);
+    let l2 = L2Header::new(hop, came_by, l2_bytes);
+    change.apply(replace_front(frame, old..end, &l2, header, 0)?);
     Ok(())
 }
 
@@ -125,32 +214,8 @@ fn split<'a, F: Frame>(frame: &'a F, meta: &Meta) -> Result<(&'a [u8], &'a [u8])
     Ok((l2, packet.get(..meta.packet_len.into()).ok_or(DropReason::Truncated)?))
 }
 
-/// As [`replace_front`], where the frame has no tag and gets none.
-#[inline(always)]
-fn replace_untagged_front<'a, F: Frame>(
-    frame: &'a mut F,
-    kept: Range<usize>,
-    hop: &HopEntry,
-    header: Header<'_>,
-) -> Result<&'a mut [u8], DropReason> {
-    let new = ethernet::HEADER_BYTES + header.len();
-    let growth = new.saturating_sub(kept.start);
-    frame.prepend(growth).ok_or(DropReason::NoHeadroom)?; // before anything has changed
-    frame.truncate(growth + kept.end);
-    frame.trim_front((growth + kept.start).saturating_sub(new));
-    let bytes = frame.bytes_mut();
-    let (l2, rest) = bytes
-        .split_first_chunk_mut::<{ ethernet::HEADER_BYTES }>()
-        .ok_or(DropReason::NoHeadroom)?;
-    let (macs, ether_type) = l2.split_at_mut(12);
-    macs.copy_from_slice(hop.macs.as_bytes());
-    ether_type.copy_from_slice(&header.ether_type().to_be_bytes());
-    header.write(rest)
-}
-
 /// Puts an L2 header, an IP header and `room` more bytes before what is `kept` of the frame; returns
 /// it from those bytes on.
-#[cold]
 fn replace_front<'a, F: Frame>(
     frame: &'a mut F,
     kept: Range<usize>,

@@ -6,7 +6,6 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::Ends;
 use super::head::Head;
 use crate::drop_reason::DropReason;
-use crate::forward::nat::address;
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ports::{self, Ports};
 use crate::wire::udp::{self, Udp};
@@ -30,7 +29,7 @@ impl Change {
         head: &Head,
         packet: &[u8],
         segment: &[u8],
-        ends: Ends<'_>,
+        ends: &Ends,
     ) -> Result<Self, DropReason> {
         if head.fragment.is_some_and(|part| part.offset != 0) {
             return Ok(Self::default());
@@ -54,16 +53,22 @@ impl Change {
         Ok(change)
     }
 
+    /// Is there a checksum that covers addresses?
+    #[inline(always)]
+    pub(super) fn has_checksum(&self) -> bool {
+        self.checksum.is_some()
+    }
+
     /// As far as ports and checksum are there: a quote may end anywhere.
     #[inline(always)]
-    pub(super) fn new(head: &Head, packet: &[u8], segment: &[u8], (src, dst): Ends<'_>) -> Self {
+    pub(super) fn new(head: &Head, packet: &[u8], segment: &[u8], ends: &Ends) -> Self {
         if ports::header_bytes(head.protocol).is_none() {
             return Self::default();
         }
         let Ok((old, _)) = Ports::ref_from_prefix(segment) else { return Self::default() };
         let new = Ports {
-            src: src.port.map_or(old.src, U16::from_bytes),
-            dst: dst.port.map_or(old.dst, U16::from_bytes),
+            src: ends.src.port.map_or(old.src, U16::from_bytes),
+            dst: ends.dst.port.map_or(old.dst, U16::from_bytes),
         };
         let mut change = Self { ports: Some(new), ..Self::default() };
         let Some(place) = checksum_place(head.protocol) else { return change };
@@ -74,8 +79,7 @@ impl Change {
             return change; // none (RFC 768)
         }
         let old = head.addresses(packet).plus(old.as_bytes());
-        let [src, dst] = [src, dst].map(|station| address(station, !head.is_ipv6));
-        let new = Sum::default().plus(src).plus(dst).plus(new.as_bytes());
+        let new = ends.addresses.plus(new.as_bytes());
         let sum = sum.replace_sum(old, new);
         change.checksum = Some((place, if head.protocol == UDP { sum.never_zero() } else { sum }));
         change
@@ -88,7 +92,7 @@ impl Change {
         &self,
         head: &Head,
         segment: &[u8],
-        (src, dst): Ends<'_>,
+        ends: &Ends,
     ) -> Result<(usize, Checksum), DropReason> {
         if head.fragment.is_some() {
             return Err(DropReason::Untranslatable);
@@ -100,7 +104,7 @@ impl Change {
             return Err(DropReason::Truncated);
         }
         let sum = Sum::default()
-            .pseudo_header(&src.address, &dst.address, len, UDP)
+            .pseudo_header(&ends.src.address, &ends.dst.address, len, UDP)
             .plus(self.ports.as_ref().map_or(&[][..], IntoBytes::as_bytes))
             .plus(behind_ports);
         Ok((udp::CHECKSUM.start, sum.checksum().never_zero()))

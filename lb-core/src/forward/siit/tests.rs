@@ -7,7 +7,7 @@ use crate::forward::tests::{LAN, front, hop, tag_cases};
 use crate::sim::SimFrame;
 use crate::sim::packet::{Packet, repair_ipv4_checksum};
 use crate::stage::parse::tests::parsed;
-use crate::tuple::{Tuple, address_bytes};
+use crate::tuple::{Tuple, address_bytes, is_ipv6};
 use crate::wire::sctp::tests::with_checksum;
 use crate::wire::{ICMP, ICMPV6, TCP, UDP, ethernet};
 
@@ -30,6 +30,14 @@ const PAYLOAD: &[u8] = b"odd payload";
 fn station(socket: &str) -> Station {
     let socket: SocketAddr = socket.parse().unwrap();
     Station { address: address_bytes(socket.ip()), port: Some(socket.port().to_be_bytes()) }
+}
+
+fn ends(sockets: Sockets) -> Ends {
+    ends_of(sockets.map(station))
+}
+
+fn ends_of([src, dst]: [Station; 2]) -> Ends {
+    if is_ipv6(&dst.address) { Ends::ipv6(src, dst) } else { Ends::ipv4(src, dst) }
 }
 
 /// A transport header with a true checksum, and the payload.
@@ -98,9 +106,8 @@ fn run(
     let mut meta = parsed(frame);
     meta.hash = HASH;
     change(&mut meta);
-    let [src, dst] = to.map(station);
     let mut sim = SimFrame::new(frame);
-    let result = forward(&mut sim, &meta, hop, LAN, (&src, &dst));
+    let result = forward(&mut sim, &meta, hop, LAN, ends(to));
     if result.is_err() {
         assert_eq!(sim.bytes(), frame, "nothing has changed");
     }
@@ -146,9 +153,8 @@ fn checksums_are_those_of_new_ones_at_their_ends() {
                 let bytes = Packet::tcp(FLOW[from][0], FLOW[from][1]).ip();
                 let head =
                     Head { protocol, ..[Head::of_ipv4, Head::of_ipv6][from](&bytes).unwrap() };
-                let [src, dst] = FLOW[to].map(station);
                 let mut found = given.clone();
-                Change::new(&head, &bytes, &given, (&src, &dst)).apply(&mut found);
+                Change::new(&head, &bytes, &given, &ends(FLOW[to])).apply(&mut found);
                 assert_eq!(found, expect, "{word}");
             }
         }
@@ -302,9 +308,9 @@ fn packets_that_may_be_cut_have_names() {
 fn ports_stay_if_nobody_says_otherwise() {
     let mut meta = parsed(&packet(true, FLOW[0], PAYLOAD).frame());
     meta.hash = HASH;
-    let [src, dst] = FLOW[1].map(|it| Station { port: None, ..station(it) });
+    let ends = ends_of(FLOW[1].map(|it| Station { port: None, ..station(it) }));
     let mut sim = SimFrame::new(&packet(true, FLOW[0], PAYLOAD).frame());
-    forward(&mut sim, &meta, &hop(0, None, MTU), LAN, (&src, &dst)).unwrap();
+    forward(&mut sim, &meta, &hop(0, None, MTU), LAN, ends).unwrap();
     let kept = ["[64:ff9b::c633:6407]:40000", "[fd01:2:3:4:5:6:7:8]:80"];
     let expect = packet(true, kept, PAYLOAD).with(|p| p.ttl -= 1);
     assert_eq!(sim.bytes(), frame_of(&expect, 0));
@@ -389,10 +395,9 @@ fn protocols_of_one_family_are_not_carried() {
             let given = packet(true, FLOW[from], PAYLOAD).with(|p| p.protocol.0 = 50);
             let mut frame = given.frame();
             frame[if from == 0 { 23 } else { 20 }] = protocol;
-            let [src, dst] = FLOW[to].map(station);
             let meta = parsed(&given.frame());
-            let result =
-                forward(&mut SimFrame::new(&frame), &meta, &hop(0, None, MTU), LAN, (&src, &dst));
+            let (mut sim, hop) = (SimFrame::new(&frame), hop(0, None, MTU));
+            let result = forward(&mut sim, &meta, &hop, LAN, ends(FLOW[to]));
             assert_eq!(result, Err(DropReason::Untranslatable), "{protocol}");
         }
     }
@@ -437,10 +442,10 @@ fn longer_headers_need_headroom() {
         let given = packet(true, FLOW[0], PAYLOAD)
             .with(|p| p.fragment = is_fragment.then_some((0, true)))
             .frame();
-        let [src, dst] = FLOW[1].map(station);
         for (headroom, expect) in [(needed, Ok(())), (needed - 1, Err(DropReason::NoHeadroom))] {
             let mut sim = SimFrame::with_headroom(&given, headroom);
-            let result = forward(&mut sim, &parsed(&given), &hop(0, None, MTU), LAN, (&src, &dst));
+            let hop = hop(0, None, MTU);
+            let result = forward(&mut sim, &parsed(&given), &hop, LAN, ends(FLOW[1]));
             assert_eq!(result, expect);
             if result.is_err() {
                 assert_eq!(sim.bytes(), given);

@@ -8,14 +8,16 @@ use ipnet::IpNet;
 use super::returns::station;
 use crate::model::{Backend, Forward, StaticHop, Tunnel};
 use crate::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
-use crate::tables::{Ends, Path};
+use crate::tables::{Embedding, Ends, Path};
 
 /// How packets travel to a backend, if not in a tunnel.
 pub(super) fn untunnelled(backend: &Backend, forward: Forward) -> Path {
     if !forward.translates() {
         return Path::Plain;
     }
-    Path::Nat(station(backend.address, backend.port), forward.client_prefix())
+    let station = station(backend.address, backend.port);
+    let embedding = forward.client_prefix().map(|it| Embedding::new(it, station.address));
+    Path::Nat(station, embedding)
 }
 
 /// The next hops to a backend and how packets travel there, or why there is no way.

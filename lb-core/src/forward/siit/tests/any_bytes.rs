@@ -113,14 +113,20 @@ proptest! {
             rule: if is_error { Rule::IcmpError } else { Rule::Flow },
             ..Default::default()
         };
-        let [src, dst] = FLOW[usize::from(!is_ipv6)].map(station);
+        let ends = ends(FLOW[usize::from(!is_ipv6)]);
         let mut sim = SimFrame::new(&frame);
-        let mtu = if mtu < 1000 { mtu } else { 1500 };
-        if forward(&mut sim, &meta, &hop(0, None, mtu), LAN, (&src, &dst)).is_err() {
+        let hop = hop(0, None, if mtu < 1000 { mtu } else { 1500 });
+        let result = forward(&mut sim, &meta, &hop, LAN, ends);
+        if !is_error {
+            let mut as_any = SimFrame::new(&frame);
+            prop_assert_eq!(result, forward_any(&mut as_any, &meta, &hop, LAN, ends));
+            prop_assert_eq!(sim.bytes(), as_any.bytes(), "at one look, it is the same");
+        }
+        if result.is_err() {
             prop_assert_eq!(sim.bytes(), frame);
             return Ok(());
         }
-        prop_assert!(sim.bytes().len() <= 14 + usize::from(mtu));
+        prop_assert!(sim.bytes().len() <= 14 + usize::from(hop.mtu));
         let told = if is_ipv6 {
             usize::from(u16::from_be_bytes([sim.bytes()[16], sim.bytes()[17]]))
         } else {
