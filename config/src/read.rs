@@ -128,6 +128,22 @@ impl<T: Read> Field for Optional<T> {
     }
 }
 
+/// What cannot be read either is there, for those to whom absence says something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<T>(pub(crate) Option<T>);
+
+impl<T: Read> Read for Given<T> {
+    const EXAMPLE: &'static str = T::EXAMPLE;
+
+    fn read(node: &Node<'_>, report: &mut Report) -> Option<Self> {
+        Some(Self(T::read(node, report)))
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        T::schema(generator)
+    }
+}
+
 /// A list that may be absent, which is the same as empty. Entries that cannot be read are left out.
 #[derive(Debug)]
 pub(crate) struct List<T> {

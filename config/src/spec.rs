@@ -16,7 +16,7 @@ use toml::de::DeValue;
 
 use crate::diagnostics::Report;
 use crate::problem::Problem;
-use crate::read::{At, List, Node, OneOrMore, Optional, Read, Required, kind, table};
+use crate::read::{At, Given, List, Node, OneOrMore, Optional, Read, Required, kind, table};
 use crate::scalar::{
     BackendState, CheckKind, Device, Directory, EalArgument, Expect, FilePath, ForwardMode,
     InterfaceName, Mss, Pace, Payload, PeerAddress, Scalar, ServiceAddress, ServicePort, Share,
@@ -202,13 +202,13 @@ table! {
         gue_port: Optional<Within<u16, 1, 65_535>>,
         /// "fullnat" only: the addresses of the balancer's that backends see instead of the client's,
         /// one or a prefix, which nobody else may have. Each has room for 64,512 connections.
-        pool: Optional<ServiceAddress>,
+        pool: Optional<Given<ServiceAddress>>,
         /// "fullnat" of TCP only: how backends learn of the client's address: by a TCP option ("toa"),
         /// by a PROXY protocol header of version 2 ("proxy"), or not at all ("hidden", if absent).
         client_address: Optional<ClientAddress>,
         /// "nat" of IPv6 backends with IPv4 clients only: the prefix of 96 bits that backends see
         /// clients' addresses behind, as in `64:ff9b::/96`; their way there leads through the balancer.
-        client_prefix: Optional<ClientPrefix>,
+        client_prefix: Optional<Given<ClientPrefix>>,
         /// How long a flow may be silent and is still kept on its backend while backends change; with
         /// "fullnat", before its port is another's. Absent: 15 minutes, for UDP one.
         idle_timeout: Optional<Duration>,

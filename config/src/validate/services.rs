@@ -14,8 +14,8 @@ use super::ports::Ports;
 use super::{health, value_or};
 use crate::diagnostics::{Report, Span};
 use crate::problem::Problem;
-use crate::read::{At, List};
-use crate::scalar::{BackendState, ForwardMode};
+use crate::read::{At, Given, List};
+use crate::scalar::{BackendState, ForwardMode, ServiceAddress};
 use crate::spec;
 
 /// A service that can be checked: nothing that it has to have is missing.
@@ -94,12 +94,12 @@ fn forward(service: &spec::Service) -> Option<Forward> {
     let kind = match service.forward.0.as_ref()?.value {
         ForwardMode::L2dsr => return Some(Forward::L2dsr),
         ForwardMode::Nat => {
-            let prefix = service.client_prefix.map(|prefix| prefix.value);
-            return Some(prefix.map_or(Forward::Nat, Forward::Nat46));
+            let Some(prefix) = service.client_prefix else { return Some(Forward::Nat) };
+            return prefix.value.0.map(Forward::Nat46);
         }
         ForwardMode::FullNat => {
             let client_address = value_or(service.client_address, ClientAddress::default());
-            let pool = service.pool?.value.0;
+            let pool = service.pool?.value.0?.0;
             return Some(Forward::FullNat(FullNat { pool, client_address }));
         }
         ForwardMode::Ipip => TunnelKind::Ipip,
@@ -177,22 +177,24 @@ fn check_backend(backend: &spec::Backend, ports: &Ports, report: &mut Report) {
 
 /// Checks that a pool has none of the ports' addresses, and none that no host may have.
 fn check_pool(service: &spec::Service, ports: &Ports, report: &mut Report) {
-    let Some(pool) = service.pool else { return };
-    let own = ports.addresses.iter().filter(|(address, _)| pool.value.0.contains(*address));
+    let Some(At { value: Given(Some(ServiceAddress(pool))), span, .. }) = service.pool else {
+        return;
+    };
+    let own = ports.addresses.iter().filter(|(address, _)| pool.contains(*address));
     // One stands for all; the same one, however often it is asked.
     if let Some((&address, &own)) = own.min_by_key(|(address, _)| **address) {
-        let problem = Problem::PoolIsOurs { pool: pool.value.0, address };
-        report.add_conflict(pool.span, own, problem);
+        let problem = Problem::PoolIsOurs { pool, address };
+        report.add_conflict(span, own, problem);
         return;
     }
     let mut nets = ports.configs.iter().flat_map(|port| &port.addresses);
     let edge = |net: &IpNet| {
-        let in_pool = |address: &IpAddr| pool.value.0.contains(address);
+        let in_pool = |address: &IpAddr| pool.contains(address);
         Some((no_hosts(*net).find(in_pool)?, *ports.addresses.get(&net.addr())?, *net))
     };
     if let Some((address, own, net)) = nets.find_map(edge) {
-        let problem = Problem::PoolHasNoHost { pool: pool.value.0, address, net: net.trunc() };
-        report.add_conflict(pool.span, own, problem);
+        let problem = Problem::PoolHasNoHost { pool, address, net: net.trunc() };
+        report.add_conflict(span, own, problem);
     }
 }
 
