@@ -7,7 +7,8 @@
 //! 3. [`Eal::attach`]: a device, as a [`Port`]; then [`Port::configure`] and [`Port::start`].
 //! 4. Queues: [`RxQueue::receive`] and [`TxQueue::send`] move bursts of [`Mbuf`]s, on a thread of
 //!    the application's, which [`Eal::register_thread`] makes known to EAL.
-//! 5. Dropping a port and its queues closes the device.
+//! 5. [`keep_capabilities`]: what rights all that took, and nothing takes any more, is given up.
+//! 6. Dropping a port and its queues closes the device.
 //!
 //! ```
 //! use arrayvec::ArrayVec;
@@ -51,6 +52,7 @@ mod mbuf;
 mod memory_file;
 mod pool;
 mod port;
+mod privileges;
 mod queue;
 mod thread;
 
@@ -64,6 +66,9 @@ pub use pool::{HEADROOM_BYTES, MbufPool, PoolConfig, PoolError};
 pub use port::{
     AttachError, Configured, Port, PortConfig, PortError, PortStats, Started, StartedPort,
     Unconfigured, Unsupported,
+};
+pub use privileges::{
+    CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, PrivilegesError, keep_capabilities,
 };
 pub use queue::{RxQueue, TxQueue};
 pub use thread::{ThreadError, ThreadRegistration};
