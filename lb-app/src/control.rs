@@ -73,6 +73,10 @@ const SWARM: Duration = Duration::from_millis(20);
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 
+/// What the running balancer may still do, of all that root may: addresses, routes and neighbours; pings as
+/// health checks; and peers at whatever port a reload names.
+const KEPT: u64 = dpdk::CAP_NET_ADMIN | dpdk::CAP_NET_RAW | dpdk::CAP_NET_BIND_SERVICE;
+
 /// Why the balancer does not start. One line: the cause, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -92,6 +96,8 @@ pub(crate) enum StartError {
     Peers(#[from] ListenError),
     #[error(transparent)]
     Overlaps(#[from] Overlaps),
+    #[error(transparent)]
+    Privileges(#[from] dpdk::PrivilegesError),
 }
 
 /// Why a new configuration is not taken. What runs, runs on.
@@ -217,6 +223,7 @@ impl Control {
         let workers = Workers::start(eal, &cpus, queues, subscribers, settings)?;
         let exchanges = exchanges(taps, kernel_queues);
         let checkers = Checkers::start()?;
+        checkers.make_network(&desired, &ports);
         checkers.prepare(&desired, &ports)?;
         let checks = Arc::clone(checkers.through());
         let pump = Pump::start(exchanges, pool, settings.punts_per_second, checks)?;
@@ -265,6 +272,8 @@ impl Control {
         control.health = control.known_health();
         control.put_in_force(Instant::now()).await;
         control.peers.first_flows(patience.flows).await;
+        // All threads are there, and all that takes more has been made.
+        dpdk::keep_capabilities::<KEPT>()?;
         // Clients are invited only now.
         control.kernel.set_vips(&vips(&control.desired)).await?;
         Ok(control)

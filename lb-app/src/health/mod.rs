@@ -33,7 +33,7 @@ use std::time::Duration;
 use lb_core::model::{DesiredState, Health};
 use lb_core::tables::next_hop::{NextHops, Port};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{debug, error};
 
 use probe::Prober;
 use schedule::Schedule;
@@ -85,7 +85,17 @@ impl Checkers {
         Ok(Self { orders: Some(orders), findings, through, thread: Some(thread) })
     }
 
-    /// Makes what checks of these backends need besides sockets.
+    /// Makes the network of checks through services, whether there are some or not: they may come when the
+    /// process has no right to make one any more. Where it has none now, there can be no such checks.
+    pub(crate) fn make_network(&self, desired: &DesiredState, ports: &Arc<[Port]>) {
+        if ports.iter().any(|port| port.kernel && !port.addresses.is_empty())
+            && let Err(error) = self.make_through(desired, ports)
+        {
+            debug!("{error}");
+        }
+    }
+
+    /// Makes what checks of these backends need besides sockets, if it is not there.
     ///
     /// # Errors
     /// There are checks through services, and no network for them.
@@ -95,9 +105,14 @@ impl Checkers {
         ports: &Arc<[Port]>,
     ) -> Result<(), KernelError> {
         if through::is_wanted(desired) && self.through.get().is_none() {
-            // Nobody else sets it.
-            let _ = self.through.set(Arc::new(Through::open(desired, ports)?));
+            self.make_through(desired, ports)?;
         }
+        Ok(())
+    }
+
+    fn make_through(&self, desired: &DesiredState, ports: &Arc<[Port]>) -> Result<(), KernelError> {
+        // Nobody else sets it.
+        let _ = self.through.set(Arc::new(Through::open(desired, ports)?));
         Ok(())
     }
 

@@ -31,7 +31,7 @@ use super::failure::Failure;
 use super::target::Id;
 use crate::kernel::{CheckNet, KernelError, Tap};
 
-/// Made when it is first needed, and then there to the end.
+/// Empty where no such network could be made.
 pub(crate) type ThroughCell = Arc<OnceLock<Arc<Through>>>;
 
 /// The network of checks through services, and the ways from there to backends.

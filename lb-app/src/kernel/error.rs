@@ -54,7 +54,7 @@ pub(crate) enum KernelError {
     },
     /// No network of their own for checks through services.
     #[error(
-        "cannot make a network namespace for checks `via = \"service\"`: {}; run as root, or with \
+        "cannot make a network namespace for checks `via = \"service\"`: {}; start as root, or with \
          CAP_SYS_ADMIN",
         .0.desc()
     )]
