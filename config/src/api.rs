@@ -14,8 +14,21 @@ const SOCKET_PATH_MAX: usize = 90;
 /// How programs reach the balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Api {
-    /// Where gRPC is served: a Unix socket, or a loopback address.
+    /// Where gRPC is served: a Unix socket, or an address; without `tls`, a loopback address.
     pub grpc: ApiAddress,
+    /// How both ends know each other; absent with a Unix socket.
+    pub tls: Option<ApiTls>,
+}
+
+/// Files in PEM format. Whether they are there is not checked here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTls {
+    /// The server's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The certificates that clients' have to be signed by.
+    pub client_ca: PathBuf,
 }
 
 /// A Unix socket, or an address with a port.

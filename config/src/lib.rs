@@ -36,7 +36,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use toml::de::DeTable;
 
-pub use api::{API_SOCKET_DEFAULT, Api, ApiAddress, ApiAddressError};
+pub use api::{API_SOCKET_DEFAULT, Api, ApiAddress, ApiAddressError, ApiTls};
 pub use diagnostics::{Diagnostics, PROBLEMS_SHOWN_MAX, Place};
 use diagnostics::{Report, Span};
 pub use feed::{
@@ -413,7 +413,8 @@ mod tests {
             eal_args = ['--a', 'b']
             punts_per_second = 7
             [api]
-            grpc = '127.0.0.1:9301'
+            grpc = '192.0.2.1:9301'
+            tls = { cert = '/a.pem', key = '/a.key', client_ca = '/ca.pem' }
             [[port]]
             name = 'wan0'
             device = '0000:01:00.0'
@@ -440,7 +441,9 @@ mod tests {
         assert_eq!(peering.listen.to_string(), "10.0.0.2:9302");
         assert_eq!(peering.peers, ["[fd00::3]:7000".parse().unwrap()]);
         assert_eq!(config.warnings, []);
-        assert_eq!(config.api, Some(Api { grpc: "127.0.0.1:9301".parse().unwrap() }));
+        let [cert, key, client_ca] = ["/a.pem", "/a.key", "/ca.pem"].map(PathBuf::from);
+        let tls = Some(ApiTls { cert, key, client_ca });
+        assert_eq!(config.api, Some(Api { grpc: "192.0.2.1:9301".parse().unwrap(), tls }));
         assert_eq!(
             config.dataplane,
             Dataplane {

@@ -90,10 +90,14 @@ pub enum Problem {
         "{0} is reached from other machines, and whoever reaches the API may change everything"
     )]
     #[diagnostic(help(
-        "write a Unix socket, as in \"{API_SOCKET_DEFAULT}\", or a loopback address: \
-         \"127.0.0.1:{}\"", .0.port()
+        "add a table [api.tls] with `cert`, `key` and `client_ca`; or write a Unix socket, as in \
+         \"{API_SOCKET_DEFAULT}\", or a loopback address: \"127.0.0.1:{}\"", .0.port()
     ))]
     ApiNotLoopback(SocketAddr),
+
+    #[error("TLS has no meaning at a Unix socket, whose mode says who may use it")]
+    #[diagnostic(help("remove it, or write an address: `grpc = \"0.0.0.0:9301\"`"))]
+    TlsOfASocket,
 
     #[error(
         "{0} is reached through the network, and whoever is on the way could say what is wanted"

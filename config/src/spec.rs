@@ -111,9 +111,28 @@ table! {
     /// How programs and the command `weir` reach the balancer.
     Api("[api]", "[api]") {
         /// Where gRPC is served: a Unix socket, "unix:" and its absolute path, which root and its group
-        /// may use; or a loopback address with a port, as in "127.0.0.1:9301", which everybody on this
-        /// machine may use.
+        /// may use; or an address with a port: a loopback address, as in "127.0.0.1:9301", which
+        /// everybody on this machine may use, or any with `tls`.
         grpc: Optional<ApiAddress> = crate::API_SOCKET_DEFAULT,
+        /// With it, only TLS is spoken at the address, and only with clients that have a certificate.
+        tls: Optional<ApiTls>,
+    }
+}
+
+table! {
+    /// How the API and its clients know each other. Files are in PEM format, and are read again when they
+    /// change.
+    ApiTls(
+        "[api.tls]",
+        "tls = { cert = \"/etc/weir/api.pem\", key = \"/etc/weir/api.key\", client_ca = \"/etc/weir/ca.pem\" }"
+    ) {
+        /// The file with this balancer's certificate, and those between it and its clients' CA.
+        cert: Required<FilePath>,
+        /// The file with the key of `cert`.
+        key: Required<FilePath>,
+        /// The file with the certificates that clients' have to be signed by. Whoever has one of these may
+        /// change everything.
+        client_ca: Required<FilePath>,
     }
 }
 

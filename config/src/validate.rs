@@ -31,7 +31,7 @@ pub(crate) fn config(file: spec::File, report: &mut Report) -> Option<Config> {
     let site = site(site_spec, &file.peer, report);
     let dataplane =
         dataplane(file.dataplane.map(|plane| plane.value).unwrap_or_default(), &site, report);
-    let api = file.api.map(|api| api::api(&api.value, report));
+    let api = file.api.map(|api| api::api(&api, report));
     let ports = ports::Ports::new(file.port, report);
     let feeds = feeds::feeds(&file.feed, report);
     let services = services::services(&file.service, &ports, report);
