@@ -15,6 +15,7 @@ mod peers;
 mod plane;
 mod record;
 mod source;
+mod tls;
 mod verdict;
 mod workers;
 

@@ -3,7 +3,8 @@
 //! In reading order:
 //! * `proto/weir/v1/*.proto` are the reference; [`proto`] is generated from them.
 //! * `listen` makes the socket, and takes it away.
-//! * `connections` bounds how many clients there are, and how long each may take.
+//! * `connections` bounds how many clients there are, and how long each may take; by TLS they show who they
+//!   are.
 //! * `view` is what control shows after each change: all that is read is read from the newest one, so
 //!   control does nothing for it. `state` puts it into messages.
 //! * `server` answers. What it cannot answer from the view it asks of control, one [`Ask`] at a time.
@@ -21,6 +22,7 @@ use tracing::error;
 
 use crate::control::{ChangeError, Which};
 use crate::source::{Application, ApplyError};
+use crate::tls::{Acceptor, TlsError};
 
 mod connections;
 pub(crate) mod explain;
@@ -92,6 +94,8 @@ pub(crate) enum ApiError {
     NotASocket(PathBuf),
     #[error("cannot serve the API at {address}: {source}; write another `grpc` in [api]")]
     Listen { address: ApiAddress, source: io::Error },
+    #[error("cannot serve the API by TLS: {0}; see [api.tls]")]
+    Tls(#[from] TlsError),
     #[error("cannot start the API's thread: {0}")]
     Thread(#[from] io::Error),
 }
@@ -105,23 +109,25 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Serves at `address`, of what `view` shows. Until it shows something, the balancer is said to
+    /// Serves as `config` says, of what `view` shows. Until it shows something, the balancer is said to
     /// start.
     pub(crate) fn start(
-        address: &ApiAddress,
+        config: &lb_config::Api,
         view: watch::Receiver<Option<Arc<View>>>,
     ) -> Result<Self, ApiError> {
+        let tls = config.tls.as_ref().map(|tls| Acceptor::new(tls.into())).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _runtime = runtime.enter();
-            Listener::open(address)?
+            Listener::open(&config.grpc)?
         };
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("api".into()).spawn(move || {
             // Ended from either side: by `stop`, or because there is nobody to stop it any more.
             let stopped = async { drop(stopped.await) };
-            if let Err(error) = runtime.block_on(server::serve(listener, view, asks, stopped)) {
+            let serve = server::serve(listener, tls, view, asks, stopped);
+            if let Err(error) = runtime.block_on(serve) {
                 error!("the API has ended: {error}");
             }
         })?;

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server as Transport;
 use tonic::{Request, Response, Status};
 
-use super::connections::incoming;
+use super::connections::{UNREAD_TIME_MAX, incoming};
 use super::flow::{Flow, FlowError};
 use super::listen::Listener;
 use super::proto::balancer_server::{Balancer, BalancerServer};
@@ -29,6 +29,7 @@ use super::{Applied, Ask, Drained, View, explain, plan, state};
 use crate::control::{ChangeError, DrainError, Which};
 use crate::memory;
 use crate::source::{Application, ApplyError};
+use crate::tls::Acceptor;
 
 /// Calls at a time of one client.
 const CALLS_MAX: u32 = 8;
@@ -38,14 +39,14 @@ const CALL_TIME_MAX: Duration = Duration::from_mins(1);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of a request, at most: a file of 100,000 backends.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
-/// Messages of an answer that wait for the client to read, and how long they wait: what they are made
-/// of is kept so long.
+/// Messages of an answer that wait for the client to read, for [`UNREAD_TIME_MAX`]: what they are made of is
+/// kept so long.
 const MESSAGES_MAX: usize = 64;
-const UNREAD_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// Serves until `stopped`.
 pub(super) async fn serve(
     listener: Listener,
+    tls: Option<Acceptor>,
     view: watch::Receiver<Option<Arc<View>>>,
     asks: mpsc::Sender<Ask>,
     stopped: impl Future<Output = ()>,
@@ -75,7 +76,7 @@ pub(super) async fn serve(
         .add_service(balancer)
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming(incoming(listener));
+        .serve_with_incoming(incoming(listener, tls));
     tokio::select! {
         ended = server => Ok(ended?),
         // Calls that are under way end: some would never, since they tell of changes.

@@ -2,34 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lb_config::{ApiAddress, Config};
 use lb_core::counters::Counters;
 use lb_core::model::Health;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{NextHops, Port, Unresolved};
+use prost::Message as _;
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::connections::CONNECTIONS_MAX;
+use super::connections::{CONNECTIONS_MAX, STRANGERS_MAX};
 use super::proto::service_change::Change;
 use super::proto::{
-    BackendName, BackendState, DrainRequest, GetStatusRequest, Health as ShownHealth,
-    ListBackendsRequest, ListServicesRequest, UndrainRequest, WatchServicesRequest,
+    ApplyRequest, BackendName, BackendState, Document, DrainRequest, GetStatusRequest,
+    Health as ShownHealth, ListBackendsRequest, ListServicesRequest, UndrainRequest,
+    WatchServicesRequest,
 };
 use super::{Api, Ask, View};
 use crate::cli::remote::{Remote, all};
 use crate::control::DrainError;
 use crate::source::{State, Wanted};
+
+mod tls;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -112,7 +117,8 @@ impl Served {
         let folder = tempfile::tempdir().unwrap();
         let address = ApiAddress::Unix(folder.path().join("weir.sock"));
         let (shown, view) = watch::channel(None);
-        let api = Api::start(&address, view).unwrap();
+        let config = lb_config::Api { grpc: address.clone(), tls: None };
+        let api = Api::start(&config, view).unwrap();
         Self { api, remote: Remote::at(address), shown, folder }
     }
 
@@ -210,29 +216,116 @@ async fn a_balancer_that_starts_says_so_and_health_follows() {
     client.get_status(GetStatusRequest {}).await.unwrap();
 }
 
-/// Who says nothing is sent away, and who comes when all places are taken at once.
+/// Who says nothing keeps nobody out, and is sent away; so is at once who says something else.
 #[tokio::test]
-async fn silent_clients_take_no_place_for_long() {
+async fn strangers_take_nobodys_place() {
     let served = Served::showing(FILE);
     let mut silent = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
+    for _ in 0..STRANGERS_MAX {
         silent.push(served.connect().await);
     }
     let start = Instant::now();
-    let read = async |client: &mut UnixStream| match client.read(&mut [0; 64]).await {
-        Ok(read) => Ok(read),
-        Err(error) => Err(error.kind()),
-    };
-    let mut late = served.connect().await;
-    let closed = timeout(PATIENCE, read(&mut late)).await.unwrap();
-    assert!(matches!(closed, Ok(0) | Err(ErrorKind::ConnectionReset)), "{closed:?}");
+    let mut client = served.remote.connect().await.unwrap();
+    client.get_status(GetStatusRequest {}).await.unwrap();
+    // Who has taken longest went for it.
+    timeout(PATIENCE, until_closed(&mut silent[0])).await.unwrap();
+    let mut wrong = served.connect().await;
+    wrong.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    timeout(PATIENCE, until_closed(&mut wrong)).await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(900), "not by the deadline of the others");
     for client in &mut silent {
-        let until_closed = async { while matches!(read(client).await, Ok(1..)) {} };
-        timeout(PATIENCE, until_closed).await.unwrap();
+        timeout(PATIENCE, until_closed(client)).await.unwrap();
+    }
+    client.get_status(GetStatusRequest {}).await.unwrap();
+}
+
+async fn until_closed(client: &mut UnixStream) {
+    while matches!(client.read(&mut [0; 64]).await, Ok(1..)) {}
+}
+
+#[tokio::test]
+async fn there_are_so_many_places_and_no_more() {
+    let served = Served::showing(FILE);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        clients.push(served.remote.connect().await.unwrap());
+        clients.last_mut().unwrap().get_status(GetStatusRequest {}).await.unwrap();
+    }
+    let refused = match served.remote.connect().await {
+        Ok(mut late) => late.get_status(GetStatusRequest {}).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+    clients.pop();
+    let end = Instant::now() + PATIENCE;
+    while served.remote.connect().await.is_err() {
+        assert!(Instant::now() < end, "the place is still taken");
+        sleep(Duration::from_millis(10)).await;
+    }
+    clients[0].get_status(GetStatusRequest {}).await.unwrap();
+}
+
+/// Who wants answers and does not read them has a place for a while only.
+#[tokio::test]
+async fn who_reads_nothing_keeps_no_place() {
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]; // RFC 9113 §6.7
+    let served = Served::showing(FILE);
+    let words =
+        [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], &PING.repeat(100_000)];
+    let words: Arc<[u8]> = words.concat().into();
+    let mut deaf = JoinSet::new();
+    for _ in 0..CONNECTIONS_MAX {
+        let (mut client, words) = (served.connect().await, Arc::clone(&words));
+        deaf.spawn(async move { client.write_all(&words).await });
+    }
+    while let Some(ended) = timeout(PATIENCE, deaf.join_next()).await.unwrap() {
+        ended.unwrap().expect_err("it cannot write for ever");
     }
     let mut client = served.remote.connect().await.unwrap();
     client.get_status(GetStatusRequest {}).await.unwrap();
+}
+
+/// Whatever of a request is missing, or too much: control is asked for nothing.
+#[tokio::test]
+async fn half_and_huge_requests_change_nothing() {
+    let mut served = Served::showing(FILE);
+    let text = "[[service]]\nname = 'b'\naddress = '10.0.0.9'\nport = 1\nprotocol = 'tcp'\n\
+                forward = 'l2dsr'\n";
+    let document = Document { name: "b".into(), text: text.into(), ..Document::default() };
+    let request = ApplyRequest { documents: vec![document], expected_version: Some(7) };
+    let message = request.encode_to_vec();
+    // A flag, and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
+    let length = u32::try_from(message.len()).unwrap();
+    let whole = [&[0][..], &length.to_be_bytes(), &message].concat();
+
+    let stream = served.connect().await;
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut send = async |body: Bytes| {
+        client = client.clone().ready().await.unwrap();
+        let request = http::Request::post("http://weir/weir.v1.Balancer/Apply")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let (answer, mut sent) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        sent.send_data(body, true).unwrap();
+        answer.await.map(|answer| answer.into_parts().0.headers.get("grpc-status").cloned())
+    };
+    for end in 0..whole.len() {
+        let status = send(Bytes::copy_from_slice(&whole[..end])).await.unwrap();
+        assert!(status.is_some_and(|status| status != "0"), "{end} of {} bytes", whole.len());
+    }
+    let mut client = served.remote.connect().await.unwrap();
+    let mut huge = request.clone();
+    huge.documents[0].text = " ".repeat(8 << 20);
+    let refused = client.apply(huge).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert!(timeout(Duration::from_millis(100), served.api.next()).await.is_err());
+
+    let (answered, ()) = tokio::join!(send(Bytes::from(whole)), async {
+        let ask = timeout(PATIENCE, served.api.next()).await.unwrap();
+        assert!(matches!(ask, Ask::Apply(..)), "{ask:?}");
+    });
+    answered.unwrap();
 }
 
 /// A client that does not read keeps no version of the tables, and does not take half an answer for all.

@@ -1,18 +1,17 @@
 //! `weir control-plane`
 
-use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use lb_config::ApiAddress;
 use tokio::sync::watch;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing::info;
 
 use super::Failure;
 use crate::api::{ApiError, Listener};
 use crate::plane;
+use crate::tls::{Acceptor, ServerFiles};
 
 /// What `weir control-plane` takes.
 #[derive(Debug, clap::Args)]
@@ -77,18 +76,13 @@ fn in_words(error: ApiError) -> String {
         ApiError::Listen { address, source } => {
             format!("cannot listen at {address}: {source}; name another with --listen")
         }
+        ApiError::Tls(error) => error.to_string(),
         ApiError::Thread(error) => error.to_string(),
     }
 }
 
-fn tls(args: &Args) -> Result<Option<ServerTlsConfig>, Failure> {
+fn tls(args: &Args) -> Result<Option<Acceptor>, Failure> {
     let (Some(cert), Some(key)) = (&args.cert, &args.key) else { return Ok(None) };
-    let read = |path: &PathBuf| {
-        fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    let config = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
-    Ok(Some(match &args.client_ca {
-        Some(ca) => config.client_ca_root(Certificate::from_pem(read(ca)?)),
-        None => config,
-    }))
+    let (cert, key, client_ca) = (cert.clone(), key.clone(), args.client_ca.clone());
+    Ok(Some(Acceptor::new(ServerFiles { cert, key, client_ca })?))
 }

@@ -1,7 +1,9 @@
 //! The balancer that runs, as commands reach it.
 
-use std::error::Error;
 use std::io;
+#[cfg(test)]
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use tonic::{Code, Status, Streaming};
 use super::output;
 use crate::api::Wire;
 use crate::api::proto::balancer_client::BalancerClient;
+use crate::tls::{TlsError, client_config, innermost};
 
 /// How long a balancer may take to accept a client.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -27,9 +30,28 @@ pub(crate) struct Remote {
     /// Where the balancer serves its API: `grpc` of its `[api]`.
     #[arg(long, value_name = "ADDRESS", default_value = API_SOCKET_DEFAULT)]
     api: ApiAddress,
+    #[command(flatten)]
+    tls: Tls,
     /// Print JSON, with fields that stay.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How both ends know each other, where the balancer has an `[api.tls]`. Files are in PEM format.
+#[derive(Clone, Debug, Default, clap::Args)]
+struct Tls {
+    /// The certificates that the balancer's has to be signed by (PEM); for a balancer with [api.tls].
+    #[arg(long = "tls-ca", value_name = "FILE", requires_all = ["cert", "key"])]
+    ca: Option<PathBuf>,
+    /// Your certificate (PEM).
+    #[arg(long = "tls-cert", value_name = "FILE", requires = "ca")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long = "tls-key", value_name = "FILE", requires = "ca")]
+    key: Option<PathBuf>,
+    /// What the balancer's certificate is for, if not for its address.
+    #[arg(long = "tls-name", value_name = "NAME", requires = "ca")]
+    name: Option<String>,
 }
 
 /// Why a command has no answer.
@@ -37,9 +59,13 @@ pub(crate) struct Remote {
 pub(crate) enum RemoteError {
     #[error(
         "no balancer can be reached at {address}: {cause}; does `weir run` run, with an [api] in its \
-         file? (`--api` names another address)"
+         file? (`--api` names another address; one with [api.tls] wants `--tls-ca` and the like)"
     )]
     Unreachable { address: ApiAddress, cause: String },
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("no TLS is spoken at a Unix socket: leave --tls-ca out, or name an address with --api")]
+    TlsOfASocket,
     /// What the balancer says.
     #[error("{}", .0.message())]
     Refused(#[from] Status),
@@ -52,6 +78,7 @@ impl RemoteError {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Unreachable { .. } => 3,
+            Self::Tls(_) | Self::TlsOfASocket => 2,
             Self::Refused(status) => match status.code() {
                 Code::Unavailable => 3,
                 Code::NotFound | Code::InvalidArgument => 2,
@@ -68,7 +95,19 @@ pub(crate) type Client = BalancerClient<Channel>;
 impl Remote {
     #[cfg(test)]
     pub(crate) fn at(api: ApiAddress) -> Self {
-        Self { api, json: false }
+        Self { api, tls: Tls::default(), json: false }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn by_tls(api: ApiAddress, ca: &Path, cert: &Path, name: &str) -> Self {
+        let key = cert.with_extension("key");
+        let tls = Tls {
+            ca: Some(ca.into()),
+            cert: Some(cert.into()),
+            key: Some(key),
+            name: Some(name.into()),
+        };
+        Self { api, tls, json: false }
     }
 
     /// Runs a command that asks the balancer, and says with which status it ends.
@@ -117,12 +156,29 @@ impl Remote {
                 Ok::<_, io::Error>(TokioIo::new(wire))
             }
         });
-        // The name is for HTTP only: the connector knows where to go.
-        let endpoint = Endpoint::from_static("http://weir").connect_timeout(CONNECT_TIME_MAX);
-        endpoint.connect_with_connector(connector).await.map_err(|error| RemoteError::Unreachable {
-            address: self.api.clone(),
-            cause: innermost(&error),
-        })
+        let endpoint = self.endpoint()?.connect_timeout(CONNECT_TIME_MAX);
+        let connected = endpoint.connect_with_connector(connector).await;
+        connected.map_err(|error| self.unreachable(&error))
+    }
+
+    /// How it is talked to; the connector knows where it is.
+    fn endpoint(&self) -> Result<Endpoint, RemoteError> {
+        let Tls { ca: Some(ca), cert, key, name } = &self.tls else {
+            // The name is for HTTP only.
+            return Ok(Endpoint::from_static("http://weir"));
+        };
+        let ApiAddress::Tcp(address) = &self.api else { return Err(RemoteError::TlsOfASocket) };
+        let mut tls = client_config(ca, cert.as_deref().zip(key.as_deref()))?;
+        if let Some(name) = name {
+            tls = tls.domain_name(name);
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{address}"));
+        let endpoint = endpoint.and_then(|endpoint| endpoint.tls_config(tls));
+        endpoint.map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &tonic::transport::Error) -> RemoteError {
+        RemoteError::Unreachable { address: self.api.clone(), cause: innermost(error) }
     }
 
     /// Shows what was answered.
@@ -147,13 +203,4 @@ pub(crate) async fn all<T>(mut messages: Streaming<T>) -> Result<Vec<T>, RemoteE
         all.push(message);
     }
     Ok(all)
-}
-
-/// What an error says at its root: those around it say that it was one.
-fn innermost(error: &tonic::transport::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

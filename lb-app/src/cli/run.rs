@@ -1,11 +1,12 @@
 //! `weir run`
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Failure, render};
 use crate::api::proto::ReloadResponse;
@@ -45,12 +46,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         let (shown, view) = watch::channel(None);
-        let address = config.api.as_ref().map(|api| &api.grpc);
-        let mut api = address.map(|address| Api::start(address, view)).transpose()?;
+        let mut api = config.api.as_ref().map(|api| Api::start(api, view)).transpose()?;
         let mut control = tokio::select! {
             control = Control::start(config, shown) => control?,
             () = signals.leave() => return Ok(()),
         };
+        if let Err(error) = File::open(&args.config) {
+            let file = args.config.display();
+            warn!("{file}: {error}: a reload could not read it; make root its owner");
+        }
         info!("ready: clients may come");
         loop {
             match signals.next(&mut control, &mut api).await? {
@@ -103,7 +107,7 @@ async fn reload(args: &Args, control: &mut Control) -> ReloadResponse {
     let result = match lb_config::load(&args.config) {
         Ok(config) => {
             for warning in &config.warnings {
-                tracing::warn!("{}: {warning}", args.config.display());
+                warn!("{}: {warning}", args.config.display());
             }
             response.warnings = config.warnings.iter().map(ToString::to_string).collect();
             control.reload(config).await.map_err(|error| error.to_string())

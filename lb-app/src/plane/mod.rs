@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
@@ -18,6 +18,7 @@ use crate::api::proto::feed_answer::Answer;
 use crate::api::proto::{FeedAnswer, FeedHello, FeedUpdate, ResourceVersion};
 use crate::api::{Listener, incoming};
 use crate::source::told;
+use crate::tls::Acceptor;
 
 mod folder;
 
@@ -36,18 +37,15 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Serves what `contents` shows, until something fails.
 pub(crate) async fn serve(
     listener: Listener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Acceptor>,
     contents: watch::Receiver<Arc<Contents>>,
 ) -> Result<(), tonic::transport::Error> {
     let plane = ControlPlaneServer::new(Plane { contents });
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE));
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
-    }
     let plane = plane.max_decoding_message_size(MESSAGE_BYTES_MAX);
-    server.add_service(plane).serve_with_incoming(incoming(listener)).await
+    server.add_service(plane).serve_with_incoming(incoming(listener, tls)).await
 }
 
 /// The control plane, to balancers.

@@ -1,15 +1,15 @@
 //! The connection to a control plane.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use lb_config::{Feed, FeedAddress, FeedTls};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::{TlsError, client_config, innermost};
 
 /// How long a control plane may take to accept us, TLS included.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
@@ -18,16 +18,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Bytes that may be on their way to us.
 const WINDOW_BYTES: u32 = 4 << 20;
-/// Bytes of a file with certificates or a key, at most.
-const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
-    #[error("cannot read {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("{} is longer than {PEM_BYTES_MAX} bytes", .0.display())]
-    LongFile(PathBuf),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("no control plane can be reached at {address}: {cause}")]
     Unreachable { address: FeedAddress, cause: String },
 }
@@ -50,8 +46,9 @@ pub(crate) async fn connect(feed: &Feed) -> Result<Channel, LinkError> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    if let Some(tls) = &feed.tls {
-        endpoint = endpoint.tls_config(tls_config(tls)?).map_err(unreachable)?;
+    if let Some(FeedTls { ca, identity }) = &feed.tls {
+        let identity = identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+        endpoint = endpoint.tls_config(client_config(ca, identity)?).map_err(unreachable)?;
     }
     let connecting = async {
         let FeedAddress::Unix(path) = &feed.address else { return endpoint.connect().await };
@@ -69,30 +66,4 @@ pub(crate) async fn connect(feed: &Feed) -> Result<Channel, LinkError> {
         cause: format!("no answer within {}s", CONNECT_TIME_MAX.as_secs()),
     };
     connected.map_err(silent)?.map_err(unreachable)
-}
-
-fn tls_config(tls: &FeedTls) -> Result<ClientTlsConfig, LinkError> {
-    let ca = Certificate::from_pem(pem(&tls.ca)?);
-    let config = ClientTlsConfig::new().ca_certificate(ca);
-    match &tls.identity {
-        Some((cert, key)) => Ok(config.identity(Identity::from_pem(pem(cert)?, pem(key)?))),
-        None => Ok(config),
-    }
-}
-
-fn pem(path: &Path) -> Result<Vec<u8>, LinkError> {
-    let unreadable = |source| LinkError::File { path: path.into(), source };
-    if fs::metadata(path).map_err(unreadable)?.len() > PEM_BYTES_MAX {
-        return Err(LinkError::LongFile(path.into()));
-    }
-    fs::read(path).map_err(unreadable)
-}
-
-/// What an error says at its root: those around it say that it was one.
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

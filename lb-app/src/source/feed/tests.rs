@@ -19,6 +19,8 @@ use crate::api::tests::config;
 use crate::api::{Listener, incoming};
 use crate::plane::{self, Contents};
 use crate::source::{Refused, State};
+use crate::tls::testing::certificate;
+use crate::tls::{Acceptor, ServerFiles};
 
 mod scale;
 mod xds;
@@ -96,7 +98,7 @@ impl Server {
         Self::start(folder, async |listener| {
             let server = ControlPlaneServer::new(Script(script));
             let server = tonic::transport::Server::builder().add_service(server);
-            server.serve_with_incoming(incoming(listener)).await.unwrap();
+            server.serve_with_incoming(incoming(listener, None)).await.unwrap();
         })
     }
 }
@@ -338,26 +340,6 @@ async fn nonsense_changes_nothing() {
     assert_eq!(balancer.next().await, Ok(("v2".into(), named(&[("web", 0), ("ssh", 0)]))));
 }
 
-/// Makes `NAME.pem` and `NAME.key`: signed by `ca`, or by itself.
-fn certificate(folder: &TempDir, name: &str, ca: Option<&str>) {
-    let run = |args: &str| {
-        let mut command = std::process::Command::new("openssl");
-        let made = command.args(args.split(' ')).current_dir(folder.path()).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    };
-    let new = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test";
-    match ca {
-        None => run(&format!("req -x509 {new} -keyout {name}.key -out {name}.pem -days 2")),
-        Some(ca) => {
-            let names = folder.path().join("names");
-            std::fs::write(names, "subjectAltName=DNS:localhost").unwrap();
-            run(&format!("req {new} -keyout {name}.key -out {name}.csr"));
-            let by = format!("-CA {ca}.pem -CAkey {ca}.key -CAcreateserial -extfile names -days 2");
-            run(&format!("x509 -req -in {name}.csr -out {name}.pem {by}"));
-        }
-    }
-}
-
 #[tokio::test]
 async fn both_ends_show_by_tls_who_they_are() {
     let folder = tempfile::tempdir().unwrap();
@@ -368,12 +350,10 @@ async fn both_ends_show_by_tls_who_they_are() {
         ("weir", Some("ca")),
         ("thief", Some("other")),
     ] {
-        certificate(&folder, name, ca);
+        certificate(folder.path(), name, ca, 2);
     }
-    let pem = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
-    let tls = tonic::transport::ServerTlsConfig::new()
-        .identity(tonic::transport::Identity::from_pem(pem("plane.pem"), pem("plane.key")))
-        .client_ca_root(tonic::transport::Certificate::from_pem(pem("ca.pem")));
+    let [cert, key, ca] = ["plane.pem", "plane.key", "ca.pem"].map(|it| folder.path().join(it));
+    let tls = Acceptor::new(ServerFiles { cert, key, client_ca: Some(ca) }).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = ApiAddress::Tcp(([127, 0, 0, 1], port).into());
     let first = contents("v1", vec![document("a", "1", &service("web", 80))], vec![]);
