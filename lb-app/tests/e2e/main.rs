@@ -15,6 +15,7 @@ mod checksums;
 mod client;
 mod commands;
 mod config;
+mod crowd;
 mod decap;
 mod feeds;
 mod fragments;
@@ -82,6 +83,8 @@ fn trials(shared: &Shared) -> Vec<Trial> {
     trials.push(trial(name.to_owned(), jumbo::longer_than_a_buffer));
     let name = "feeds: two balancers follow a control plane";
     trials.push(trial(name.to_owned(), feeds::two_balancers_follow_a_control_plane));
+    let name = "thousands of clients at the API";
+    trials.push(trial(name.to_owned(), crowd::thousands_of_clients));
     trials.extend(
         REFUSALS
             .iter()

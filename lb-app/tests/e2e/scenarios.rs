@@ -1,5 +1,7 @@
 //! What is to work on one switch, over every driver and number of workers.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -26,6 +28,7 @@ pub(crate) type Scenario = (&'static str, fn(&mut Stage));
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("the port and the VIPs answer pings", pings),
     ("the heap may have huge pages", heap),
+    ("every thread has given up what root may besides", rights),
     ("the kernel refuses a port that no service has", closed_ports),
     ("HTTP in l2dsr, IPv4 and IPv6", http_l2dsr),
     ("HTTP in ipip, gue and gre, all four combinations", http_tunnels),
@@ -60,9 +63,38 @@ fn pings(stage: &mut Stage) {
 
 /// glibc is told when a process starts.
 fn heap(stage: &mut Stage) {
-    let environment = std::fs::read(format!("/proc/{}/environ", stage.weir().pid()));
+    let environment = fs::read(format!("/proc/{}/environ", stage.weir().pid()));
     let environment = String::from_utf8_lossy(&environment.expect("weir runs")).into_owned();
     assert!(environment.contains("glibc.malloc.hugetlb=1"), "{environment}");
+}
+
+/// What is left are the capabilities to bind low ports, to administrate networks, and to open raw sockets.
+fn rights(stage: &mut Stage) {
+    const LEFT: &str = "0000000000003400";
+    const NONE: &str = "0000000000000000";
+    let weir = stage.weir();
+    weir.wait_for_line(0, "ready: clients may come");
+    let mut names = Vec::new();
+    for task in fs::read_dir(format!("/proc/{}/task", weir.pid())).expect("weir runs") {
+        let status = task.expect("weir runs").path().join("status");
+        let status = fs::read_to_string(status).expect("it does not end");
+        let fields: BTreeMap<&str, &str> =
+            status.lines().filter_map(|line| line.split_once(":\t")).collect();
+        for (field, expect) in [
+            ("CapPrm", LEFT),
+            ("CapEff", LEFT),
+            ("CapInh", NONE),
+            ("CapBnd", NONE),
+            ("CapAmb", NONE),
+            ("NoNewPrivs", "1"),
+        ] {
+            assert_eq!(fields[field], expect, "{field}: {status}");
+        }
+        names.push(fields["Name"].to_owned());
+    }
+    for name in ["worker-", "eal-intr", "api", "health", "checks", "kernel-pump", "peers"] {
+        assert!(names.iter().any(|it| it.starts_with(name)), "{name}: {names:?}");
+    }
 }
 
 fn closed_ports(stage: &mut Stage) {

@@ -152,6 +152,11 @@ impl Weir {
         self.log.since(from).iter().any(|line| line.contains(text))
     }
 
+    /// How many lines have this in them.
+    pub(crate) fn count_logged(&self, text: &str) -> usize {
+        self.log.since(0).iter().filter(|line| line.contains(text)).count()
+    }
+
     /// Waits until a line with this in it is logged, from the line `from` on.
     pub(crate) fn wait_for_line(&self, from: usize, text: &str) {
         self.wait_for(from, |line| line.contains(text).then_some(0), text);
