@@ -12,7 +12,8 @@ use lb_core::model::{Health, Service};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{Refused, Source, State, Wanted, document_errors, told};
+use super::documents::{self, Read};
+use super::{Refused, Source, State, Wanted, told};
 use crate::api::proto::{Document, ResourceError};
 
 /// A state that somebody wants to be applied, valid by itself.
@@ -45,22 +46,8 @@ impl Application {
         expected: Option<u64>,
         ports: &[PortConfig],
     ) -> Result<Self, Vec<ResourceError>> {
-        let (mut services, mut errors) = (Vec::new(), Vec::new());
-        let mut homes = HashMap::new();
-        for (place, Document { name, text, .. }) in documents.iter().enumerate() {
-            let read = match lb_config::services(name, text, ports) {
-                Ok(read) => read,
-                Err(wrong) => {
-                    errors.extend(document_errors(name, &wrong));
-                    continue;
-                }
-            };
-            homes.extend(read.iter().map(|service| (service.spec().name.clone(), place)));
-            services.extend(read.into_iter().map(Arc::new));
-        }
-        errors.truncate(super::ERRORS_MAX);
-        let application = Self { documents, services, homes, expected };
-        if errors.is_empty() { Ok(application) } else { Err(errors) }
+        let Read { services, homes } = documents::read(&documents, ports)?;
+        Ok(Self { documents, services, homes, expected })
     }
 
     pub(crate) fn state(&self, version: u64) -> State {

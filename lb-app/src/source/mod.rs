@@ -1,6 +1,7 @@
 //! Where what is wanted comes from. A source yields whole states, never changes; control joins those of
 //! all sources.
 //!
+//! * `documents` reads what API and control planes say, and tells them what is wrong.
 //! * `wanted` joins them, and refuses what two sources want.
 //! * `applied` is what the API was told last.
 //! * `feed` is the client of control planes.
@@ -9,15 +10,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lb_config::{Config, Diagnostics, Place, Problem};
+use lb_config::Config;
 use lb_core::model::{Health, Service};
 use tokio::sync::oneshot;
 
 mod applied;
+mod documents;
 pub(crate) mod feed;
 mod wanted;
 
 pub(crate) use applied::{Application, Applied, ApplyError};
+pub(crate) use documents::{ERRORS_MAX, document_errors, problem_error, told};
 pub(crate) use wanted::{Overlap, Overlaps, Wanted};
 
 use crate::api::proto::ResourceError;
@@ -67,9 +70,6 @@ impl State {
         Self { source: Source::File, services, failed, version: String::new(), since }
     }
 }
-
-/// Errors that are told at once, at most.
-pub(crate) const ERRORS_MAX: usize = 50;
 
 /// What a source wants, on its way to control, which says what became of it.
 #[derive(Debug)]
@@ -121,51 +121,5 @@ impl Refused {
     }
 }
 
-/// What is wrong with a document.
-pub(crate) fn document_errors(name: &str, wrong: &Diagnostics) -> Vec<ResourceError> {
-    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    let error = |(at, problem): (Option<Place>, &Problem)| ResourceError {
-        line: at.map_or(0, |at| number(at.line)),
-        column: at.map_or(0, |at| number(at.column)),
-        ..problem_error(name, None, problem)
-    };
-    wrong.places().map(error).take(ERRORS_MAX).collect()
-}
-
-/// What is wrong with `resource`, or with what has this place in its list.
-pub(crate) fn problem_error(
-    resource: &str,
-    place: Option<usize>,
-    problem: &Problem,
-) -> ResourceError {
-    ResourceError {
-        resource: resource.into(),
-        line: place.map_or(0, |place| u32::try_from(place + 1).unwrap_or(u32::MAX)),
-        column: 0,
-        message: problem.to_string(),
-        help: problem.advice().unwrap_or_default(),
-    }
-}
-
-/// An error in one line.
-pub(crate) fn told(error: &ResourceError) -> String {
-    let ResourceError { resource, line, column, message, help } = error;
-    let mut text = String::new();
-    for part in [resource.as_str(), &number(*line), &number(*column)] {
-        if !part.is_empty() {
-            text.extend([part, ":"]);
-        }
-    }
-    if !text.is_empty() {
-        text.push(' ');
-    }
-    text.push_str(message);
-    if !help.is_empty() {
-        text.extend(["; ", help]);
-    }
-    text
-}
-
-fn number(number: u32) -> String {
-    if number == 0 { String::new() } else { number.to_string() }
-}
+#[cfg(test)]
+mod damaged;

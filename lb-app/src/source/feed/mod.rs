@@ -175,4 +175,26 @@ fn backoff(failures: u32, chance: f64) -> Duration {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    //! A feed without a session.
+
+    use std::sync::Arc;
+
+    use lb_config::PortConfig;
+    use lb_core::model::Service;
+
+    use super::resources::Resources;
+    use crate::api::proto::FeedUpdate;
+
+    /// What services an update makes by itself, if it is one, and they are valid.
+    pub(in crate::source) fn services(
+        ports: &[PortConfig],
+        update: FeedUpdate,
+    ) -> Option<Vec<Arc<Service>>> {
+        let mut resources = Resources::new(ports);
+        resources.take(update).ok()?;
+        resources.services().ok()
+    }
+}
+#[cfg(test)]
 mod tests;
