@@ -70,6 +70,10 @@ const RESTART_MAX: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Changes of the network come in swarms: how long one is given to be over.
 const SWARM: Duration = Duration::from_millis(20);
+/// Workers acknowledge a version at once, unless they sleep: so long is a turn, and so many are waited for
+/// with nothing else done, because the runtime's sleep takes a millisecond or two.
+const TURN: Duration = Duration::from_micros(50);
+const TURNS_MAX: usize = 20;
 /// How long workers may take to acknowledge a version before somebody is told.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(2);
 
@@ -576,13 +580,19 @@ impl Control {
         debug_assert_eq!(version, self.tables.version, "counted apart");
         self.unresolved.log(&self.tables, &self.next_hops);
         let deadline = Instant::now() + ACKNOWLEDGE_MAX;
+        let mut pause = 0;
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
                 error!("version {version} is not in force: a worker does not turn");
                 self.show();
                 return;
             }
-            sleep(Duration::from_millis(1)).await;
+            pause += 1;
+            if pause > TURNS_MAX {
+                sleep(Duration::from_millis(1)).await;
+            } else {
+                std::thread::sleep(TURN);
+            }
         }
         self.publisher.reclaim();
         self.show();

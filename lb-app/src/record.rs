@@ -1,5 +1,6 @@
 //! What is remembered of a service, as it is written: to a file, or to a peer.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -96,9 +97,8 @@ impl FlowsOf {
 
 impl Transitions {
     fn new(from: &[u16], until: &[Tick]) -> Option<Self> {
-        let mut ends: Vec<u64> = until.iter().map(|until| until.0).collect();
-        ends.sort_unstable();
-        ends.dedup();
+        let mut ends = Vec::new();
+        let mut places = BTreeMap::new(); // few: one for each change
         let mut moved = Vec::new();
         let mut skipped = 0;
         for (&from, until) in from.iter().zip(until) {
@@ -106,7 +106,11 @@ impl Transitions {
                 skipped += 1;
                 continue;
             }
-            let end = u32::try_from(ends.binary_search(&until.0).ok()?).ok()?;
+            let end = *places.entry(until.0).or_insert_with(|| {
+                ends.push(until.0);
+                ends.len() - 1
+            });
+            let end = u32::try_from(end).ok()?;
             moved.push(Moved { skipped, from, end });
             skipped = 0;
         }

@@ -84,7 +84,9 @@ fn trial(tables: &Tables, meta: &Meta, service: Option<&ServiceTable>, now: Tick
     let mut trial = tables.clone();
     // Of what is nobody's, nothing is looked up.
     let Some(service) = service else { return trial };
-    trial.tracker = Arc::new(tables.tracker.trial(&Flow::new(meta, service), now));
+    if service.may_track(&tables.tracker) {
+        trial.tracker = Arc::new(tables.tracker.trial(&Flow::new(meta, service), now));
+    }
     let Some(own) = trial.services.get_mut(meta.service as usize) else { return trial };
     let own = Arc::make_mut(own);
     own.gate = service.gate.as_ref().map(|gate| Arc::new(gate.trial()));

@@ -243,7 +243,8 @@ impl Memory {
     /// Writes all of it.
     fn write(&self, tables: &Arc<Tables>) -> io::Result<Written> {
         let new = self.directory.join("services.new");
-        let bytes = services::encode(&self.identity, &tables.remember())?;
+        let services = tables.services.iter().map(|table| Remembered::new(table));
+        let bytes = services::encode(&self.identity, services)?;
         remove(&new)?;
         let mut file = open(&new)?;
         file.write_all(&bytes)?;
@@ -275,9 +276,9 @@ impl Written {
         if changed.iter().any(|(old, new)| name(old) != name(new)) {
             return None;
         }
-        let changed: Vec<_> = changed.iter().map(|(_, new)| Remembered::new(new)).collect();
         if !changed.is_empty() {
-            let bytes = services::encode_changed(&changed).ok()?;
+            let changed = changed.iter().map(|(_, new)| Remembered::new(new));
+            let bytes = services::encode_changed(changed).ok()?;
             self.room = self.room.checked_sub(bytes.len())?;
             self.file.write_all(&bytes).ok()?;
         }

@@ -24,23 +24,32 @@ struct Beginning {
 }
 
 /// All services.
-pub(super) fn encode(identity: &Identity, services: &[Remembered]) -> io::Result<Vec<u8>> {
+pub(super) fn encode(
+    identity: &Identity,
+    services: impl ExactSizeIterator<Item = Remembered>,
+) -> io::Result<Vec<u8>> {
     let beginning = Beginning { layout: LAYOUT, identity: *identity };
-    frame(&(beginning, records(services)))
+    frame(postcard::to_extend(&beginning, vec![0; HEAD_BYTES]), services)
 }
 
 /// Services that have become others.
-pub(super) fn encode_changed(services: &[Remembered]) -> io::Result<Vec<u8>> {
-    frame(&records(services))
+pub(super) fn encode_changed(
+    services: impl ExactSizeIterator<Item = Remembered>,
+) -> io::Result<Vec<u8>> {
+    frame(Ok(vec![0; HEAD_BYTES]), services)
 }
 
-fn records(services: &[Remembered]) -> Vec<ServiceRecord> {
-    services.iter().map(ServiceRecord::from).collect()
-}
-
-fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; HEAD_BYTES];
-    bytes = postcard::to_extend(message, bytes).map_err(io::Error::other)?;
+/// A list of records behind what there is of a frame, as `postcard` has lists: how many, then each. One after
+/// the other, so that no more than one of ten thousand is there twice.
+fn frame(
+    begun: postcard::Result<Vec<u8>>,
+    services: impl ExactSizeIterator<Item = Remembered>,
+) -> io::Result<Vec<u8>> {
+    let begun = begun.and_then(|begun| postcard::to_extend(&services.len(), begun));
+    let whole = services
+        .into_iter()
+        .fold(begun, |bytes, service| postcard::to_extend(&ServiceRecord::from(&service), bytes?));
+    let mut bytes = whole.map_err(io::Error::other)?;
     let message = &bytes[HEAD_BYTES..];
     let length = u32::try_from(message.len()).map_err(io::Error::other)?;
     let checksum = crc32fast::hash(message);

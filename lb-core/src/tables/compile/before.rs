@@ -204,7 +204,8 @@ fn is_stale(basis: &Basis, circumstances: &Circumstances<'_>, tables: &Tables) -
     let ids: BTreeSet<_> = circumstances.idle.iter().map(|(id, _)| *id).collect();
     let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
     let mut is_any_new = false;
-    for change in basis.next_hops.diff(circumstances.next_hops) {
+    let (old, new) = (&basis.next_hops, circumstances.next_hops);
+    for change in (!old.ptr_eq(new)).then(|| old.diff(new)).into_iter().flatten() {
         match change {
             DiffItem::Add(..) => is_any_new = true,
             DiffItem::Update { old: (address, _), .. } | DiffItem::Remove(address, _) => {
