@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifi
 use crate::endpoints::Endpoints;
 use crate::keys::Keys;
 use crate::listener::check_transport;
+use crate::resource::Told;
 use crate::unfit::{Unfit, short};
 
 /// What a cluster says of a service.
@@ -27,7 +28,7 @@ pub(crate) enum Source {
     /// A resource of that name.
     Eds(String),
     /// The cluster itself.
-    Here(Arc<Endpoints>),
+    Here(Arc<Told<Endpoints>>),
 }
 
 impl Cluster {
@@ -78,7 +79,8 @@ fn source(proto: &Proto, notes: &mut Vec<String>) -> Result<Source, Unfit> {
         Ok(DiscoveryType::Static) => {
             let endpoints = proto.load_assignment.as_ref();
             let endpoints = endpoints.ok_or(Unfit::Missing("load_assignment"))?;
-            Ok(Source::Here(Arc::new(Endpoints::read(endpoints, notes)?)))
+            // They have no bytes of their own: the cluster has them.
+            Ok(Source::Here(Arc::new(Told::new(Endpoints::read(endpoints, notes)?, &[]))))
         }
         Ok(other) => Err(Unfit::ClusterType(other.as_str_name().into())),
         Err(_) => Err(Unfit::ClusterType(given.to_string())),

@@ -76,13 +76,26 @@ impl Protocol for Delta {
     type Request = DeltaDiscoveryRequest;
     type Answer = DeltaDiscoveryResponse;
 
+    fn version(&self, kind: Kind, name: &str) -> Option<&str> {
+        self.types[kind.index()].versions.get(name).map(String::as_str)
+    }
+
+    fn resume(&mut self, kind: Kind, name: String, version: String) {
+        self.types[kind.index()].versions.insert(name, version);
+    }
+
     /// As in the other variant; what is known is told by name and version.
     fn begin(&mut self, store: &Store) -> Vec<DeltaDiscoveryRequest> {
         for (kind, subscription) in Kind::ALL.into_iter().zip(&mut self.types) {
             subscription.asked = None;
-            // Of others nothing is known any more.
-            let known = store.names(kind);
-            subscription.versions.retain(|name, _| known.contains(name));
+            // All that is known is said, so that what is gone by now is told; without a version, what was
+            // not taken as it came: so that it comes again.
+            let mut versions = std::mem::take(&mut subscription.versions);
+            let with_version = |name: String| {
+                let version = versions.remove(&name).unwrap_or_default();
+                (name, version)
+            };
+            subscription.versions = store.names(kind).into_iter().map(with_version).collect();
         }
         let is_resumed = self.types.iter().any(|it| !it.versions.is_empty());
         let kinds = Kind::ALL.into_iter().filter(|kind| is_resumed || *kind == Kind::Cluster);

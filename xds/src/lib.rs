@@ -6,6 +6,7 @@
 //!   metadata where xDS has no field for them.
 //! * `service` joins a listener, its cluster and the cluster's endpoints to a service.
 //! * `store` has what was said last, by name, and the services as they were last good.
+//!   [`Saved`] is all of it, as bytes, for the process that comes next.
 //! * `protocol` is the conversation (ADS), in two variants: `sotw`, where each answer is the state of
 //!   the world, and `delta`, where it is what has changed.
 //!
@@ -35,8 +36,8 @@ pub use keys::Keys;
 pub use protocol::{Answer, Protocol, Reply};
 pub use resource::Kind;
 pub use sotw::StateOfTheWorld;
-pub use store::{Services, Store};
-pub use unfit::{Trouble, Unfit};
+pub use store::{Saved, Services, Store};
+pub use unfit::{Trouble, Unfit, summary};
 
 /// Bytes of a message from the control plane, at most: 100,000 backends need about 4 MiB. In memory a
 /// message of empty parts takes some 20 times that, for the moment.
@@ -47,6 +48,8 @@ pub const RESOURCE_BYTES_MAX: usize = 4 << 20;
 pub const RESOURCES_MAX: usize = lb_core::model::SERVICES_MAX;
 /// Endpoints of all clusters, at most.
 pub const ENDPOINTS_MAX: usize = 1 << 20;
+/// Bytes of all resources, at most, but for those of the last message: 1,048,576 endpoints need 50 to 80 MiB.
+pub const BYTES_MAX: usize = 256 << 20;
 /// Bytes of a name, a version or a nonce, at most.
 pub const NAME_BYTES_MAX: usize = 1024;
 /// Bytes of what the control plane is told of a refusal, at most.

@@ -27,6 +27,14 @@ pub trait Protocol {
 
     /// Takes an answer into the store.
     fn receive(&mut self, store: &mut Store, answer: Self::Answer) -> Reply<Self::Request>;
+
+    /// The version of a resource that was taken, where the variant has one for each.
+    fn version(&self, _kind: Kind, _name: &str) -> Option<&str> {
+        None
+    }
+
+    /// A process before this one had taken the resource in that version.
+    fn resume(&mut self, _kind: Kind, _name: String, _version: String) {}
 }
 
 /// What is to be said to an answer.

@@ -1,6 +1,7 @@
 //! From the bytes of a resource to what a service can be made of.
 
 use std::fmt;
+use std::ops::Deref;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
@@ -73,12 +74,43 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a resource says.
+/// What a resource says, and the bytes that say it, which outlive the process.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Told<T> {
+    pub(crate) says: T,
+    pub(crate) bytes: Box<[u8]>,
+}
+
+impl<T> Told<T> {
+    pub(crate) fn new(says: T, bytes: &[u8]) -> Self {
+        Self { says, bytes: bytes.into() }
+    }
+}
+
+impl<T> Deref for Told<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.says
+    }
+}
+
+/// A resource, by its kind.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Body {
-    Cluster(Cluster),
-    Endpoints(Endpoints),
-    Listener(Listener),
+    Cluster(Told<Cluster>),
+    Endpoints(Told<Endpoints>),
+    Listener(Told<Listener>),
+}
+
+impl Body {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Cluster(it) => &it.bytes,
+            Self::Endpoints(it) => &it.bytes,
+            Self::Listener(it) => &it.bytes,
+        }
+    }
 }
 
 /// A resource that came.
@@ -141,17 +173,20 @@ fn decode(
     Ok(match kind {
         Kind::Cluster => {
             let proto = ClusterProto::decode(bytes)?;
-            let body = Cluster::read(&proto, notes).map(Body::Cluster);
+            let body = Cluster::read(&proto, notes);
+            let body = body.map(|says| Body::Cluster(Told::new(says, bytes)));
             (proto.name, body)
         }
         Kind::Endpoints => {
             let proto = ClusterLoadAssignment::decode(bytes)?;
-            let body = Endpoints::read(&proto, notes).map(Body::Endpoints);
+            let body = Endpoints::read(&proto, notes);
+            let body = body.map(|says| Body::Endpoints(Told::new(says, bytes)));
             (proto.cluster_name, body)
         }
         Kind::Listener => {
             let proto = ListenerProto::decode(bytes)?;
-            let body = Listener::read(&proto, notes).map(Body::Listener);
+            let body = Listener::read(&proto, notes);
+            let body = body.map(|says| Body::Listener(Told::new(says, bytes)));
             (proto.name, body)
         }
     })

@@ -12,13 +12,8 @@ use crate::keys::Keys;
 use crate::listener::Listener;
 use crate::unfit::{Unfit, short};
 
-/// A service that was made.
-#[derive(Clone, Debug)]
-pub(crate) struct Made {
-    pub(crate) service: Arc<Service>,
-    /// The backends that the control plane says do not serve.
-    pub(crate) failed: Vec<(IpAddr, Option<u16>)>,
-}
+/// The backends of a service that the control plane says do not serve.
+pub(crate) type Failed = Vec<(IpAddr, Option<u16>)>;
 
 /// The service without its backends. What is more exact wins: the balancer's defaults, the cluster's
 /// metadata, the listener's fields, the listener's metadata.
@@ -43,7 +38,7 @@ pub(crate) fn service(
     template: &Service,
     ports: &[PortConfig],
     endpoints: &Endpoints,
-) -> Result<Made, Vec<Unfit>> {
+) -> Result<(Arc<Service>, Failed), Vec<Unfit>> {
     let spec = template.spec();
     let scale = Scale::of(&endpoints.0);
     let serving = serving(&endpoints.0);
@@ -77,7 +72,7 @@ pub(crate) fn service(
         None => Unfit::Keys(told(&problem)),
     };
     match lb_config::with_backends(template, backends, ports) {
-        Ok(service) => Ok(Made { service: Arc::new(service), failed }),
+        Ok(service) => Ok((Arc::new(service), failed)),
         Err(problems) => Err(problems.into_iter().map(unfit).collect()),
     }
 }

@@ -11,10 +11,14 @@ use crate::cluster::{Cluster, Source};
 use crate::endpoints::Endpoints;
 use crate::keys::Keys;
 use crate::listener::Listener;
-use crate::resource::Body;
-use crate::service::{self, Made};
+use crate::resource::{Body, Told};
+use crate::service::{self, Failed};
 use crate::unfit::{Trouble, Unfit};
-use crate::{ENDPOINTS_MAX, Kind, RESOURCES_MAX};
+use crate::{BYTES_MAX, ENDPOINTS_MAX, Kind, RESOURCES_MAX};
+
+mod saved;
+
+pub use saved::Saved;
 
 /// How often services that cannot be together are looked for, before all that is new is given up.
 const ROUNDS_MAX: usize = 8;
@@ -35,15 +39,23 @@ pub struct Store {
     /// Keys of services that do not say otherwise.
     defaults: Keys,
     ports: Vec<PortConfig>,
-    clusters: BTreeMap<String, Arc<Cluster>>,
-    endpoints: BTreeMap<String, Arc<Endpoints>>,
-    listeners: BTreeMap<String, Arc<Listener>>,
+    clusters: BTreeMap<String, Arc<Told<Cluster>>>,
+    endpoints: BTreeMap<String, Arc<Told<Endpoints>>>,
+    listeners: BTreeMap<String, Arc<Told<Listener>>>,
     /// By the name of the listener.
     places: BTreeMap<String, Place>,
 }
 
 /// What a service was made of, whether it was good or not.
-type Parts = (Arc<Listener>, Arc<Cluster>, Arc<Endpoints>);
+type Parts = (Arc<Told<Listener>>, Arc<Told<Cluster>>, Arc<Told<Endpoints>>);
+
+/// A service that was made.
+#[derive(Clone, Debug)]
+struct Made {
+    service: Arc<Service>,
+    failed: Failed,
+    parts: Parts,
+}
 
 /// A service's place.
 #[derive(Debug, Default)]
@@ -55,6 +67,13 @@ struct Place {
     held: Option<Made>,
     /// Why what was tried is not there, and what kind of answer brought it.
     trouble: Option<(Kind, Vec<Unfit>)>,
+}
+
+/// What there is of all that is kept.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    endpoints: usize,
+    bytes: usize,
 }
 
 /// What an answer changes.
@@ -133,11 +152,9 @@ impl Store {
                 Kind::Listener => drop(self.listeners.remove(name)),
             }
         }
-        let apart = self.endpoints.values().map(|endpoints| endpoints.0.len());
-        let inline = self.clusters.values().map(|cluster| inline_count(cluster));
-        let mut count = apart.chain(inline).sum();
+        let mut sums = self.sums();
         for (name, body) in update.resources {
-            if let Err(unfit) = self.put(&name, body, &mut count) {
+            if let Err(unfit) = self.put(&name, body, &mut sums) {
                 troubles.push(Trouble::new(kind, &name, unfit));
             }
         }
@@ -179,9 +196,32 @@ impl Store {
         troubles
     }
 
+    /// Endpoints, and bytes, of all that is kept: also of what services are still made of, although there
+    /// is something newer.
+    fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        for cluster in self.clusters.values() {
+            sums.endpoints += inline_count(cluster);
+            sums.bytes += cluster.bytes.len();
+        }
+        for endpoints in self.endpoints.values() {
+            sums.endpoints += endpoints.0.len();
+            sums.bytes += endpoints.bytes.len();
+        }
+        sums.bytes += self.listeners.values().map(|listener| listener.bytes.len()).sum::<usize>();
+        for (name, place) in &self.places {
+            let Some(Made { parts, .. }) = &place.made else { continue };
+            if self.is_up_to_date(name) {
+                continue;
+            }
+            let (listener, cluster, endpoints) = parts;
+            sums.bytes += listener.bytes.len() + cluster.bytes.len() + endpoints.bytes.len();
+        }
+        sums
+    }
+
     /// One that says the same as before is left as it is, so that it is seen that nothing changed.
-    /// `count` is of all endpoints.
-    fn put(&mut self, name: &str, body: Body, count: &mut usize) -> Result<(), Unfit> {
+    fn put(&mut self, name: &str, body: Body, sums: &mut Sums) -> Result<(), Unfit> {
         let (before, now) = match &body {
             Body::Cluster(cluster) => {
                 (self.clusters.get(name).map_or(0, |it| inline_count(it)), inline_count(cluster))
@@ -191,23 +231,28 @@ impl Store {
             }
             Body::Listener(_) => (0, 0),
         };
-        let all = *count - before + now;
-        if all > ENDPOINTS_MAX && now > before {
-            return Err(Unfit::TooManyEndpoints(all));
+        let endpoints = sums.endpoints - before + now;
+        if endpoints > ENDPOINTS_MAX && now > before {
+            return Err(Unfit::TooManyEndpoints(endpoints));
+        }
+        // A service may go on with what it replaces.
+        let bytes = sums.bytes + body.bytes().len();
+        if bytes > BYTES_MAX {
+            return Err(Unfit::TooManyBytes(bytes));
         }
         match body {
             Body::Cluster(cluster) => put(&mut self.clusters, name, cluster)?,
             Body::Endpoints(endpoints) => put(&mut self.endpoints, name, endpoints)?,
             Body::Listener(listener) => put(&mut self.listeners, name, listener)?,
         }
-        *count = all;
+        *sums = Sums { endpoints, bytes };
         Ok(())
     }
 
     /// Makes services of all whose parts have changed. Those that there is something new to say of.
     fn make(&mut self, kind: Kind) -> BTreeSet<String> {
         self.places.retain(|name, _| self.listeners.contains_key(name));
-        let changed = |(name, listener): (&String, &Arc<Listener>)| {
+        let changed = |(name, listener): (&String, &Arc<Told<Listener>>)| {
             let parts = self.parts(listener)?;
             let tried = self.places.get(name).and_then(|place| place.tried.as_ref());
             tried.is_none_or(|tried| !is_same(tried, &parts)).then(|| (name.clone(), parts))
@@ -240,13 +285,20 @@ impl Store {
         fresh
     }
 
-    fn parts(&self, listener: &Arc<Listener>) -> Option<Parts> {
+    fn parts(&self, listener: &Arc<Told<Listener>>) -> Option<Parts> {
         let cluster = self.clusters.get(&listener.cluster)?;
         let endpoints = match &cluster.endpoints {
             Source::Eds(name) => self.endpoints.get(name)?,
             Source::Here(endpoints) => endpoints,
         };
         Some((Arc::clone(listener), Arc::clone(cluster), Arc::clone(endpoints)))
+    }
+
+    /// Is the service of that listener made of what was told last?
+    fn is_up_to_date(&self, name: &str) -> bool {
+        let made = self.places.get(name).and_then(|place| place.made.as_ref());
+        let now = self.listeners.get(name).and_then(|listener| self.parts(listener));
+        made.zip(now).is_some_and(|(made, now)| is_same(&made.parts, &now))
     }
 
     /// Puts in place what is held, but for what cannot be together with the rest.
@@ -337,13 +389,12 @@ impl Place {
                 made
             }),
         };
-        self.tried = Some(new);
-        let made = made?;
-        let same = self.made.as_ref().filter(|old| *old.service == *made.service);
-        Ok(match same {
-            Some(old) => Made { service: Arc::clone(&old.service), failed: made.failed },
-            None => made,
-        })
+        self.tried = Some(new.clone());
+        let (mut service, failed) = made?;
+        if let Some(old) = self.made.as_ref().filter(|old| *old.service == *service) {
+            service = Arc::clone(&old.service);
+        }
+        Ok(Made { service, failed, parts: new })
     }
 }
 
@@ -358,10 +409,14 @@ fn is_same(a: &Parts, b: &Parts) -> bool {
     Arc::ptr_eq(&a.0, &b.0) && Arc::ptr_eq(&a.1, &b.1) && Arc::ptr_eq(&a.2, &b.2)
 }
 
-fn put<T: PartialEq>(all: &mut BTreeMap<String, Arc<T>>, name: &str, new: T) -> Result<(), Unfit> {
+fn put<T: PartialEq>(
+    all: &mut BTreeMap<String, Arc<Told<T>>>,
+    name: &str,
+    new: Told<T>,
+) -> Result<(), Unfit> {
     let count = all.len();
     match all.get_mut(name) {
-        Some(old) if **old == new => {}
+        Some(old) if old.says == new.says => {}
         Some(old) => *old = Arc::new(new),
         None if count >= RESOURCES_MAX => return Err(Unfit::TooManyResources(count + 1)),
         None => drop(all.insert(name.into(), Arc::new(new))),

@@ -10,6 +10,7 @@ use crate::{Keys, Services, Store};
 
 mod conversations;
 mod recorded;
+mod saved;
 mod translation;
 
 pub(crate) fn ports() -> Vec<PortConfig> {

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use lb_core::model::Invalid;
 
 use crate::{
-    ENDPOINTS_MAX, Kind, NAME_BYTES_MAX, REFUSAL_BYTES_MAX, RESOURCE_BYTES_MAX, RESOURCES_MAX,
+    BYTES_MAX, ENDPOINTS_MAX, Kind, NAME_BYTES_MAX, REFUSAL_BYTES_MAX, RESOURCE_BYTES_MAX,
+    RESOURCES_MAX,
 };
 
 /// What is wrong with a resource, and what to change.
@@ -32,6 +33,8 @@ pub enum Unfit {
     TooManyResources(usize),
     #[error("with it there would be {0} endpoints; at most {ENDPOINTS_MAX}")]
     TooManyEndpoints(usize),
+    #[error("with it there would be {0} bytes; at most {BYTES_MAX}")]
+    TooManyBytes(usize),
     #[error("it has no {0}")]
     Missing(&'static str),
     #[error("{0} is not what a layer-4 balancer can do; leave it out")]
@@ -66,8 +69,6 @@ pub enum Unfit {
     Service(Invalid),
     #[error("it and {service:?} want the same: {invalid}")]
     Conflict { service: String, invalid: Invalid },
-    #[error("the balancer does not take it: {0}")]
-    Refused(String),
 }
 
 /// Something unfit, and which resource it is.
@@ -108,7 +109,8 @@ pub(crate) fn short(name: &str) -> String {
 }
 
 /// All troubles in one line of at most [`REFUSAL_BYTES_MAX`].
-pub(crate) fn summary(troubles: &[Trouble]) -> String {
+#[must_use]
+pub fn summary(troubles: &[Trouble]) -> String {
     /// Bytes that are kept for how many there are besides.
     const REST_BYTES: usize = 32;
     let mut text = String::new();

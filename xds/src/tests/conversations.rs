@@ -260,11 +260,15 @@ fn changes_only() {
     let told = all(&mut ads, &mut store, changes(Kind::Cluster, "v", both, &["a"]), said_delta);
     assert_eq!(told, ["Cluster nv +[] -[] {} cluster \"a\": it is there twice; names are unique"]);
 
-    // A new conversation: all that is known, by name and version, but what was refused.
+    // A new conversation: all that is known, by name; by version, too, but for what was refused.
     let told: Vec<_> = ads.begin(&store).iter().map(said_delta).collect();
     assert_eq!(
         told,
-        ["Cluster n +[*] -[] {a=1}", "Endpoints n +[a] -[] {a=5}", "Listener n +[*] -[] {web=7}"]
+        [
+            "Cluster n +[*] -[] {a=1}",
+            "Endpoints n +[a] -[] {a=5}",
+            "Listener n +[*] -[] {bad= web=7}"
+        ]
     );
 }
 
