@@ -12,19 +12,20 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lb_config::{Config, FeedKind};
+use lb_config::{Config, Feed, FeedKind, PortConfig};
 use lb_xds::{Delta, StateOfTheWorld};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
-use super::{Offer, Wanted};
+use super::{Offer, State, Wanted};
 
 mod link;
 mod resources;
@@ -35,7 +36,6 @@ mod xds;
 
 pub(crate) use standing::Standing;
 
-use saved::SavedFeed;
 use session::{Session, SessionError};
 
 /// Offers that wait for control: each feed has one under way.
@@ -61,36 +61,23 @@ impl Feeds {
     pub(crate) fn start(config: &Config, wanted: &mut Wanted) -> io::Result<Self> {
         let (offer, offers) = mpsc::channel(OFFERS_MAX);
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+        let mut tasks = Vec::new();
         let mut standings = Vec::new();
         for feed in &config.feeds {
             let standing = Arc::new(Standing::new(feed.name.clone()));
             standings.push(Arc::clone(&standing));
-            if feed.kind == FeedKind::Xds {
-                let (feed, offer, ports) = (feed.clone(), offer.clone(), &config.ports);
-                tasks.push(if feed.incremental {
-                    Box::pin(follow(xds::Session::<Delta>::new(feed, ports, offer, standing)))
-                } else {
-                    let session =
-                        xds::Session::<StateOfTheWorld>::new(feed, ports, offer, standing);
-                    Box::pin(follow(session))
-                });
-                continue;
-            }
-            let saved = SavedFeed::new(&config.dataplane.state_dir, &feed.name);
-            let ports = &config.ports;
-            let mut session = Session::new(feed.clone(), ports, offer.clone(), standing, saved);
-            if let Some(state) = session.remember() {
-                let version = state.version.clone();
-                match wanted.with(state) {
-                    Ok(both) => {
-                        *wanted = both;
-                        session.begin_with(version);
-                    }
-                    Err(error) => warn!("feed {:?}: what it told before: {error}", feed.name),
-                }
-            }
-            tasks.push(Box::pin(follow(session)));
+            let place = Place {
+                feed: feed.clone(),
+                standing,
+                offers: offer.clone(),
+                state_dir: &config.dataplane.state_dir,
+                ports: &config.ports,
+            };
+            tasks.push(match (feed.kind, feed.incremental) {
+                (FeedKind::Grpc, _) => task(Session::new(place), wanted),
+                (FeedKind::Xds, false) => task(xds::Session::<StateOfTheWorld>::new(place), wanted),
+                (FeedKind::Xds, true) => task(xds::Session::<Delta>::new(place), wanted),
+            });
         }
         let mut thread = None;
         if !tasks.is_empty() {
@@ -135,6 +122,15 @@ impl Drop for Feeds {
     }
 }
 
+/// What a client of a control plane is given.
+struct Place<'a> {
+    feed: Feed,
+    standing: Arc<Standing>,
+    offers: mpsc::Sender<Offer>,
+    state_dir: &'a Path,
+    ports: &'a [PortConfig],
+}
+
 /// A client of a control plane, whatever that speaks.
 trait Caller: Send {
     fn standing(&self) -> &Standing;
@@ -145,8 +141,32 @@ trait Caller: Send {
     /// Calls, and follows what is told until that is over.
     fn call(&mut self) -> impl Future<Output = Result<Infallible, SessionError>> + Send;
 
+    /// What was in force in the process before, if it still can be.
+    fn remember(&mut self) -> Option<State>;
+
+    /// What was remembered is in force.
+    fn begin(&mut self);
+
     /// When the call is over: what has come whole is put in force all the same.
     fn settle(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What follows the control plane; what that had told before joins what is wanted.
+fn task(mut session: impl Caller + 'static, wanted: &mut Wanted) -> Task {
+    if let Some(state) = session.remember() {
+        match wanted.with(state) {
+            Ok(both) => {
+                *wanted = both;
+                session.begin();
+            }
+            Err(error) => {
+                warn!("feed {:?}: what it told before: {error}", session.standing().name);
+            }
+        }
+    }
+    Box::pin(follow(session))
 }
 
 /// Keeps calling the control plane. What is in force stays, however long it is away.

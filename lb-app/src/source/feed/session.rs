@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lb_config::{Feed, PortConfig};
+use lb_config::Feed;
 use lb_core::model::{Health, Service};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -12,11 +12,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{info, warn};
 
-use super::Caller;
 use super::link::{self, LinkError};
 use super::resources::{NoUpdate, Resources};
 use super::saved::SavedFeed;
 use super::standing::Standing;
+use super::{Caller, Place};
 use crate::api::proto::control_plane_client::ControlPlaneClient;
 use crate::api::proto::feed_answer::Answer;
 use crate::api::proto::{FeedAck, FeedAnswer, FeedHello, FeedNack, FeedUpdate, ResourceError};
@@ -33,9 +33,6 @@ const UPDATE_TIME_MAX: Duration = Duration::from_mins(1);
 const PARTS_BYTES_MAX: usize = 256 << 20;
 /// When what control has refused is offered again: the other source may have let go of it.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// Writing down what is in force takes one part in so many of the time, at most.
-const SAVE_SHARE: u32 = 50;
-const SAVE_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Why a call has ended.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +72,7 @@ pub(super) struct Session {
     next_offer: Instant,
     /// When the last one is to be offered again, which control has refused.
     retry: Option<Instant>,
-    saved: SavedFeed,
-    /// What is in force is not written down.
-    is_unsaved: bool,
-    next_save: Instant,
+    saved: SavedFeed<FeedUpdate>,
 }
 
 /// A state that control has been offered.
@@ -86,8 +80,6 @@ pub(super) struct Session {
 struct Offered {
     version: String,
     verdict: oneshot::Receiver<Verdict>,
-    /// As it is written down, if it is time to.
-    snapshot: Option<FeedUpdate>,
 }
 
 /// The parts of an update that have come.
@@ -130,36 +122,12 @@ impl Caller for Session {
         while self.is_new || self.offered.is_some() {
             self.step().await;
         }
-    }
-}
-
-impl Session {
-    pub(super) fn new(
-        feed: Feed,
-        ports: &[PortConfig],
-        offers: mpsc::Sender<Offer>,
-        standing: Arc<Standing>,
-        saved: SavedFeed,
-    ) -> Self {
-        let now = Instant::now();
-        Self {
-            feed,
-            standing,
-            offers,
-            resources: Resources::new(ports),
-            offered: None,
-            in_force: String::new(),
-            is_new: false,
-            next_offer: now,
-            retry: None,
-            saved,
-            is_unsaved: false,
-            next_save: now,
+        if self.is_told_in_force() {
+            self.saved.settle(|| self.resources.to_update());
         }
     }
 
-    /// What was in force in the process before, if it still can be.
-    pub(super) fn remember(&mut self) -> Option<State> {
+    fn remember(&mut self) -> Option<State> {
         let update = self.saved.read()?;
         let name = &self.feed.name;
         let version = update.version.clone();
@@ -177,16 +145,38 @@ impl Session {
         }
     }
 
-    /// What was remembered is in force.
-    pub(super) fn begin_with(&mut self, version: String) {
-        self.standing.told(&version, 0);
-        self.in_force = version;
+    fn begin(&mut self) {
+        self.in_force.clone_from(&self.resources.version);
+        self.standing.told(&self.in_force, 0);
+    }
+}
+
+impl Session {
+    pub(super) fn new(place: Place) -> Self {
+        let Place { feed, standing, offers, state_dir, ports } = place;
+        let saved = SavedFeed::new(state_dir, feed.kind, &feed.name);
+        Self {
+            feed,
+            standing,
+            offers,
+            resources: Resources::new(ports),
+            offered: None,
+            in_force: String::new(),
+            is_new: false,
+            next_offer: Instant::now(),
+            retry: None,
+            saved,
+        }
     }
 
     fn state(&self, services: Vec<Arc<Service>>, version: String) -> State {
         let source = Source::Feed(self.feed.name.as_str().into());
         let (failed, since) = (Health::default(), SystemTime::now());
         State { source, services, failed, version, since }
+    }
+
+    fn is_told_in_force(&self) -> bool {
+        !self.is_new && self.resources.version == self.in_force
     }
 
     fn hello(&self) -> FeedHello {
@@ -247,16 +237,14 @@ impl Session {
                     return self.conclude(offered, verdict);
                 }
             }
-            let is_told_in_force = !self.is_new && self.resources.version == self.in_force;
-            let can_save = self.is_unsaved && is_told_in_force;
             tokio::select! {
                 () = sleep_until(self.next_offer), if self.is_new => {
                     if let Some(answer) = self.offer() {
                         return answer;
                     }
                 }
-                () = sleep_until(self.next_save), if can_save => {
-                    self.save(&self.resources.to_update());
+                () = self.saved.is_due(), if self.is_told_in_force() => {
+                    self.saved.write(&self.resources.to_update());
                 }
                 () = at(self.retry) => (self.is_new, self.retry) = (true, None),
             }
@@ -276,23 +264,19 @@ impl Session {
         let offer = Offer { state: self.state(services, version.clone()), answer };
         // There is room for one of each feed. Without anybody who takes it the balancer ends.
         if self.offers.try_send(offer).is_ok() {
-            let is_time = self.next_save <= Instant::now();
-            let snapshot = is_time.then(|| self.resources.to_update());
-            self.offered = Some(Offered { version, verdict, snapshot });
+            self.saved.offered(|| self.resources.to_update());
+            self.offered = Some(Offered { version, verdict });
         }
         None
     }
 
     fn conclude(&mut self, offered: Offered, verdict: Verdict) -> Answer {
-        let Offered { version, snapshot, .. } = offered;
+        let Offered { version, .. } = offered;
+        self.saved.concluded(verdict.is_ok());
         match verdict {
             Ok(tables) => {
                 self.in_force.clone_from(&version);
                 self.standing.took();
-                self.is_unsaved = true;
-                if let Some(snapshot) = snapshot {
-                    self.save(&snapshot);
-                }
                 Answer::Ack(FeedAck { version, tables })
             }
             Err(refused) => {
@@ -314,15 +298,6 @@ impl Session {
             );
         }
         Answer::Nack(FeedNack { version, in_force: self.in_force.clone(), errors })
-    }
-
-    /// Writes down what is in force.
-    fn save(&mut self, state: &FeedUpdate) {
-        let start = Instant::now();
-        self.saved.write(state);
-        self.is_unsaved = false;
-        let pause = (start.elapsed() * SAVE_SHARE).max(SAVE_INTERVAL_MIN);
-        self.next_save = Instant::now() + pause;
     }
 }
 

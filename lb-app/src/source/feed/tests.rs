@@ -22,6 +22,9 @@ use crate::source::{Refused, State};
 use crate::tls::testing::certificate;
 use crate::tls::{Acceptor, ServerFiles};
 
+#[path = "../../../tests/e2e/ads.rs"]
+mod ads;
+mod outlives;
 mod scale;
 mod xds;
 

@@ -8,10 +8,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lb_config::{Feed, PortConfig};
+use lb_config::Feed;
 use lb_core::model::{Health, Service};
 use lb_xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use lb_xds::{Delta, Keys, Kind, MESSAGE_BYTES_MAX, Node, Protocol, StateOfTheWorld, Store};
+use lb_xds::{
+    Delta, Keys, Kind, MESSAGE_BYTES_MAX, Node, Protocol, Saved, Services, StateOfTheWorld, Store,
+    summary,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,9 +22,10 @@ use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 use tracing::{info, warn};
 
+use super::saved::SavedFeed;
 use super::session::{RETRY_INTERVAL, SessionError, at, host_name};
 use super::standing::Standing;
-use super::{Caller, backoff, link};
+use super::{Caller, Place, backoff, link};
 use crate::source::{Offer, Refused, Source, State, Verdict};
 
 /// Requests that the control plane has not read yet.
@@ -84,6 +88,7 @@ pub(super) struct Session<P: Variant> {
     next_offer: Instant,
     /// When the last one is to be offered again, which control has refused.
     retry: Option<Instant>,
+    saved: SavedFeed<Saved>,
     /// Refusals that wait, by kind: the control plane would answer them with the same at once.
     held: [Option<(Instant, P::Request)>; 3],
     /// What was said last of refusals, by kind.
@@ -102,6 +107,11 @@ struct Shown {
 }
 
 impl Shown {
+    fn of(store: &Store) -> Self {
+        let Services { services, failed } = store.services();
+        Self { services, failed: Health::new(failed) }
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         let mut both = self.services.iter().zip(&other.services);
         self.services.len() == other.services.len()
@@ -143,16 +153,36 @@ impl<P: Variant> Caller for Session<P> {
         while self.is_new || self.offered.is_some() {
             self.step().await;
         }
+        if self.is_told_in_force() {
+            self.saved.settle(|| Saved::of(&self.store, &self.protocol, &self.version));
+        }
+    }
+
+    fn remember(&mut self) -> Option<State> {
+        let saved = self.saved.read()?;
+        self.version.clone_from(&saved.version);
+        let troubles = saved.restore(&mut self.store, &mut self.protocol);
+        if !troubles.is_empty() {
+            let (name, why) = (&self.feed.name, summary(&troubles));
+            warn!("feed {name:?}: some of what it told before is not used: {why}");
+        }
+        // If it is not in force, it is offered again.
+        self.is_new = true;
+        Some(self.state(Shown::of(&self.store)))
+    }
+
+    fn begin(&mut self) {
+        self.is_new = false;
+        self.shown = Shown::of(&self.store);
+        self.in_force.clone_from(&self.version);
+        self.standing.told(&self.version, 0);
     }
 }
 
 impl<P: Variant> Session<P> {
-    pub(super) fn new(
-        feed: Feed,
-        ports: &[PortConfig],
-        offers: mpsc::Sender<Offer>,
-        standing: Arc<Standing>,
-    ) -> Self {
+    pub(super) fn new(place: Place) -> Self {
+        let Place { feed, standing, offers, state_dir, ports } = place;
+        let saved = SavedFeed::new(state_dir, feed.kind, &feed.name);
         let node = Node {
             id: feed.node.clone().unwrap_or_else(host_name),
             user_agent_name: "weir".into(),
@@ -174,6 +204,7 @@ impl<P: Variant> Session<P> {
             is_new: false,
             next_offer: Instant::now(),
             retry: None,
+            saved,
             held: [None, None, None],
             refusals: Default::default(),
             notes: BTreeSet::new(),
@@ -277,35 +308,48 @@ impl<P: Variant> Session<P> {
             () = sleep_until(self.next_offer), if self.is_new => self.offer(),
             () = at(self.retry) => (self.is_new, self.retry) = (true, None),
             () = at(self.next_look) => self.look(),
+            () = self.saved.is_due(), if self.is_told_in_force() => {
+                self.saved.write(&Saved::of(&self.store, &self.protocol, &self.version));
+            }
+        }
+    }
+
+    fn is_told_in_force(&self) -> bool {
+        !self.is_new && self.offered.is_none() && self.retry.is_none()
+    }
+
+    fn state(&self, shown: Shown) -> State {
+        State {
+            source: Source::Feed(self.feed.name.as_str().into()),
+            services: shown.services,
+            failed: shown.failed,
+            version: self.version.clone(),
+            since: SystemTime::now(),
         }
     }
 
     fn offer(&mut self) {
         self.is_new = false;
-        let services = self.store.services();
-        let new = Shown { services: services.services, failed: Health::new(services.failed) };
+        let new = Shown::of(&self.store);
         if self.retry.is_none() && new.is_same(&self.shown) {
             self.in_force.clone_from(&self.version);
+            self.saved.concluded(true);
             return;
         }
         self.retry = None;
         self.next_offer = Instant::now() + self.feed.pace;
         self.shown = new.clone();
-        let state = State {
-            source: Source::Feed(self.feed.name.as_str().into()),
-            services: new.services,
-            failed: new.failed,
-            version: self.version.clone(),
-            since: SystemTime::now(),
-        };
+        let state = self.state(new);
         let (answer, verdict) = oneshot::channel();
         // There is room for one of each feed. Without anybody who takes it the balancer ends.
         if self.offers.try_send(Offer { state, answer }).is_ok() {
+            self.saved.offered(|| Saved::of(&self.store, &self.protocol, &self.version));
             self.offered = Some(verdict);
         }
     }
 
     fn conclude(&mut self, verdict: Verdict) {
+        self.saved.concluded(verdict.is_ok());
         match verdict {
             Ok(_) => {
                 self.in_force.clone_from(&self.version);
