@@ -10,6 +10,7 @@
     reason = "this is a test: what must not happen fails it"
 )]
 
+mod ads;
 mod backend;
 mod checksums;
 mod client;
@@ -38,6 +39,7 @@ mod traces;
 mod tunnels;
 mod vlan;
 mod weir;
+mod xds;
 
 use std::any::Any;
 use std::num::NonZero;
@@ -85,6 +87,8 @@ fn trials(shared: &Shared) -> Vec<Trial> {
     trials.push(trial(name.to_owned(), feeds::two_balancers_follow_a_control_plane));
     let name = "thousands of clients at the API";
     trials.push(trial(name.to_owned(), crowd::thousands_of_clients));
+    let name = "xds: endpoints come and go under connections";
+    trials.push(trial(name.to_owned(), xds::endpoints_come_and_go_under_connections));
     trials.extend(
         REFUSALS
             .iter()
