@@ -131,7 +131,7 @@ fn tell_endpoints(folder: &std::path::Path, number: u16, round: u64, backends: &
     let mut text = String::new();
     for (place, backend) in (0_u64..).zip(backends) {
         let turn = round + u64::from(number) + place;
-        if turn % (backends.len() as u64 + 1) != 0 {
+        if !turn.is_multiple_of(backends.len() as u64 + 1) {
             writeln!(text, "{backend} weight={}", 1 + turn % 7).expect("memory suffices");
         }
     }

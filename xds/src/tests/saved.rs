@@ -55,13 +55,22 @@ fn resource(kind: Kind, which: u8, variant: u8) -> Any {
     }
 }
 
+/// What there is to know of services: all, if none of them was older than what was told last.
+fn known(store: &Store, saved: &Saved) -> Vec<String> {
+    let services = shown(&store.services());
+    let is_whole = saved.has_nothing_behind();
+    let known = |it: String| if is_whole { it } else { it.split(" [").next().unwrap().to_owned() };
+    services.into_iter().map(known).collect()
+}
+
 fn kind(number: u8) -> Kind {
     Kind::ALL[usize::from(number % 3)]
 }
 
 proptest! {
     /// Whatever was told, in whatever order: the next process has the same services, and what it is told
-    /// next has the same consequences.
+    /// next has the same consequences. Where services are older than what was told last, they are there;
+    /// but of those that wait for each other, one may have older endpoints.
     #[test]
     fn the_next_process_knows_the_same(
         told in prop::collection::vec(
@@ -81,8 +90,11 @@ proptest! {
         let saved = Saved::of(&store, &ads, "v");
         let mut next_ads = StateOfTheWorld::new(node());
         let (mut next, _) = next(&mut next_ads, &saved);
-        prop_assert_eq!(shown(&next.services()), shown(&store.services()));
-        prop_assert_eq!(Saved::of(&next, &next_ads, "v"), saved, "and the one after that");
+        prop_assert_eq!(known(&next, &saved), known(&store, &saved));
+        // And the one after that.
+        let again = Saved::of(&next, &next_ads, "v");
+        let (third, _) = self::next(&mut StateOfTheWorld::new(node()), &again);
+        prop_assert_eq!(known(&third, &again), known(&next, &again));
 
         next_ads.begin(&next);
         for of in [0, 1] {
@@ -96,7 +108,7 @@ proptest! {
             tell(&mut ads, &mut store, kind(of), all.clone());
             tell(&mut next_ads, &mut next, kind(of), all);
         }
-        prop_assert_eq!(shown(&next.services()), shown(&store.services()));
+        prop_assert_eq!(known(&next, &saved), known(&store, &saved));
     }
 }
 
