@@ -352,8 +352,7 @@ impl Store {
         let mut blamed = BTreeMap::new();
         for Conflict { place, first, finding: Finding { invalid, .. }, .. } in found {
             let both = [made[place].0, made[first].0];
-            let is_newcomer =
-                |name: &&str| self.places.get(*name).is_some_and(|it| it.held.is_none());
+            let is_newcomer = |name: &&str| self.places.get(*name).is_some_and(Place::is_newcomer);
             // Who is there already stays; else the later one has to wait.
             let mut new = both.into_iter().filter(|name| new.contains(*name));
             let Some(name) = new.clone().find(is_newcomer).or(new.next()) else { continue };
@@ -366,6 +365,12 @@ impl Store {
 }
 
 impl Place {
+    /// While it is settled, what was there is held: is what is there now new to its address?
+    fn is_newcomer(&self) -> bool {
+        let vip = |made: &Option<Made>| made.as_ref().map(|it| it.service.spec().vip);
+        vip(&self.held) != vip(&self.made)
+    }
+
     /// Tries `new`, which are not what was tried last.
     fn remake(
         &mut self,

@@ -67,12 +67,6 @@ impl Saved {
         saved
     }
 
-    /// Is every service what was told last?
-    #[cfg(test)]
-    pub(crate) fn has_nothing_behind(&self) -> bool {
-        self.behind.is_empty()
-    }
-
     /// Has `store` and `protocol`, which know nothing yet, know all of it again. What is wrong with it, by
     /// now or as it was then; the rest is taken. Then the control plane is to tell all of it again.
     pub fn restore(self, store: &mut Store, protocol: &mut impl Protocol) -> Vec<Trouble> {
