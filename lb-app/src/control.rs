@@ -580,15 +580,15 @@ impl Control {
         debug_assert_eq!(version, self.tables.version, "counted apart");
         self.unresolved.log(&self.tables, &self.next_hops);
         let deadline = Instant::now() + ACKNOWLEDGE_MAX;
-        let mut pause = 0;
+        let mut turns = 0;
         while self.publisher.in_force() < version {
             if Instant::now() > deadline {
                 error!("version {version} is not in force: a worker does not turn");
                 self.show();
                 return;
             }
-            pause += 1;
-            if pause > TURNS_MAX {
+            turns += 1;
+            if turns > TURNS_MAX {
                 sleep(Duration::from_millis(1)).await;
             } else {
                 std::thread::sleep(TURN);

@@ -95,8 +95,8 @@ fn leaving(desired: &DesiredState, tables: &Tables) -> HashSet<IpAddr> {
         let members: Vec<_> = table.roster.serving().map(|member| &member.backend).collect();
         addresses(members).collect::<Vec<_>>()
     };
-    match tables.made_of().and_then(|made_of| Some((made_of, desired.changed_since(made_of)?))) {
-        Some((_, changed)) => {
+    match tables.made_of().and_then(|made_of| desired.changed_since(made_of)) {
+        Some(changed) => {
             let replaced = changed.flat_map(|(old, _)| addresses(&old.spec().backends));
             tables.leaving().flat_map(serving).chain(replaced).collect()
         }
