@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use tokio::time::Instant;
 
+use super::classes::{self, Classes};
 use super::error::KernelError;
 use super::interface::{self, Assigned};
 use super::links::{self, Links};
@@ -36,6 +37,15 @@ const ASK_TICK: Duration = Duration::from_millis(50);
 const CLIENT_ASKS_MAX: usize = 20;
 /// Of more new stations than that, all neighbours are read at once.
 const READ_ONE_BY_ONE_MAX: usize = 100;
+/// Of more backends without a known route than that, all routes are read first, so that the kernel is asked
+/// once for those that have the same. But there may be a million routes: to read a few takes as long as to ask
+/// for one.
+const ASK_ONE_BY_ONE_MAX: usize = 256;
+const READ_WORTH: usize = 8;
+/// How often they are read because they have changed meanwhile.
+const CLASS_READS_MAX: usize = 4;
+/// When one of so many backends has gone, it is looked whose stations are none any more.
+const GONE_SHARE: usize = 100;
 
 /// What has become of a port's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +89,10 @@ pub(crate) struct Kernel {
     /// The backends that [`Self::resolve`] was asked for last, and what it answered.
     asked: OrdSet<IpAddr>,
     answers: NextHops,
+    /// Backends that are not asked for any more, and whose stations may still be asked about.
+    gone: usize,
+    /// How many routes and rules there were when they were last read.
+    destinations: usize,
     /// Something has changed that answers go by.
     is_stale: bool,
     /// Notices were lost: what is mirrored has to be asked for anew.
@@ -130,6 +144,8 @@ impl Kernel {
             vips: BTreeMap::new(),
             asked: OrdSet::new(),
             answers: NextHops::new(),
+            gone: 0,
+            destinations: 0,
             is_stale: false,
             lost: false,
             news: false,
@@ -172,7 +188,7 @@ impl Kernel {
         vips: &[(IpAddr, u32)],
         request: fn(u32, IpNet) -> Request,
     ) -> Result<Option<KernelError>, KernelError> {
-        let requests = vips.iter().map(|(vip, index)| request(*index, (*vip).into())).collect();
+        let requests = vips.iter().map(|(vip, index)| request(*index, (*vip).into()));
         let answers = self.netlink.ask_all(requests).await?;
         let refusals = vips.iter().zip(answers).filter_map(|((vip, index), answer)| {
             let name = || {
@@ -213,14 +229,8 @@ impl Kernel {
         let new = self.ask_for(backends);
         // Until this has gone well.
         let is_stale = mem::replace(&mut self.is_stale, true);
-        let looked_at = if is_stale { backends.iter().copied().collect() } else { new };
-        let missing = looked_at.iter().filter(|address| self.routes.get(**address).is_none());
-        let missing: Vec<IpAddr> = missing.copied().collect();
-        let requests = missing.iter().copied().map(routes::request).collect();
-        let answers = self.netlink.ask_all(requests).await?;
-        for (address, answer) in missing.into_iter().zip(answers) {
-            self.routes.set(address, answer);
-        }
+        let mut looked_at = if is_stale { backends.iter().copied().collect() } else { new };
+        let is_stale = self.look_up(&mut looked_at, backends).await? || is_stale;
 
         let mut stations = self.stations(&looked_at);
         if let Some(reach) = &self.reach {
@@ -228,8 +238,10 @@ impl Kernel {
         }
         let now = Instant::now();
         if is_stale {
+            self.gone = 0;
+            self.routes.retain(&looked_at);
             let released = self.neighbours.retain(&stations);
-            let requests = released.into_iter().map(neighbours::release).collect();
+            let requests = released.into_iter().map(neighbours::release);
             self.netlink.ask_all(requests).await?;
         }
         let new = self.neighbours.track(&stations, now);
@@ -238,19 +250,87 @@ impl Kernel {
         if reads_all {
             let read = self.read_neighbours().await;
             self.or_later(read)?;
+            looked_at = backends.iter().copied().collect();
         } else {
             self.read_stations(new).await?;
         }
-        let looked_at = if reads_all { backends.iter().copied().collect() } else { looked_at };
-        let mut last: Option<Answer> = None;
-        for address in looked_at {
-            let answer = self.answer(address);
-            let shared = last.filter(|last| **last == answer).unwrap_or_else(|| Arc::new(answer));
-            self.answers.insert(address, Arc::clone(&shared));
-            last = Some(shared);
-        }
+        self.answer_all(&looked_at);
         self.is_stale = false;
         Ok(self.answers.clone())
+    }
+
+    /// Asks for the routes of these that are not known. Of many, looks at all backends instead; has it?
+    async fn look_up(
+        &mut self,
+        looked_at: &mut Vec<IpAddr>,
+        backends: &OrdSet<IpAddr>,
+    ) -> Result<bool, KernelError> {
+        let mut missing = self.routes.missing(looked_at, |address| address);
+        let are_many = missing.len() > ASK_ONE_BY_ONE_MAX.max(self.destinations / READ_WORTH);
+        if are_many {
+            let classes = self.read_classes().await?;
+            let last_of =
+                |address| classes.as_ref().map_or(address, |classes| classes.last_of(address));
+            if classes.is_some() {
+                self.routes.forget_all();
+            }
+            *looked_at = backends.iter().copied().collect();
+            missing = self.routes.missing(looked_at, last_of);
+        }
+        let requests = missing.iter().map(|(first, _)| routes::request(*first));
+        let answers = self.netlink.ask_all(requests).await?;
+        for (range, answer) in missing.into_iter().zip(answers) {
+            self.routes.set(range, answer);
+        }
+        Ok(are_many)
+    }
+
+    /// Which addresses the kernel does not tell apart. `None`, if that is not known for sure. A route that
+    /// comes later has a notice, by which what was asked for is forgotten.
+    async fn read_classes(&mut self) -> Result<Option<Classes>, KernelError> {
+        for _ in 0..CLASS_READS_MAX {
+            let mut destinations = Vec::new();
+            for request in classes::requests() {
+                match self.netlink.dump_as(request, "routes", classes::read).await {
+                    Ok(dump) => destinations.extend(dump),
+                    Err(KernelError::Unsettled(_) | KernelError::Refused { .. }) => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            self.destinations = destinations.len();
+            // While routes go, the kernel may pass over others, and does not say so.
+            let (notices, _) = self.notices.ready()?;
+            let has_moved = notices.iter().any(Notice::is_about_routes);
+            self.apply_all(notices);
+            self.news |= self.lost;
+            if !has_moved {
+                return Ok(Classes::new(destinations));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes the answers for these, which are in order.
+    fn answer_all(&mut self, looked_at: &[IpAddr]) {
+        let mut answers = mem::take(&mut self.answers);
+        let mut last: Option<Answer> = None;
+        for (route, group) in self.routes.groups(looked_at) {
+            let alike = if route.is_the_same_way() { group.len() } else { 1 };
+            for these in group.chunks(alike) {
+                let answer = self.answer(these[0], route);
+                let shared =
+                    last.filter(|last| **last == answer).unwrap_or_else(|| Arc::new(answer));
+                for address in these {
+                    if answers.get(address) != Some(&shared) {
+                        answers.insert(*address, Arc::clone(&shared));
+                    }
+                }
+                last = Some(shared);
+            }
+        }
+        self.answers = answers;
     }
 
     /// Notes that these are asked for, and forgets the others; gives the new ones.
@@ -261,23 +341,26 @@ impl Kernel {
             match change {
                 DiffItem::Add(address) => new.push(*address),
                 DiffItem::Remove(address) => {
-                    self.routes.remove(*address);
                     self.answers.remove(address);
-                    // Others may be reached by the same station.
-                    self.is_stale = true;
+                    self.gone += 1;
                 }
             }
         }
+        // Others may be reached by the same station: to find out takes a look at all of them.
+        self.is_stale |= self.gone * GONE_SHARE > backends.len();
         new
     }
 
     /// The stations on the ways to these.
     fn stations(&self, backends: &[IpAddr]) -> BTreeSet<neighbours::Key> {
         let mut stations = BTreeSet::new();
-        for backend in backends {
-            if let Some(Route::Ways(ways)) = self.routes.get(*backend) {
-                let ours = ways.iter().filter(|way| self.links.port(way.index).is_some());
-                stations.extend(ours.map(|way| (way.index, way.gateway.unwrap_or(*backend))));
+        for (route, group) in self.routes.groups(backends) {
+            let Route::Ways(ways) = route else { continue };
+            for way in ways.iter().filter(|way| self.links.port(way.index).is_some()) {
+                match way.gateway {
+                    Some(gateway) => drop(stations.insert((way.index, gateway))),
+                    None => stations.extend(group.iter().map(|backend| (way.index, *backend))),
+                }
             }
         }
         stations
@@ -403,7 +486,7 @@ impl Kernel {
         let now = Instant::now();
         self.next_ask = now + ASK_TICK;
         let keys = self.neighbours.take_due(now, ASKS_MAX);
-        let requests = keys.iter().copied().map(neighbours::ask).collect();
+        let requests = keys.iter().copied().map(neighbours::ask);
         let answers = self.netlink.ask_all(requests).await?;
         for ((index, address), answer) in keys.into_iter().zip(answers) {
             if let Err(errno) = answer {
@@ -412,7 +495,7 @@ impl Kernel {
             }
         }
         let clients = self.reach.as_mut().map(|it| it.clients.take_doubtful(CLIENT_ASKS_MAX));
-        let requests = clients.into_iter().flatten().map(neighbours::ask_once).collect();
+        let requests = clients.into_iter().flatten().map(neighbours::ask_once);
         // Where the kernel has no room for one, what we know of it holds.
         self.netlink.ask_all(requests).await?;
         Ok(())
@@ -475,7 +558,7 @@ impl Kernel {
 
     /// Reads what the kernel knows of single stations.
     async fn read_stations(&mut self, stations: Vec<neighbours::Key>) -> Result<(), KernelError> {
-        let requests = stations.into_iter().map(neighbours::look).collect();
+        let requests = stations.into_iter().map(neighbours::look);
         let now = Instant::now();
         // Most are not known yet, and refused.
         for message in self.netlink.ask_all(requests).await?.into_iter().flatten().flatten() {
@@ -498,12 +581,11 @@ impl Kernel {
         vips.difference(&own).filter_map(place).collect()
     }
 
-    fn answer(&self, backend: IpAddr) -> Result<Resolved, Unresolved> {
-        let ways = match self.routes.get(backend) {
-            Some(Route::Ways(ways)) => ways,
-            Some(Route::Local) => return Err(Unresolved::Local),
-            Some(Route::None) => return Err(Unresolved::NoRoute),
-            None => return Err(Unresolved::Unknown),
+    fn answer(&self, backend: IpAddr, route: &Route) -> Result<Resolved, Unresolved> {
+        let ways = match route {
+            Route::Ways(ways) => ways,
+            Route::Local => return Err(Unresolved::Local),
+            Route::None => return Err(Unresolved::NoRoute),
         };
         let mut found = BTreeMap::new();
         let mut reason = Unresolved::NoRoute;

@@ -9,7 +9,8 @@
 //!
 //! In return the kernel knows the way to the backends. [`mirror`] keeps what it knows of
 //! [`links`], [`routes`] and [`neighbours`] over [`netlink`], stays up to date by [`notices`], and
-//! makes next hops of it; [`reach`] does so for everybody else, where services need it.
+//! makes next hops of it; [`classes`] spares it most questions where there are very many backends.
+//! [`reach`] does so for everybody else, where services need it.
 //!
 //! An interface `lan0.100` that an administrator puts on `lan0`, with
 //! `ip link add link lan0 name lan0.100 type vlan id 100`, is VLAN 100 of the port.
@@ -33,6 +34,7 @@
 //!   `ethtool -K PEER tx off` (in the peer's namespace or container).
 
 mod check_net;
+mod classes;
 mod clients;
 mod error;
 mod guard;

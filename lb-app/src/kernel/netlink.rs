@@ -9,8 +9,8 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP,
+    NLMSG_OVERRUN, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -68,16 +68,24 @@ impl Netlink {
     /// Any number of requests; gives the answers in their order.
     pub(super) async fn ask_all(
         &mut self,
-        requests: Vec<Request>,
+        requests: impl IntoIterator<Item = Request>,
     ) -> Result<Vec<Answer>, KernelError> {
-        let mut answers = Vec::with_capacity(requests.len());
+        let mut answers = Vec::new();
         let mut requests = requests.into_iter();
         loop {
             let batch: Vec<Request> = requests.by_ref().take(BATCH_MAX).collect();
             if batch.is_empty() {
                 return Ok(answers);
             }
-            answers.extend(self.exchange(batch).await?.0);
+            let mut messages = vec![Vec::new(); batch.len()];
+            let read = |place: usize, message: &[u8]| {
+                if let Some(messages) = messages.get_mut(place) {
+                    messages.extend(decode(message));
+                }
+            };
+            let ended = self.exchange(batch, read).await?;
+            let both = ended.results.into_iter().zip(messages);
+            answers.extend(both.map(|(result, messages)| result.map(|()| messages)));
             // The kernel answers at once, so the awaits above never let other tasks run.
             tokio::task::yield_now().await;
         }
@@ -92,27 +100,42 @@ impl Netlink {
         request: RouteNetlinkMessage,
         what: &'static str,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        self.dump_as(request, what, decode).await
+    }
+
+    /// As [`Self::dump`], of each message what `read` makes of it.
+    pub(super) async fn dump_as<T>(
+        &mut self,
+        request: RouteNetlinkMessage,
+        what: &'static str,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
         for attempt in 0..DUMPS_MAX {
             if attempt > 0 {
                 tokio::time::sleep(DUMP_PAUSE).await;
             }
+            let mut table = Vec::new();
             let batch = vec![(request.clone(), NLM_F_DUMP)];
-            let (mut answers, consistent) = self.exchange(batch).await?;
-            match answers.pop().unwrap_or(Ok(Vec::new())) {
-                Ok(table) if consistent => return Ok(table),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    return Err(KernelError::Refused { request: format!("list {what}"), errno });
+            let ended = self.exchange(batch, |_, message| table.extend(read(message))).await?;
+            match ended.results.first() {
+                Some(Err(errno)) if *errno != Errno::EINTR => {
+                    let request = format!("list {what}");
+                    return Err(KernelError::Refused { request, errno: *errno });
                 }
+                Some(Ok(())) if ended.are_consistent => return Ok(table),
+                _ => {}
             }
         }
         Err(KernelError::Unsettled(what))
     }
 
-    /// Sends a batch and collects the answers; also says whether dumps among them are consistent.
-    async fn exchange(&mut self, batch: Vec<Request>) -> Result<(Vec<Answer>, bool), KernelError> {
-        let first = self.sequence.wrapping_add(1);
-        let mut pending = Pending::new(first, batch.len());
+    /// Sends a batch, and gives `read` the messages of the answers, each with the place of its request.
+    async fn exchange(
+        &mut self,
+        batch: Vec<Request>,
+        mut read: impl FnMut(usize, &[u8]),
+    ) -> Result<Ended, KernelError> {
+        let mut pending = Pending::new(self.sequence.wrapping_add(1), batch.len());
         let mut bytes = Vec::new();
         for (message, flags) in batch {
             self.sequence = self.sequence.wrapping_add(1);
@@ -125,79 +148,76 @@ impl Netlink {
                 self.received.clear();
                 let from = self.socket.recv_from(&mut self.received).await?;
                 if from.port_number() == 0 {
-                    messages(&self.received).for_each(|message| pending.take(message));
+                    messages(&self.received).for_each(|message| pending.take(message, &mut read));
                 }
             }
             Ok(())
         };
         match tokio::time::timeout(patience, answered).await {
-            Ok(Ok(())) => Ok((pending.answers, pending.consistent)),
+            Ok(Ok(())) => Ok(pending.ended),
             Ok(Err(error)) => Err(KernelError::Netlink(error)),
             Err(_) => Err(KernelError::NoAnswer(ANSWER_TIMEOUT_S)),
         }
     }
 }
 
+/// How a batch has ended.
+struct Ended {
+    /// By the place of the request.
+    results: Vec<Result<(), Errno>>,
+    /// Dumps are of one time.
+    are_consistent: bool,
+}
+
 /// The answers to a batch, as they come in.
 struct Pending {
     first: u32,
-    answers: Vec<Answer>,
-    complete: Vec<bool>,
+    ended: Ended,
+    is_complete: Vec<bool>,
     left: usize,
-    consistent: bool,
 }
 
 impl Pending {
     fn new(first: u32, len: usize) -> Self {
-        Self {
-            first,
-            answers: vec![Ok(Vec::new()); len],
-            complete: vec![false; len],
-            left: len,
-            consistent: true,
-        }
+        let ended = Ended { results: vec![Ok(()); len], are_consistent: true };
+        Self { first, ended, is_complete: vec![false; len], left: len }
     }
 
-    fn take(&mut self, message: &[u8]) {
-        let (header, payload) = match NetlinkMessage::deserialize(message) {
-            Ok(message) => message.into_parts(),
-            Err(error) => {
-                // An attribute newer than the decoder, of something that does not concern us.
-                tracing::debug!(%error, "a netlink message is unreadable");
-                return;
-            }
-        };
-        let place = header.sequence_number.wrapping_sub(self.first) as usize;
-        let (Some(answer), Some(complete)) =
-            (self.answers.get_mut(place), self.complete.get_mut(place))
+    fn take(&mut self, message: &[u8], read: impl FnOnce(usize, &[u8])) {
+        let Ok(buffer) = NetlinkBuffer::new_checked(message) else { return };
+        let place = buffer.sequence_number().wrapping_sub(self.first) as usize;
+        let (Some(result), Some(is_complete)) =
+            (self.ended.results.get_mut(place), self.is_complete.get_mut(place))
         else {
             return; // of an earlier exchange
         };
-        self.consistent &= header.flags & NLM_F_DUMP_INTR == 0;
-        let done = match payload {
-            NetlinkPayload::InnerMessage(message) => {
-                if let Ok(messages) = answer {
-                    messages.push(message);
+        self.ended.are_consistent &= buffer.flags() & NLM_F_DUMP_INTR == 0;
+        match buffer.message_type() {
+            NLMSG_NOOP | NLMSG_OVERRUN => {}
+            NLMSG_ERROR | NLMSG_DONE => {
+                let code = buffer.payload().first_chunk().map_or(0, |it| i32::from_ne_bytes(*it));
+                if code < 0 {
+                    *result = Err(Errno::from_raw(code.saturating_neg()));
                 }
-                false
-            }
-            NetlinkPayload::Error(error) => {
-                if let Some(code) = error.code {
-                    *answer = Err(Errno::from_raw(code.get().saturating_neg()));
+                if !*is_complete {
+                    *is_complete = true;
+                    self.left -= 1;
                 }
-                true
             }
-            NetlinkPayload::Done(done) => {
-                if done.code < 0 {
-                    *answer = Err(Errno::from_raw(done.code.saturating_neg()));
-                }
-                true
-            }
-            _ => false,
-        };
-        if done && !*complete {
-            *complete = true;
-            self.left -= 1;
+            _ => read(place, message),
+        }
+    }
+}
+
+/// A message that says something. `None`: it is not to be read.
+fn decode(message: &[u8]) -> Option<RouteNetlinkMessage> {
+    match NetlinkMessage::deserialize(message).map(|message| message.payload) {
+        Ok(NetlinkPayload::InnerMessage(message)) => Some(message),
+        Ok(_) => None,
+        Err(error) => {
+            // An attribute newer than the decoder, of something that does not concern us.
+            tracing::debug!(%error, "a netlink message is unreadable");
+            None
         }
     }
 }

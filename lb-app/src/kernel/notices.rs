@@ -49,6 +49,13 @@ pub(super) enum Notice {
     Lost,
 }
 
+impl Notice {
+    /// May there be other routes than before?
+    pub(super) fn is_about_routes(&self) -> bool {
+        !matches!(self, Self::Neighbour(_) | Self::NeighbourGone(_))
+    }
+}
+
 pub(super) struct Notices {
     socket: TokioSocket,
     received: Vec<u8>,

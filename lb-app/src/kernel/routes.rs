@@ -1,6 +1,8 @@
-//! The kernel's routes to backends: looked up once, and again when a route changes.
+//! The kernel's routes to backends: looked up once, and again when a route changes. Where many are missing,
+//! once for all that the kernel does not tell apart (`classes`).
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -34,30 +36,82 @@ pub(super) enum Route {
     None,
 }
 
-/// What was looked up, by backend address. Bounded by the backends.
+/// What was looked up: the routes of backends, by ranges that have one each. Bounded by the backends.
 #[derive(Debug, Default)]
-pub(super) struct Routes(BTreeMap<IpAddr, Route>);
+pub(super) struct Routes(BTreeMap<IpAddr, Range>);
+
+/// From its place in the map on, up to `last`. No two have an address in common.
+#[derive(Debug)]
+struct Range {
+    last: IpAddr,
+    route: Route,
+}
 
 impl Routes {
-    pub(super) fn get(&self, address: IpAddr) -> Option<&Route> {
-        self.0.get(&address)
+    fn range_of(&self, address: IpAddr) -> Option<&Range> {
+        let (_, range) = self.0.range(..=address).next_back()?;
+        Some(range).filter(|range| range.last >= address)
     }
 
-    /// Forgets a backend.
-    pub(super) fn remove(&mut self, address: IpAddr) {
-        self.0.remove(&address);
+    /// What is to be asked for until these addresses, which are in order, all have a route: ranges of
+    /// them, by the first and the last. `last_of` says up to where an address may stand for others.
+    pub(super) fn missing(
+        &self,
+        mut addresses: &[IpAddr],
+        last_of: impl Fn(IpAddr) -> IpAddr,
+    ) -> Vec<(IpAddr, IpAddr)> {
+        let mut missing = Vec::new();
+        while let Some(first) = addresses.first().copied() {
+            let known = self.range_of(first).map(|range| range.last);
+            let last = known.unwrap_or_else(|| last_of(first));
+            let (these, rest) = addresses.split_at(addresses.partition_point(|it| *it <= last));
+            if known.is_none() {
+                missing.push((first, these.last().copied().unwrap_or(first)));
+            }
+            addresses = rest;
+        }
+        missing
     }
 
-    pub(super) fn set(&mut self, address: IpAddr, answer: Answer) {
-        self.0.insert(address, parse(answer));
+    /// What the kernel has answered for one that was missing.
+    pub(super) fn set(&mut self, (first, last): (IpAddr, IpAddr), answer: Answer) {
+        self.0.insert(first, Range { last, route: parse(answer) });
+    }
+
+    /// Addresses, which are in order, by their routes. Those without one are left out.
+    pub(super) fn groups<'a>(
+        &'a self,
+        mut addresses: &'a [IpAddr],
+    ) -> impl Iterator<Item = (&'a Route, &'a [IpAddr])> {
+        iter::from_fn(move || {
+            loop {
+                let range = self.range_of(*addresses.first()?);
+                let len = range
+                    .map_or(1, |range| addresses.partition_point(|address| *address <= range.last));
+                let (these, rest) = addresses.split_at(len);
+                addresses = rest;
+                if let Some(range) = range {
+                    return Some((&range.route, these));
+                }
+            }
+        })
+    }
+
+    /// Forgets what none of `addresses` needs, which are in order.
+    pub(super) fn retain(&mut self, addresses: &[IpAddr]) {
+        self.0.retain(|first, range| {
+            let behind = addresses.partition_point(|address| address < first);
+            addresses.get(behind).is_some_and(|address| *address <= range.last)
+        });
     }
 
     /// Routes to `prefix` changed; does it concern a backend?
     pub(super) fn forget(&mut self, prefix: IpNet) -> bool {
-        let within = self.0.range(prefix.network()..=prefix.broadcast());
-        let concerned: Vec<IpAddr> = within.map(|(address, _)| *address).collect();
-        for address in &concerned {
-            self.0.remove(address);
+        let below = self.0.range(..=prefix.broadcast()).rev();
+        let concerned = below.take_while(|(_, range)| range.last >= prefix.network());
+        let concerned: Vec<IpAddr> = concerned.map(|(first, _)| *first).collect();
+        for first in &concerned {
+            self.0.remove(first);
         }
         !concerned.is_empty()
     }
@@ -67,6 +121,16 @@ impl Routes {
         let any = !self.0.is_empty();
         self.0.clear();
         any
+    }
+}
+
+impl Route {
+    /// The next hops, if they are the same for all whose route it is.
+    pub(super) fn is_the_same_way(&self) -> bool {
+        match self {
+            Self::Ways(ways) => ways.iter().all(|way| way.gateway.is_some()),
+            Self::Local | Self::None => true,
+        }
     }
 }
 
@@ -149,26 +213,53 @@ mod tests {
 
     use super::*;
 
+    fn addresses<const N: usize>(texts: [&str; N]) -> [IpAddr; N] {
+        texts.map(|text| text.parse().unwrap())
+    }
+
     #[test]
     fn a_changed_route_concerns_the_backends_within_its_prefix() {
-        let backends: [IpAddr; 3] =
-            ["10.0.0.11", "10.1.0.11", "fd00::11"].map(|text| text.parse().unwrap());
+        let backends = addresses(["10.0.0.11", "10.1.0.11", "fd00::11"]);
         let mut routes = Routes::default();
         for address in backends {
-            routes.set(address, Err(Errno::ENETUNREACH));
+            routes.set((address, address), Err(Errno::ENETUNREACH));
         }
-        let is_known = |routes: &Routes| backends.map(|address| routes.get(address).is_some());
+        let is_known = |routes: &Routes| backends.map(|address| routes.range_of(address).is_some());
         assert_eq!(is_known(&routes), [true; 3]);
 
         assert!(!routes.forget("10.2.0.0/16".parse().unwrap()));
         assert!(routes.forget("10.1.0.0/16".parse().unwrap()));
         assert_eq!(is_known(&routes), [true, false, true]);
-        routes.remove(backends[0]);
+        routes.retain(&backends[1..]);
         assert_eq!(is_known(&routes), [false, false, true]);
         assert!(routes.forget("::/0".parse().unwrap()));
         assert!(!routes.forget_all());
-        routes.set(backends[0], Err(Errno::ENETUNREACH));
+        routes.set((backends[0], backends[0]), Err(Errno::ENETUNREACH));
         assert!(routes.forget_all());
         assert!(!routes.forget_all());
+    }
+
+    #[test]
+    fn a_range_has_a_route_until_one_to_a_part_of_it_changes() {
+        let all = addresses(["10.0.0.1", "10.0.0.5", "10.0.0.9", "10.0.1.1", "fd00::1", "fd00::2"]);
+        let [a, _, c, d, e, f] = all;
+        let mut routes = Routes::default();
+        let class_of = |address: IpAddr| match address {
+            IpAddr::V4(address) if address.octets()[2] == 0 => "10.0.0.255".parse().unwrap(),
+            other => other,
+        };
+        let missing = |routes: &Routes| routes.missing(&all, class_of);
+        assert_eq!(missing(&routes), [(a, c), (d, d), (e, e), (f, f)]);
+        for range in [(a, c), (e, e)] {
+            routes.set(range, Err(Errno::ENETUNREACH));
+        }
+        assert_eq!(missing(&routes), [(d, d), (f, f)]);
+        let groups =
+            |routes: &Routes| routes.groups(&all).map(|(_, group)| group.len()).collect::<Vec<_>>();
+        assert_eq!(groups(&routes), [3, 1]);
+        assert!(!routes.forget("10.0.0.10/32".parse().unwrap()), "behind the last");
+        assert!(routes.forget("10.0.0.8/31".parse().unwrap()));
+        assert_eq!(missing(&routes), [(a, c), (d, d), (f, f)]);
+        assert_eq!(groups(&routes), [1]);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdSet;
+use ipnet::IpNet;
 use lb_core::tables::next_hop::{NextHop, NextHops, Port, PortId, Resolved, Unresolved};
 use lb_core::wire::ethernet::MacAddr;
 
@@ -432,6 +433,65 @@ fn ten_thousand_backends_are_resolved_within_a_second() {
         println!("10,000 backends: {first:?}; again, with nothing changed: {:?}", start.elapsed());
         assert_eq!(again, hops);
         assert!(first < Duration::from_secs(1), "{first:?}");
+    });
+}
+
+/// Of many backends the kernel is asked by classes, of few one by one: while routes of two tables and rules
+/// come and go at random, both find the same.
+#[test]
+fn asked_by_classes_or_one_by_one_backends_have_the_same_routes() {
+    block_on_in_namespace(async || {
+        let mut random = fastrand::Rng::with_seed(7);
+        for i in 0..4 {
+            ip(&format!("tuntap add tap{i} mode tap"));
+            ip(&format!("link set tap{i} up"));
+            ip(&format!("address add 10.{i}.0.1/16 dev tap{i}"));
+            ip(&format!("address add fd00:{i}::1/32 dev tap{i} nodad"));
+        }
+        let address = |random: &mut fastrand::Rng| -> IpAddr {
+            let [a, b, c] = [6, 2, 2].map(|max| random.u8(..max));
+            if random.bool() {
+                return [10, a, b, random.u8(..)].into();
+            }
+            let first = if random.u8(..9) > 0 { 0xfd00 } else { 0xfe80 };
+            [first, a.into(), b.into(), 0, 0, 0, c.into(), random.u16(..)].into()
+        };
+        // To be added and deleted, in turns.
+        let mut pool = Vec::new();
+        for preference in 0..80 {
+            let some = address(&mut random);
+            let (family, most) = if some.is_ipv4() { (4, 32) } else { (6, 128) };
+            let net = IpNet::new(some, random.u8(8..=most)).unwrap().trunc();
+            let [table, tap] = [random.u8(100..=101), random.u8(..4)];
+            pool.push(match random.u8(..8) {
+                0 => format!("-{family} rule VERB to {net} lookup {table} preference {preference}"),
+                1 => format!("-{family} rule VERB to {net} unreachable preference {preference}"),
+                2 => format!("-{family} route VERB blackhole {net} table main metric {preference}"),
+                3..5 => format!(
+                    "-{family} route VERB {net} dev tap{tap} table {table} metric {preference}"
+                ),
+                _ => format!("-{family} route VERB {net} dev tap{tap} metric {preference}"),
+            });
+        }
+        let (mut by_classes, _) = Kernel::start(&[]).await.unwrap();
+        let (mut one_by_one, _) = Kernel::start(&[]).await.unwrap();
+        let backends: OrdSet<IpAddr> = (0..3_000).map(|_| address(&mut random)).collect();
+        let all: Vec<IpAddr> = backends.iter().copied().collect();
+        let mut is_there = [false; 80];
+        for round in 0..40 {
+            let changes: Vec<usize> = (0..4).map(|_| random.usize(..pool.len())).collect();
+            for i in changes {
+                is_there[i] = !is_there[i];
+                ip(&pool[i].replace("VERB", if is_there[i] { "add" } else { "del" }));
+            }
+            let found = by_classes.resolve(&backends).await.unwrap();
+            for some in all.chunks(200) {
+                let singly = one_by_one.resolve(&some.iter().copied().collect()).await.unwrap();
+                for (backend, answer) in &singly {
+                    assert_eq!(&found[backend], answer, "{backend} in round {round}");
+                }
+            }
+        }
     });
 }
 
