@@ -14,11 +14,11 @@ pub(super) struct Asked {
     desired: DesiredState,
     /// Of `desired`.
     backends: usize,
-    /// How many backends of `desired` have an address.
-    wanted: HashMap<IpAddr, u32>,
-    /// Besides: where flows may still go.
+    /// Of addresses that several services want: how many do besides the first.
+    more: HashMap<IpAddr, u32>,
+    /// Those that nobody wants, where flows may still go.
     leaving: HashSet<IpAddr>,
-    /// Either.
+    /// Wanted, or leaving.
     all: OrdSet<IpAddr>,
 }
 
@@ -27,7 +27,7 @@ impl Asked {
         Self {
             desired: nothing,
             backends: 0,
-            wanted: HashMap::new(),
+            more: HashMap::new(),
             leaving: HashSet::new(),
             all: OrdSet::new(),
         }
@@ -36,24 +36,34 @@ impl Asked {
     /// When this is wanted, and `tables` are in force.
     pub(super) fn follow(&mut self, desired: &DesiredState, tables: &Tables) -> &OrdSet<IpAddr> {
         let before = mem::replace(&mut self.desired, desired.clone());
+        let backends = |service: &Service| service.spec().backends.len();
         if let Some(changed) = desired.changed_since(&before) {
             for (old, new) in changed {
-                self.add(new);
-                self.remove(old);
+                self.backends = self.backends + backends(new) - backends(old);
+                let [was, is] = [old, new].map(|service| addresses(&service.spec().backends));
+                if !was.eq(is) {
+                    self.add(new);
+                    self.remove(old);
+                }
             }
         } else {
+            self.backends = desired.services().iter().map(|service| backends(service)).sum();
             desired.services().iter().for_each(|service| self.add(service));
             before.services().iter().for_each(|service| self.remove(service));
         }
-        let leaving = leaving(desired, tables);
-        let stayed = mem::replace(&mut self.leaving, leaving);
-        for address in stayed {
-            if !self.leaving.contains(&address) && !self.wanted.contains_key(&address) {
+        let may_serve = leaving(desired, tables);
+        for address in mem::take(&mut self.leaving) {
+            if !may_serve.contains(&address) {
                 self.all.remove(&address);
+            } else {
+                self.leaving.insert(address);
             }
         }
-        for address in &self.leaving {
-            self.all.insert(*address);
+        for address in may_serve {
+            if !self.all.contains(&address) {
+                self.leaving.insert(address);
+                self.all.insert(address);
+            }
         }
         &self.all
     }
@@ -64,26 +74,21 @@ impl Asked {
     }
 
     fn add(&mut self, service: &Service) {
-        self.backends += service.spec().backends.len();
         for address in addresses(&service.spec().backends) {
-            let count = self.wanted.entry(address).or_default();
-            *count += 1;
-            if *count == 1 {
+            if !self.all.contains(&address) {
                 self.all.insert(address);
+            } else if !self.leaving.remove(&address) {
+                *self.more.entry(address).or_default() += 1;
             }
         }
     }
 
     fn remove(&mut self, service: &Service) {
-        self.backends -= service.spec().backends.len();
         for address in addresses(&service.spec().backends) {
-            let Some(count) = self.wanted.get_mut(&address) else { continue };
-            *count -= 1;
-            if *count == 0 {
-                self.wanted.remove(&address);
-                if !self.leaving.contains(&address) {
-                    self.all.remove(&address);
-                }
+            match self.more.get_mut(&address) {
+                None => drop(self.all.remove(&address)),
+                Some(1) => drop(self.more.remove(&address)),
+                Some(more) => *more -= 1,
             }
         }
     }
