@@ -265,18 +265,18 @@ impl Kernel {
         looked_at: &mut Vec<IpAddr>,
         backends: &OrdSet<IpAddr>,
     ) -> Result<bool, KernelError> {
-        let mut missing = self.routes.missing(looked_at, |address| address);
-        let are_many = missing.len() > ASK_ONE_BY_ONE_MAX.max(self.destinations / READ_WORTH);
+        let most = ASK_ONE_BY_ONE_MAX.max(self.destinations / READ_WORTH);
+        let unknown = looked_at.iter().filter(|address| !self.routes.has(**address));
+        let are_many = unknown.take(most + 1).count() > most;
+        let classes = if are_many { self.read_classes().await? } else { None };
         if are_many {
-            let classes = self.read_classes().await?;
-            let last_of =
-                |address| classes.as_ref().map_or(address, |classes| classes.last_of(address));
-            if classes.is_some() {
-                self.routes.forget_all();
-            }
             *looked_at = backends.iter().copied().collect();
-            missing = self.routes.missing(looked_at, last_of);
         }
+        if classes.is_some() {
+            self.routes.forget_all();
+        }
+        let last_of = |address| classes.as_ref().map_or(address, |it| it.last_of(address));
+        let missing = self.routes.missing(looked_at, last_of);
         let requests = missing.iter().map(|(first, _)| routes::request(*first));
         let answers = self.netlink.ask_all(requests).await?;
         for (range, answer) in missing.into_iter().zip(answers) {

@@ -53,6 +53,10 @@ impl Routes {
         Some(range).filter(|range| range.last >= address)
     }
 
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.range_of(address).is_some()
+    }
+
     /// What is to be asked for until these addresses, which are in order, all have a route: ranges of
     /// them, by the first and the last. `last_of` says up to where an address may stand for others.
     pub(super) fn missing(
@@ -224,7 +228,7 @@ mod tests {
         for address in backends {
             routes.set((address, address), Err(Errno::ENETUNREACH));
         }
-        let is_known = |routes: &Routes| backends.map(|address| routes.range_of(address).is_some());
+        let is_known = |routes: &Routes| backends.map(|address| routes.has(address));
         assert_eq!(is_known(&routes), [true; 3]);
 
         assert!(!routes.forget("10.2.0.0/16".parse().unwrap()));
