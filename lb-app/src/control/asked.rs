@@ -53,10 +53,10 @@ impl Asked {
         }
         let may_serve = leaving(desired, tables);
         for address in mem::take(&mut self.leaving) {
-            if !may_serve.contains(&address) {
-                self.all.remove(&address);
-            } else {
+            if may_serve.contains(&address) {
                 self.leaving.insert(address);
+            } else {
+                self.all.remove(&address);
             }
         }
         for address in may_serve {
