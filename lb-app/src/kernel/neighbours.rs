@@ -59,7 +59,7 @@ struct Neighbour {
     due: Option<Instant>,
 }
 
-/// The stations that are next hops. Bounded by the backends and the next hops of a route.
+/// The stations that are next hops, or were a little ago. Bounded by the backends and the next hops of a route.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     table: BTreeMap<Key, Neighbour>,
