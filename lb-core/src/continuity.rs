@@ -12,6 +12,8 @@
 //! 4. x is in transition, and the packet does not: the backend that x was on, if that may still
 //!    serve, and f is tracked; else the backend of x.
 //!
+//! The [`tracker`] is asked only about flows of slots that changes have [`touched`].
+//!
 //! A backend's place is the same in all versions of the tables, so that flows and transitions can
 //! name it: that is what the [`roster`] is for. A backend that is no longer wanted keeps its place,
 //! and serves the flows that it has, until they are over.
@@ -26,6 +28,7 @@ pub mod join;
 pub mod moves;
 pub mod remembered;
 pub mod roster;
+pub mod touched;
 pub mod tracker;
 pub mod transition;
 
@@ -34,6 +37,7 @@ pub use join::join;
 pub use moves::{Moves, moves};
 pub use remembered::{Remembered, Seat};
 pub use roster::{Member, Roster, Standing};
+pub use touched::Touched;
 pub use tracker::{Flow, Tracker};
 pub use transition::Transitions;
 

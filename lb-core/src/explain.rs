@@ -89,6 +89,7 @@ fn trial(tables: &Tables, meta: &Meta, service: Option<&ServiceTable>, now: Tick
     }
     let Some(own) = trial.services.get_mut(meta.service as usize) else { return trial };
     let own = Arc::make_mut(own);
+    own.touched = None;
     own.gate = service.gate.as_ref().map(|gate| Arc::new(gate.trial()));
     if let Some(pooled) = &mut own.pooled {
         let place = meta.rule.is_return().then_some(meta.slot);

@@ -57,7 +57,7 @@ use exchange::News;
 pub use exchange::Report;
 use mark::Mark;
 pub use mark::Phase;
-use table::{NOWHERE, Table, WAYS, Words};
+use table::{Table, WAYS, Words};
 
 /// Flows that a tracker is made for, at most.
 pub const FLOWS_MAX: u32 = 1 << 28;
@@ -95,6 +95,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Its flow hash.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
     /// The flow that a packet for `service` belongs to; for services that keep clients together,
     /// that is all that comes from the client. Reads `meta.tuple` and `meta.hash`.
     #[inline]
@@ -168,15 +174,10 @@ impl Tracked {
 
 /// What the first of a flow's two buckets says: where the flow seems to be, and which bucket is to be
 /// searched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Glance {
     at: usize,
     bucket: usize,
-}
-
-impl Glance {
-    /// At nothing.
-    pub const NONE: Self = Self { at: NOWHERE, bucket: 0 };
 }
 
 /// What there is to know about an entry, besides who the client is.

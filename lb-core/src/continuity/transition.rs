@@ -112,6 +112,17 @@ impl Transitions {
         self.from.iter().filter(|from| **from != NOBODY).count()
     }
 
+    /// Are these the slots of a table of another size?
+    #[must_use]
+    pub fn is_resized(&self) -> bool {
+        self.resized
+    }
+
+    /// The slots that are in transition.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.from).filter(|(_, from)| **from != NOBODY).map(|(slot, _)| slot)
+    }
+
     /// The places that slots were on.
     pub fn sources(&self) -> impl Iterator<Item = u16> {
         self.from.iter().copied().filter(|from| *from != NOBODY)

@@ -54,7 +54,7 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
 fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) {
     if let Some(pooled) = &service.pooled {
         pooled.pool.prefetch(meta.hash);
-    } else if service.may_track(&tables.tracker) {
+    } else if service.may_track_of(meta.slot, &tables.tracker) {
         tables.tracker.prefetch(service.key_shape, meta.hash);
     }
 }

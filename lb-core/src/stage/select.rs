@@ -60,18 +60,19 @@ fn select_in_change<F: Frame>(
     now: Tick,
 ) {
     let tracker = &*tables.tracker;
-    let mut glances = [Glance::NONE; BURST_MAX];
+    let (mut glances, mut may_track) = ([Glance::default(); BURST_MAX], 0_u64);
     burst.for_each_request(|i, _, meta, _| {
         if let Some(service) = tables.service(meta.service)
-            && service.may_track(tracker)
+            && service.may_track_of(meta.slot, tracker)
         {
             glances[i] = tracker.glance(meta, service);
+            may_track |= 1 << i;
         }
         Ok(())
     });
     burst.for_each_request(|i, frame, meta, _| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
-        meta.backend = if service.may_track(tracker) {
+        meta.backend = if may_track >> i & 1 == 1 {
             by_flow((frame.bytes(), meta), service, (tracker, counters), glances[i], now)?
         } else {
             by_slot(meta, service)?

@@ -23,7 +23,9 @@ use super::next_hop::{HOPS_MAX, NextHops, Port, Unresolved};
 use super::{BackendEntry, HopEntry, Pooled, ServiceId, ServiceTable, SlotTable, Tables, VipIndex};
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
-use crate::continuity::{Growth, Member, Roster, Standing, TOLD_TIMES, Tracker, Transitions};
+use crate::continuity::{
+    Growth, Member, Roster, Standing, TOLD_TIMES, Touched, Tracker, Transitions,
+};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::FlowHasher;
 use crate::model::{
@@ -98,7 +100,9 @@ pub fn compile(
         outlooks.push(outlook.unwrap_or_default());
     }
     let table_of = |&(_, service, id, old): &ToMake<'_>| {
-        let table = service_table(service, id, (circumstances, &pools), old.map(Arc::as_ref));
+        let old_table = old.map(Arc::as_ref);
+        let mut table = service_table(service, id, (circumstances, &pools), old_table);
+        table.touched = touched(&table, old_table, &tracker);
         let is_same = |old: &&Arc<ServiceTable>| {
             Arc::ptr_eq(&old.source, service) && old.decides_like(&table)
         };
@@ -292,6 +296,7 @@ fn service_table(
             && matches!(spec.vip.protocol, Protocol::Tcp | Protocol::Sctp),
         idle_max: remembered_max(spec),
         transitions: None,
+        touched: None,
         roster,
         growth,
         slots,
@@ -345,6 +350,31 @@ fn transitions(
         (now, spec.idle_timeout().into()),
     )?;
     Some(in_progress.filter(|old| ***old == next).map_or_else(|| Arc::new(next), Arc::clone))
+}
+
+/// The slots that flows may be tracked of: those of the version before, as long as there is such a flow, and those
+/// in transition. All, if it is not known which they were.
+fn touched(
+    new: &ServiceTable,
+    old: Option<&ServiceTable>,
+    tracker: &Tracker,
+) -> Option<Arc<Touched>> {
+    if !new.may_track(tracker) {
+        return None;
+    }
+    let len = new.slots.len();
+    let transitions = new.transitions.as_deref();
+    let has_memory = tracker.tracks(new.id) || old.is_some_and(|old| old.transitions.is_some());
+    let known = old.and_then(|old| old.touched.as_ref()).filter(|known| known.slots() == len);
+    let touched = match known.filter(|_| has_memory) {
+        Some(known) => Arc::clone(known),
+        None if has_memory || transitions.is_some_and(Transitions::is_resized) => {
+            Arc::new(Touched::all(len))
+        }
+        None => Arc::new(Touched::none(len)),
+    };
+    transitions.into_iter().flat_map(Transitions::slots).for_each(|slot| touched.add(slot));
+    Some(touched)
 }
 
 fn key_shape(vip: &Vip) -> Shape {

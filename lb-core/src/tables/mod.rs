@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::transition::Moved;
-use crate::continuity::{Growth, Roster, Tracker, Transitions};
+use crate::continuity::{Growth, Roster, Touched, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::flow_hash::{FlowHasher, reduce};
 use crate::maglev;
@@ -168,6 +168,8 @@ pub struct ServiceTable {
     pub growth: Growth,
     /// The slots that have moved.
     pub transitions: Option<Arc<Transitions>>,
+    /// The slots that a flow may be tracked of, where it is known. It outlives versions, and has a memory.
+    pub touched: Option<Arc<Touched>>,
     /// What the keys of its tracked flows hold.
     pub key_shape: Shape,
     /// Do packets open flows? Else a packet says nothing about whether there is one already.
@@ -196,6 +198,7 @@ impl ServiceTable {
             roster: Arc::default(),
             growth: Growth::default(),
             transitions: None,
+            touched: None,
             key_shape: Shape::Short,
             has_openings: true,
             idle_max: 0,
@@ -242,6 +245,24 @@ impl ServiceTable {
         let transition = self.transitions.as_ref().map(|it| it.next_end());
         let others = self.roster.next_change().into_iter().chain(self.growth.next_step());
         transition.into_iter().chain(others).min()
+    }
+
+    /// May a flow of this slot be tracked, or become so?
+    #[inline]
+    #[must_use]
+    pub fn may_track_of(&self, slot: u32, tracker: &Tracker) -> bool {
+        match &self.touched {
+            Some(touched) => touched.has(slot),
+            None => self.may_track(tracker),
+        }
+    }
+
+    /// A flow with this hash is about to be tracked, whose slot may not be in transition.
+    #[inline]
+    pub fn touch(&self, hash: u64) {
+        if let Some(touched) = &self.touched {
+            touched.add(reduce(hash, self.slots.len()));
+        }
     }
 
     /// May the backend at `place` serve?

@@ -141,7 +141,10 @@ impl Tracker {
         let phase = if seen.phase == Phase::Opening { Phase::Opening } else { Phase::Told };
         let last = units(now).wrapping_sub(seen.age);
         let told = Mark::new(flow.service, seen.backend, phase, last);
-        let Some(found) = found else { return self.put(flow, told, units(now)).is_some() };
+        let Some(found) = found else {
+            service.touch(flow.hash);
+            return self.put(flow, told, units(now)).is_some();
+        };
         let to = if !stands(&found) {
             found.mark.replaced(told)
         } else if seen.phase == Phase::Told || !service.may_serve(seen.backend) {

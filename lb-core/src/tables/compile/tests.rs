@@ -3,6 +3,8 @@ mod history;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
+use crate::continuity::Flow;
+use crate::continuity::tracker::{Phase, Seen};
 use crate::model::tests::{backend, spec};
 use crate::model::{AboveRate, HashKey, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind};
 use crate::tables::next_hop::{NextHop, PortId, Resolved};
@@ -431,4 +433,59 @@ fn who_was_let_in_outlives_versions() {
     let fourth = compile(&desired, &Circumstances::new(&ports(), &next_hops()), Some(&third));
     assert!(!Arc::ptr_eq(&admission(&third), &admission(&fourth)));
     assert!(compile_all(&[other], Some(&fourth)).admission.is_none());
+}
+
+/// Flows of all the others are not looked up.
+#[test]
+fn touched_are_the_slots_that_move_and_those_that_peers_tell_of() {
+    let web = |backends: &[&str]| small("web", "10.0.0.100", backends);
+    let first = compile_all(&[web(&["10.0.0.11", "10.0.0.12"])], None);
+    let touched = |tables: &Tables| -> Vec<u32> {
+        let service = &tables.services[0];
+        (0..service.slots.len()).filter(|it| service.may_track_of(*it, &tables.tracker)).collect()
+    };
+    assert_eq!(touched(&first), []);
+    let three = web(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
+    let second = compile_all(std::slice::from_ref(&three), Some(&first));
+    let service = &second.services[0];
+    let mut moved: Vec<u32> = service.transitions.as_ref().unwrap().slots().collect();
+    assert!((60..100).contains(&moved.len()), "a third of 251: {}", moved.len());
+    assert_eq!(touched(&second), moved);
+
+    // By a flow of a slot that has not moved here.
+    let (flow, slot) = (0..1000)
+        .map(|port| {
+            let flow = Flow::with_key([port, 0, 0, 0, 0], service, &second.hasher);
+            (flow, crate::flow_hash::reduce(flow.hash(), service.slots.len()))
+        })
+        .find(|(_, slot)| !moved.contains(slot))
+        .unwrap();
+    let seen = Seen { service: service.id, backend: 0, age: 0, phase: Phase::Established };
+    assert!(second.tracker.tell(&flow, seen, service, Tick(0)));
+    moved.push(slot);
+    moved.sort_unstable();
+    assert_eq!(touched(&second), moved);
+
+    // As long as it is tracked, also when the transitions are over.
+    let (ports, hops) = (ports(), next_hops());
+    let later = Circumstances { now: Tick(1 << 40), ..Circumstances::new(&ports, &hops) };
+    let wanted = desired(&[three]);
+    let third = compile(&wanted, &later, Some(&second));
+    assert!(third.services[0].transitions.is_none());
+    assert_eq!(touched(&third), moved);
+    third.tracker.sweep((0, 1), Tick(0), |_| true);
+    let two = web(&["10.0.0.12", "10.0.0.13"]);
+    let fourth = compile(&desired(std::slice::from_ref(&two)), &later, Some(&third));
+    let moved: Vec<u32> = fourth.services[0].transitions.as_ref().unwrap().slots().collect();
+    assert_eq!(touched(&fourth), moved);
+
+    // Who finds flows that somebody has left behind does not know which slots are theirs; nor does
+    // one whose slots are other ones.
+    let mut unknown = second.clone();
+    Arc::make_mut(&mut unknown.services[0]).touched = None;
+    let all: Vec<u32> = (0..251).collect();
+    assert_eq!(touched(&unknown), all);
+    assert_eq!(touched(&compile_all(std::slice::from_ref(&two), Some(&unknown))), all);
+    let resized = compile_all(&[ServiceSpec { slots: Some(241), ..two }], Some(&second));
+    assert_eq!(touched(&resized), (0..241).collect::<Vec<u32>>());
 }
