@@ -78,6 +78,8 @@ const GAIN: f32 = 0.4;
 /// Visits to a slot, on average, in one leg of the race: between legs it is found out which slots
 /// need no more visits.
 const LEG: f64 = 1.5;
+/// Visits whose slots are found before any is visited.
+const AHEAD: u32 = 64;
 /// No backend.
 const NOBODY: u16 = u16::MAX;
 
@@ -116,14 +118,22 @@ impl Racer {
     ) {
         let due = (end * self.weight - self.phase).ceil().max(0.0) as u32;
         let (pause, phase) = ((1.0 / self.weight) as f32, self.phase as f32);
-        for visit in self.visits..due {
-            let slot = reduce(scatter(self.seed, visit), slots);
-            if settled[slot as usize / 64] >> (slot % 64) & 1 == 0 {
+        // Whether a slot is settled is chance: so that is not a branch.
+        let mut open = [(0, 0); AHEAD as usize + 1];
+        while self.visits < due {
+            let mut count = 0;
+            let ahead = due.min(self.visits + AHEAD);
+            for visit in self.visits..ahead {
+                let slot = reduce(scatter(self.seed, visit), slots);
+                open[count] = (slot, visit);
+                count += usize::from(settled[slot as usize / 64] >> (slot % 64) & 1 == 0);
+            }
+            for &(slot, visit) in &open[..count] {
                 let time = (visit as f32 + phase) * pause;
                 arrivals[slot as usize].add(Arrival::new(time, rank));
             }
+            self.visits = ahead;
         }
-        self.visits = due;
     }
 }
 
@@ -183,23 +193,25 @@ fn race(racers: &mut [Racer], slots: u32) -> Vec<Arrivals> {
 }
 
 /// A slot that two backends want.
+#[derive(Clone, Copy)]
 struct Contest {
     slot: u32,
-    /// Who they are, by rank.
+    /// Who they are, by rank: the one that came first, and the other.
     pair: [u16; 2],
-    /// When they came: what the slot costs each, at a price of 1.
-    costs: [f32; 2],
+    /// When the other came, in terms of when the first did: what the slot costs it, at a price of 1.
+    delay: f32,
 }
 
 impl Contest {
     /// What the slot costs each at these prices.
     fn priced(&self, price: &[f32]) -> [f32; 2] {
-        [0, 1].map(|i| self.costs[i] * price[usize::from(self.pair[i])])
+        let [first, other] = self.pair.map(|rank| price[usize::from(rank)]);
+        [first, self.delay * other]
     }
 
     fn owner(&self, price: &[f32]) -> u16 {
-        let [first, second] = self.priced(price);
-        self.pair[usize::from(second < first)]
+        let [first, other] = self.priced(price);
+        self.pair[usize::from(other < first)]
     }
 
     /// What changes if the slot does not stay with `owner`.
@@ -262,19 +274,20 @@ impl Shares {
     /// Gives each slot to who came first; returns the owners, and the slots where the second came
     /// close.
     fn judge(&mut self, arrivals: &[Arrivals]) -> (Vec<u16>, Vec<Contest>) {
-        let mut contests = Vec::new();
-        for (slot, Arrivals(pair)) in (0..).zip(arrivals) {
-            let [first, second] = *pair;
-            let reach = |it: Arrival| self.reach[usize::from(it.rank())];
-            if second != Arrival::NONE
-                && second.time() < first.time() * (reach(first) * reach(second))
-            {
-                let (ranks, costs) = (pair.map(Arrival::rank), pair.map(Arrival::time));
-                contests.push(Contest { slot, pair: ranks, costs });
-            } else {
-                self.uncontested[usize::from(first.rank())] += 1;
-            }
+        // Which slots are contested is chance: so that is not a branch.
+        let mut contests = vec![Contest { slot: 0, pair: [0; 2], delay: 0.0 }; arrivals.len() + 1];
+        let mut count = 0;
+        for (slot, Arrivals(both)) in (0..).zip(arrivals) {
+            let (pair, [first, second]) = (both.map(Arrival::rank), both.map(Arrival::time));
+            let reach = pair.map(|rank| self.reach.get(usize::from(rank)).copied().unwrap_or(0.0));
+            // Nobody's time is not a number, and so never near enough.
+            let delay = second / first;
+            let is_contested = delay < reach[0] * reach[1];
+            contests[count] = Contest { slot, pair, delay };
+            count += usize::from(is_contested);
+            self.uncontested[usize::from(pair[0])] += u32::from(!is_contested);
         }
+        contests.truncate(count);
         (arrivals.iter().map(|Arrivals([first, _])| first.rank()).collect(), contests)
     }
 
