@@ -25,6 +25,7 @@ use ipnet::IpNet;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use zerocopy::FromZeros;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::flow_hash::two_choices;
 use crate::prefetch::prefetch;
@@ -78,8 +79,10 @@ struct CacheLine(Line);
 
 const _: () = assert!(WAYS <= LINE_WORDS && PORTS.is_multiple_of(WAYS_U32));
 
-/// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who talks to whom. Addresses are IPv4-mapped where they are IPv4's; ports as on the wire. It lies in the table as it
+/// is here, so that it is read without a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Connection {
     /// The client's address.
     pub client: [u8; 16],
@@ -93,10 +96,12 @@ pub struct Connection {
     pub vip_port: [u8; 2],
     /// The server's.
     pub backend_port: [u8; 2],
-    /// IANA's number: of TCP, UDP or SCTP.
-    pub protocol: u8,
     /// How long it may be silent, see [`units`].
     pub idle_max: u16,
+    /// IANA's number: of TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// Nothing.
+    pub unused: u8,
     /// Place of the backend in the service's list, when it was last looked for.
     pub place: u16,
     /// TCP: the sequence number of the client's SYN.
@@ -158,48 +163,14 @@ impl Connection {
         }
     }
 
-    fn words(&self) -> [u64; 8] {
-        let [client, vip, backend] = [&self.client, &self.vip, &self.backend].map(halves);
-        let idle_max = self.idle_max.to_be_bytes();
-        let ports = [self.client_port, self.vip_port, self.backend_port, idle_max];
-        let (ports, _) = ports.as_flattened().as_chunks();
-        let protocol = u64::from(self.protocol);
-        let rest = u64::from(self.isn) << 32 | protocol << 16 | u64::from(self.place);
-        let ports = u64::from_be_bytes(ports[0]);
-        [client[0], client[1], vip[0], vip[1], backend[0], backend[1], ports, rest]
+    fn words(&self) -> [u64; LINE_WORDS] {
+        zerocopy::transmute!(*self)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
     #[inline(always)]
-    fn from_words(words: [u64; 8]) -> Self {
-        let [.., ports, rest] = words;
-        let port = |from: u32| ((ports >> from) as u16).to_be_bytes();
-        Self {
-            client: joined([words[0], words[1]]),
-            vip: joined([words[2], words[3]]),
-            backend: joined([words[4], words[5]]),
-            client_port: port(48),
-            vip_port: port(32),
-            backend_port: port(16),
-            protocol: (rest >> 16) as u8,
-            idle_max: ports as u16,
-            place: rest as u16,
-            isn: (rest >> 32) as u32,
-        }
+    fn from_words(words: [u64; LINE_WORDS]) -> Self {
+        zerocopy::transmute!(words)
     }
-}
-
-fn halves(address: &[u8; 16]) -> [u64; 2] {
-    let (halves, _) = address.as_chunks::<8>();
-    [halves[0], halves[1]].map(u64::from_ne_bytes)
-}
-
-fn joined(halves: [u64; 2]) -> [u8; 16] {
-    let mut address = [0; 16];
-    let (first, second) = address.split_at_mut(8);
-    first.copy_from_slice(&halves[0].to_ne_bytes());
-    second.copy_from_slice(&halves[1].to_ne_bytes());
-    address
 }
 
 impl Pool {
@@ -336,12 +307,17 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::find`], after a glance.
-    #[inline]
+    /// As [`Pool::find`], after a glance, into `found`. `false`: there is none.
+    #[inline(always)]
     #[must_use]
-    pub fn find_after(&self, Glance(place): Glance, flow: &Tuple, hash: u64) -> Option<Found> {
-        let found = place.and_then(|place| self.get(place));
-        found.filter(|found| found.connection.is_of(flow)).or_else(|| self.find(flow, hash))
+    pub fn find_after(
+        &self,
+        Glance(place): Glance,
+        (flow, hash): (&Tuple, u64),
+        found: &mut Found,
+    ) -> bool {
+        place.is_some_and(|place| self.read(place, found) && found.connection.is_of(flow))
+            || self.find(flow, hash).map(|it| *found = it).is_some()
     }
 
     /// The connection of a flow from a client to a service, whose hash with ports is `hash`.
@@ -363,10 +339,11 @@ impl Pool {
         None
     }
 
-    /// The connection that has this address and port.
+    /// The connection that has this address and port, into `found`. `false`: there is none.
+    #[inline(always)]
     #[must_use]
-    pub fn at(&self, address: &[u8; 16], port: [u8; 2]) -> Option<Found> {
-        self.get(self.place_of(address, port)?)
+    pub fn at(&self, address: &[u8; 16], port: [u8; 2], found: &mut Found) -> bool {
+        self.place_of(address, port).is_some_and(|place| self.read(place, found))
     }
 
     #[inline]
@@ -381,14 +358,20 @@ impl Pool {
     #[inline]
     #[must_use]
     pub fn get(&self, place: u32) -> Option<Found> {
-        let (word, content) = self.entry(place)?;
+        let mut found = Found::default();
+        self.read(place, &mut found).then_some(found)
+    }
+
+    /// As [`Pool::get`], into `found`. `false`: there is none, and what is there now means nothing.
+    #[inline(always)]
+    fn read(&self, place: u32, found: &mut Found) -> bool {
+        let Some((word, content)) = self.entry(place) else { return false };
         let state = State(word.load(Ordering::Acquire));
-        let connection = read(content);
+        (found.place, found.state, found.connection) = (place, state, read(content));
         // What was read is believed only if nobody has written in the meantime.
         fence(Ordering::Acquire);
         let after = State(word.load(Ordering::Relaxed));
-        let is_whole = state.phase().is_connection() && state.is_same_writing(after);
-        is_whole.then_some(Found { place, state, connection })
+        state.phase().is_connection() && state.is_same_writing(after)
     }
 
     /// The state that a connection has by now; `None`, if it has been written anew since.

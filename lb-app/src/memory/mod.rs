@@ -107,7 +107,7 @@ const CHANGES_BYTES_MIN: usize = 1 << 16;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"weirflow");
 /// Of both files. To be counted up when either changes, or what is in it.
-const LAYOUT: u64 = 6;
+const LAYOUT: u64 = 7;
 /// The word of the header that is changed again and again; what is in front of it is never.
 const ALIVE: usize = 7;
 /// Words of the header: a page.

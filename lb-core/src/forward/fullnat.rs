@@ -25,14 +25,16 @@ pub fn to_backend<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
-    let newer = newer(found, pooled);
-    let found = newer.as_ref().unwrap_or(found);
     let connection = &found.connection;
     let src = pooled.pool.station(found.place);
     let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
-    let stream = Stream::of(found, pooled.client_address);
     // Padding is no part of a stream that something may be put into.
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
+    if pooled.client_address == ClientAddress::Hidden {
+        return translate(frame, meta, hop, came_by, (&src, &dst), pooled.pool.is_ipv6());
+    }
+    let newer = newer(found, pooled);
+    let stream = Stream::of(newer.as_ref().unwrap_or(found), pooled.client_address);
     // What tells who the client is has to fit as well, if it has to be there.
     let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
@@ -52,13 +54,16 @@ pub fn to_client<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
-    let newer = newer(found, pooled);
-    let found = newer.as_ref().unwrap_or(found);
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
+    if pooled.client_address == ClientAddress::Hidden {
+        return Ok(());
+    }
+    let newer = newer(found, pooled);
+    let found = newer.as_ref().unwrap_or(found);
     let stream = Stream::of(found, pooled.client_address);
     if meta.rule == Rule::ReturnError {
         return stream.error_to_client(frame, meta);
@@ -79,6 +84,7 @@ fn newer(found: &Found, pooled: &Pooled) -> Option<Found> {
     }
 }
 
+#[inline(never)]
 fn translate<F: Frame>(
     frame: &mut F,
     meta: &Meta,

@@ -37,13 +37,44 @@ impl End {
     }
 }
 
-/// Gives ends of the packet other addresses and ports, and sends it to the hop.
+/// Sends a client's packet to the backend at `station`.
+///
+/// # Errors
+/// As [`forward`]. Nothing has changed then.
+#[inline(never)]
+pub fn to_backend<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    station: &Station,
+) -> Result<(), DropReason> {
+    forward(frame, meta, hop, came_by, &[(End::Destination, station)])
+}
+
+/// Sends a backend's packet to the client, with `vip` as its source.
+///
+/// # Errors
+/// As [`forward`]. Nothing has changed then.
+#[inline(never)]
+pub fn to_client<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    vip: &Station,
+) -> Result<(), DropReason> {
+    forward(frame, meta, hop, came_by, &[(End::Source, vip)])
+}
+
+/// Gives ends of the packet other addresses and ports, and sends it to the hop. Compiled for each list of ends, so
+/// that the packet's are known where they are changed.
 ///
 /// # Errors
 /// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
 /// [`DropReason::Untranslatable`] for a first fragment of SCTP with another port;
 /// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
-#[inline(never)]
+#[inline(always)]
 pub fn forward<F: Frame, const N: usize>(
     frame: &mut F,
     meta: &Meta,

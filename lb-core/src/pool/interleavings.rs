@@ -33,6 +33,7 @@ fn connection(client: u8) -> Connection {
         idle_max: 100,
         place: client.into(),
         isn: client.into(),
+        ..Connection::default()
     }
 }
 

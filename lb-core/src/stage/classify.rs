@@ -104,14 +104,13 @@ fn answer(
     }
     // A pool first: one server may be behind services of both kinds, and no client has a pool's address.
     let found = match pool {
-        Some(place) => by_pool(&meta.tuple, place, tables).map(|(service, found)| {
-            *connection = found;
-            (service, found.place)
-        }),
+        Some(place) => by_pool(&meta.tuple, place, tables, connection)
+            .map(|service| (service, connection.place)),
         None => by_station(&meta.tuple, tables),
     };
     (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
-    let is_hashed = pool.is_some() || tables.fib.has_equal_ways();
+    // An IPv4 packet that was an IPv6 one is named by it.
+    let is_hashed = pool.is_some() && meta.tuple.is_ipv6 || tables.fib.has_equal_ways();
     meta.hash = if is_hashed { tables.hasher.hash(&meta.tuple, true) } else { 0 };
     meta.rule = match meta.rule {
         Rule::Fragment => Rule::ReturnFragment,
@@ -155,17 +154,20 @@ fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
     Some(())
 }
 
-/// The connection that a packet to a pool belongs to, and its service.
-fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables) -> Option<(u32, Found)> {
+/// The service of the connection that a packet to a pool belongs to, which is then `found`.
+#[inline(always)]
+fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables, found: &mut Found) -> Option<u32> {
     let pool = tables.pools.get(pool as usize)?;
+    if !pool.at(&tuple.dst, dst_port(tuple), found) {
+        return None;
+    }
     let [a, b, ..] = tuple.ports;
-    let found = pool.at(&tuple.dst, dst_port(tuple))?;
-    let Found { connection, .. } = &found;
+    let connection = &found.connection;
     let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
         && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
     let pooled = tables.service(service)?.pooled.as_ref()?;
-    Arc::ptr_eq(&pooled.pool, pool).then_some((service, found))
+    Arc::ptr_eq(&pooled.pool, pool).then_some(service)
 }
 
 #[cfg(test)]

@@ -51,9 +51,12 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
             return Ok(());
         }
         let hash = hash(meta, service, tables);
-        let found = pooled.pool.find_after(glances[i], &meta.tuple, hash);
-        *connection =
-            from_client((frame.bytes(), meta), sign, (service, pooled), (found, hash), now)?;
+        let is_known = pooled.pool.find_after(glances[i], (&meta.tuple, hash), connection);
+        if is_known && goes_on(meta, sign, (service, pooled), connection, now) {
+            return Ok(());
+        }
+        let before = is_known.then_some(&*connection);
+        *connection = opened((frame.bytes(), meta), sign, (service, pooled), (before, hash), now)?;
         Ok(())
     });
 }
@@ -80,45 +83,45 @@ fn sequence(frame: &[u8], meta: &Meta) -> Option<u32> {
     Some(Tcp::ref_from_prefix(segment).ok()?.0.sequence.get())
 }
 
-/// The connection of a client's packet, which may be its first.
+/// Does a client's packet go on with the connection `found`? Then that is followed.
 #[inline(always)]
-fn from_client(
-    (frame, meta): (&[u8], &mut Meta),
+fn goes_on(
+    meta: &mut Meta,
     sign: Sign,
     (service, pooled): (&ServiceTable, &Pooled),
-    (found, hash): (Option<Found>, u64),
+    found: &Found,
     now: Tick,
-) -> Result<Found, Exit> {
-    if let Some(found) = found
-        && !(sign == Sign::Opens && found.state.may_reopen())
-        && let Some(place) = backend_of(&found, service)
-        && service.may_serve(place)
-    {
-        (meta.slot, meta.backend) = (found.place, place);
-        let next = found.state.client_sent(sign, units(now));
-        if place != found.connection.place {
-            // The list has changed; it is searched once for each connection.
-            let connection = Connection { place, ..found.connection };
-            let _ = pooled.pool.rewrite(&found, &connection, next);
-        } else if meta.rule != Rule::IcmpError {
-            pooled.pool.update(&found, next);
-        }
-        return Ok(found);
+) -> bool {
+    if sign == Sign::Opens && found.state.may_reopen() {
+        return false;
     }
-    if sign == Sign::Ends || meta.rule == Rule::IcmpError {
-        return Err(DropReason::NoConnection.into());
+    let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place)) else {
+        return false;
+    };
+    (meta.slot, meta.backend) = (found.place, place);
+    let next = found.state.client_sent(sign, units(now));
+    if place != found.connection.place {
+        // The list has changed; it is searched once for each connection.
+        let connection = Connection { place, ..found.connection };
+        let _ = pooled.pool.rewrite(found, &connection, next);
+    } else if meta.rule != Rule::IcmpError {
+        pooled.pool.update(found, next);
     }
-    opened((frame, meta), (service, pooled), (found.as_ref(), hash), now)
+    true
 }
 
-/// A new connection, in the place of `found` if there was one of the same client and port.
+/// A client's new connection, in the place of `found` if there was one of the same client and port.
 #[inline(never)]
 fn opened(
     (frame, meta): (&[u8], &mut Meta),
+    sign: Sign,
     (service, pooled): (&ServiceTable, &Pooled),
     (found, hash): (Option<&Found>, u64),
     now: Tick,
 ) -> Result<Found, Exit> {
+    if sign == Sign::Ends || meta.rule == Rule::IcmpError {
+        return Err(DropReason::NoConnection.into());
+    }
     let Pooled { pool, idle_max, .. } = pooled;
     let entry = service.backends.get(usize::from(meta.backend)).ok_or(service.without_slots)?;
     let [a, b, c, d] = meta.tuple.ports;
@@ -130,8 +133,9 @@ fn opened(
         client_port: [a, b],
         vip_port: [c, d],
         backend_port,
-        protocol: meta.tuple.protocol,
         idle_max: *idle_max,
+        protocol: meta.tuple.protocol,
+        unused: 0,
         place: meta.backend,
         isn: sequence(frame, meta).unwrap_or(0),
     };

@@ -5,11 +5,10 @@ use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
-use crate::forward::nat::{self, End};
 use crate::forward::too_big::{self, Cut, Narrow};
-use crate::forward::{fullnat, l2dsr, mss, nat46, tunnel, tunnel_error};
+use crate::forward::{fullnat, l2dsr, mss, nat, nat46, tunnel, tunnel_error};
 use crate::frame::Frame;
-use crate::model::MssClamp;
+use crate::model::{ClientAddress, MssClamp};
 use crate::pool::Found;
 use crate::state::State;
 use crate::tables::next_hop::{Port, PortId};
@@ -193,7 +192,7 @@ fn deliver<F: Frame>(
             None if let Some(embedding) = embedding => {
                 nat46::to_backend(frame, meta, hop, came_by, (embedding, station))
             }
-            None => nat::forward(frame, meta, hop, came_by, &[(End::Destination, station)]),
+            None => nat::to_backend(frame, meta, hop, came_by, station),
             Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),
         },
     }
@@ -243,7 +242,10 @@ fn back_of<F: Frame>(
         tables.fib.lookup(&client, is_ipv6, meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
     let mtu = fullnat::mtu_before(hop.mtu, meta.tuple.is_ipv6, is_ipv6);
-    let is_changed = service.mss != MssClamp::Keep || matches!(by, By::Connection(..));
+    let is_changed = match by {
+        By::Connection(pooled, _) if pooled.client_address != ClientAddress::Hidden => true,
+        _ => service.mss != MssClamp::Keep,
+    };
     if is_changed && meta.packet_len <= mtu && nat::has_hop_left(frame, meta) {
         if service.mss != MssClamp::Keep {
             mss::clamp(frame, meta, service.mss, mtu.into());
@@ -258,7 +260,7 @@ fn back_of<F: Frame>(
             fullnat::to_client(frame, meta, hop, came_by, (pooled, found))
         }
         By::Prefix(vip) => nat46::to_client(frame, meta, hop, came_by, vip),
-        By::Station(vip) => nat::forward(frame, meta, hop, came_by, &[(End::Source, vip)]),
+        By::Station(vip) => nat::to_client(frame, meta, hop, came_by, vip),
     };
     if let Err(why) = deliver(frame, meta, hop) {
         let given = *meta;

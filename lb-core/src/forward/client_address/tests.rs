@@ -50,6 +50,7 @@ impl Given {
             idle_max: 200,
             place: 0,
             isn: ISN,
+            ..Connection::default()
         };
         let place = pool.open(&connection, 7 << 30, Tick(0)).unwrap();
         let port = u16::from_be_bytes(pool.station(place).port.unwrap());

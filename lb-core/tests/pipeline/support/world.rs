@@ -12,7 +12,7 @@ use lb_core::model::{
     HashKey, MssClamp, PortRange, Protocol, Service, ServiceSpec, StaticHop, SynBound, Tunnel,
     TunnelKind, Vip,
 };
-use lb_core::pool::State;
+use lb_core::pool::{Found, State};
 use lb_core::tables::Tables;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::fib::{Fib, RouteWays};
@@ -54,7 +54,8 @@ impl World {
             let (address, port) = (connection.stand.ip(), connection.stand.port());
             let pools = self.tables.pools.iter().filter(|pool| pool.net().contains(&address));
             for pool in pools {
-                let found = pool.at(&address_bytes(address), port.to_be_bytes()).unwrap();
+                let mut found = Found::default();
+                assert!(pool.at(&address_bytes(address), port.to_be_bytes(), &mut found));
                 pool.update(&found, State::default());
             }
         }
