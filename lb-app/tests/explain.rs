@@ -4,9 +4,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
@@ -156,12 +157,34 @@ fn pcap(frames: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     bytes
 }
 
-/// Runs the command to its end; the lines that it prints.
-fn lines(arguments: &[&str]) -> Vec<Value> {
-    let run = Command::new(BINARY).args(arguments).output().unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let text = String::from_utf8(run.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+/// The lines that a command prints, as it prints them: a million of them need not fit into memory.
+struct Lines {
+    command: Child,
+    printed: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Lines {
+    fn of(arguments: &[&str]) -> Self {
+        let mut command =
+            Command::new(BINARY).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let printed = BufReader::new(command.stdout.take().unwrap()).lines();
+        Self { command, printed }
+    }
+
+    /// There are no more of them.
+    fn end(mut self) {
+        assert!(self.printed.next().is_none());
+        assert!(self.command.wait().unwrap().success());
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
+        let line = self.printed.next()?.unwrap();
+        Some(serde_json::from_str(&line).unwrap())
+    }
 }
 
 /// Dropping it ends it.
@@ -214,7 +237,7 @@ fn explain_says_what_the_data_path_does() {
     let [config_name, capture, list] =
         [&config_file, &capture, &list].map(|path| path.to_str().unwrap());
 
-    let decided = lines(&[
+    let mut decided = Lines::of(&[
         "replay",
         "--config",
         config_name,
@@ -225,21 +248,21 @@ fn explain_says_what_the_data_path_does() {
         "--verdicts",
         "-",
     ]);
-    let offline = lines(&["explain", "--config", config_name, "--flows", list, "--json"]);
+    let mut offline = Lines::of(&["explain", "--config", config_name, "--flows", list, "--json"]);
     let socket = path("weir.sock");
     let api = format!("unix:{}", socket.display());
     let running = Running::start(&config_file, &socket);
-    let live = lines(&["explain", "--api", &api, "--flows", list, "--json"]);
-    drop(running);
+    let mut live = Lines::of(&["explain", "--api", &api, "--flows", list, "--json"]);
 
-    assert_eq!([decided.len(), offline.len(), live.len()], [count; 3]);
     let mut seen = std::collections::BTreeMap::new();
-    for (place, flow) in flows.iter().enumerate() {
-        let decided = &decided[place];
+    for flow in &flows {
+        let decided = decided.next().unwrap();
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let verdict = ["verdict", "reason", "service", "backend", "port", "rule"]
             .map(|key| word(&decided[key]));
-        for (how, explained) in [("offline", &offline[place]), ("live", &live[place])] {
+        for (how, explained) in
+            [("offline", offline.next().unwrap()), ("live", live.next().unwrap())]
+        {
             let packet =
                 if flow.opens && !explained["opens"].is_null() { "opens" } else { "goes_on" };
             let explained = &explained[packet];
@@ -252,6 +275,8 @@ fn explain_says_what_the_data_path_does() {
         }
         *seen.entry([verdict[0].clone(), verdict[2].clone()]).or_insert(0) += 1;
     }
+    [decided, offline, live].into_iter().for_each(Lines::end);
+    drop(running);
     // Each service has sent some; others were dropped, or are the kernel's.
     println!("{seen:#?}");
     let sent = seen.keys().filter(|[verdict, _]| verdict == "send").count();

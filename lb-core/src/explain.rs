@@ -5,12 +5,13 @@
 //! has to do with its flow: so there is nothing that could be told differently here, and nothing has
 //! happened afterwards.
 
+use std::mem;
 use std::sync::Arc;
 
 use crate::burst::{Burst, Fate, Meta, WorkerId};
-use crate::continuity::Flow;
 use crate::continuity::tracker::Tracked;
 use crate::continuity::transition::Moved;
+use crate::continuity::{Flow, Tracker};
 use crate::counters::Counters;
 use crate::frame::Frame as _;
 use crate::pipeline::process;
@@ -43,65 +44,113 @@ pub struct Trace {
     pub frame: Vec<u8>,
 }
 
-/// What would become of a frame that comes in by `port`, on any worker. `None`: there is no such port.
-#[must_use]
-pub fn explain(tables: &Tables, port: PortId, frame: &[u8], now: Tick) -> Option<Trace> {
-    let came_by = tables.ports.get(port.index())?;
-    let mut burst = Burst::default();
-    burst.refill(port, |frames| frames.push(SimFrame::new(frame)));
-    parse(&mut burst, came_by);
-    classify(&mut burst, tables);
-    let known = *burst.meta(0);
-    let is_services = matches!(burst.fate(0), Fate::Send(_));
-    let service = tables.service(known.service).filter(|_| is_services);
-    burst.take(|_, _, _, _| ());
-
-    let trial = trial(tables, &known, service, now);
-    burst.refill(port, |frames| frames.push(SimFrame::new(frame)));
-    let settings = Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX };
-    let mut state = State::new(settings);
-    state.now = now;
-    process(&mut burst, &trial, &Counters::new(0), &mut state);
-    let (meta, fate) = (*burst.meta(0), burst.fate(0));
-    let mut left = Vec::new();
-    burst.take(|_, frame, _, _| left.extend_from_slice(frame.bytes()));
-    let service = service.filter(|_| !meta.rule.is_return());
-    let transitions = service.and_then(|service| service.transitions.as_ref());
-    let is_sent = matches!(fate, Fate::Send(_));
-    let pooled = service.and_then(|service| service.pooled.as_ref()).filter(|_| is_sent);
-    Some(Trace {
-        meta,
-        fate,
-        tracked: service.and_then(|it| tables.tracker.find(&Flow::new(&known, it))),
-        moved: transitions.map_or(Moved::No, |it| it.of(meta.hash)),
-        behind: pooled.map(|pooled| pooled.pool.station(meta.slot)),
-        frame: left,
-    })
+/// Takes packets through the pipeline, one after the other, as if each were the next to come.
+#[derive(Debug)]
+pub struct Explainer {
+    tables: Arc<Tables>,
+    /// The same, but for the memories that a packet changes: those are copies, each for one packet.
+    trial: Tables,
+    state: State<SimFrame>,
+    burst: Burst<SimFrame>,
 }
 
-/// Tables for one packet: all that it could change is a copy.
-fn trial(tables: &Tables, meta: &Meta, service: Option<&ServiceTable>, now: Tick) -> Tables {
-    let mut trial = tables.clone();
-    // Of what is nobody's, nothing is looked up.
-    let Some(service) = service else { return trial };
-    if service.may_track(&tables.tracker) {
-        trial.tracker = Arc::new(tables.tracker.trial(&Flow::new(meta, service), now));
+impl Explainer {
+    /// By these tables, and what is remembered beside them at the time of each question.
+    #[must_use]
+    pub fn new(tables: &Arc<Tables>) -> Self {
+        let mut trial = Tables::clone(tables);
+        trial.tracker = Arc::new(Tracker::for_trial());
+        Self { tables: Arc::clone(tables), trial, state: new_state(), burst: Burst::default() }
     }
-    let Some(own) = trial.services.get_mut(meta.service as usize) else { return trial };
-    let own = Arc::make_mut(own);
-    own.touched = None;
-    own.gate = service.gate.as_ref().map(|gate| Arc::new(gate.trial()));
-    if let Some(pooled) = &mut own.pooled {
-        let place = meta.rule.is_return().then_some(meta.slot);
-        let hash = tables.hasher.hash(&meta.tuple, true);
-        let before = Arc::clone(&pooled.pool);
-        pooled.pool = Arc::new(before.trial(hash, place));
-        let pools = Arc::make_mut(&mut trial.pools).iter_mut();
-        for pool in pools.filter(|pool| Arc::ptr_eq(pool, &before)) {
-            *pool = Arc::clone(&pooled.pool);
+
+    /// The tables that it goes by.
+    #[must_use]
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// What would become of a frame that comes in by `port`, on any worker. `None`: there is no such port.
+    pub fn explain(&mut self, port: PortId, frame: &[u8], now: Tick) -> Option<Trace> {
+        let came_by = self.tables.ports.get(port.index())?;
+        let burst = &mut self.burst;
+        burst.refill(port, |frames| frames.push(SimFrame::new(frame)));
+        parse(burst, came_by);
+        classify(burst, &self.tables);
+        let known = *burst.meta(0);
+        let is_services = matches!(burst.fate(0), Fate::Send(_));
+        burst.take(|_, _, _, _| ());
+        let tables = Arc::clone(&self.tables);
+        let service = tables.service(known.service).filter(|_| is_services);
+
+        let tracked = service.and_then(|it| tables.tracker.find(&Flow::new(&known, it)));
+        if let Some(service) = service {
+            self.copy(&known, service, tracked, now);
+        }
+        let burst = &mut self.burst;
+        burst.refill(port, |frames| frames.push(SimFrame::new(frame)));
+        self.state.now = now;
+        process(burst, &self.trial, &Counters::new(0), &mut self.state);
+        let (meta, fate) = (*burst.meta(0), burst.fate(0));
+        let mut left = Vec::new();
+        burst.take(|_, frame, _, _| left.extend_from_slice(frame.bytes()));
+        self.forget(&known);
+
+        let service = service.filter(|_| !meta.rule.is_return());
+        let transitions = service.and_then(|service| service.transitions.as_ref());
+        let is_sent = matches!(fate, Fate::Send(_));
+        let pooled = service.and_then(|service| service.pooled.as_ref()).filter(|_| is_sent);
+        Some(Trace {
+            meta,
+            fate,
+            tracked: tracked.filter(|_| service.is_some()),
+            moved: transitions.map_or(Moved::No, |it| it.of(meta.hash)),
+            behind: pooled.map(|pooled| pooled.pool.station(meta.slot)),
+            frame: left,
+        })
+    }
+
+    /// Copies what a packet of the flow could change.
+    fn copy(&mut self, known: &Meta, service: &ServiceTable, tracked: Option<Tracked>, now: Tick) {
+        if let Some(tracked) = tracked {
+            self.trial.tracker.copy(&Flow::new(known, service), &tracked, now);
+        }
+        let Some(place) = self.trial.services.get_mut(known.service as usize) else { return };
+        if service.gate.is_none() && service.pooled.is_none() {
+            return;
+        }
+        let own = Arc::make_mut(place);
+        own.gate = service.gate.as_ref().map(|gate| Arc::new(gate.trial()));
+        if let Some(pooled) = &mut own.pooled {
+            let at = known.rule.is_return().then_some(known.slot);
+            let hash = self.tables.hasher.hash(&known.tuple, true);
+            let copy = Arc::new(pooled.pool.trial(hash, at));
+            let before = mem::replace(&mut pooled.pool, Arc::clone(&copy));
+            let mut pools = Arc::make_mut(&mut self.trial.pools).iter_mut();
+            if let Some(pool) = pools.find(|pool| Arc::ptr_eq(pool, &before)) {
+                *pool = copy;
+            }
         }
     }
-    trial
+
+    /// Takes all copies away again, and what else a packet has left.
+    fn forget(&mut self, known: &Meta) {
+        let place = known.service as usize;
+        if let Some(service) = self.tables.services.get(place) {
+            self.trial.services[place] = Arc::clone(service);
+        }
+        self.trial.pools = Arc::clone(&self.tables.pools);
+        if !self.trial.tracker.is_empty() {
+            self.trial.tracker = Arc::new(Tracker::for_trial());
+        }
+        self.state.forget_created(0);
+        if known.is_fragment {
+            self.state = new_state();
+        }
+    }
+}
+
+fn new_state() -> State<SimFrame> {
+    State::new(Settings { worker: WorkerId(0), workers: 1, punts_per_second: u32::MAX })
 }
 
 /// A packet of a flow, as a client on the port's link would send it to `station`; one that opens the
@@ -192,9 +241,11 @@ mod tests {
         let tables = tables_after(Some(&before), [spec("web", "10.0.0.100", &backends), behind]);
         let station = tables.ports[0].mac;
         let now = Tick(5000);
-        let ask = |vip: &str, opens| {
+        let tables = Arc::new(tables);
+        let mut explainer = Explainer::new(&tables);
+        let mut ask = |vip: &str, opens| {
             let tuple = tuple(TCP, CLIENT, vip);
-            explain(&tables, PortId(0), &packet(&tuple, station, opens), now).unwrap()
+            explainer.explain(PortId(0), &packet(&tuple, station, opens), now).unwrap()
         };
         let later = ask("10.0.0.100:80", false);
         assert!(matches!(later.fate, Fate::Send(_)), "{later:?}");
@@ -227,7 +278,8 @@ mod tests {
 
     #[test]
     fn packets_are_good() {
-        let tables = tables([spec("web", "10.0.0.100", &["10.0.0.11"])]);
+        let tables = Arc::new(tables([spec("web", "10.0.0.100", &["10.0.0.11"])]));
+        let mut explainer = Explainer::new(&tables);
         for (protocol, src, dst) in [
             (TCP, "198.51.100.7:40000", "10.0.0.1:80"),
             (TCP, "[2001:db8::7]:40000", "[fd00::1]:80"),
@@ -238,7 +290,7 @@ mod tests {
         ] {
             let tuple = tuple(protocol, src, dst);
             let packet = packet(&tuple, tables.ports[0].mac, true);
-            let trace = explain(&tables, PortId(0), &packet, Tick(0)).unwrap();
+            let trace = explainer.explain(PortId(0), &packet, Tick(0)).unwrap();
             assert_eq!(trace.fate, Fate::Exit(Exit::Punt), "{tuple:?}");
             assert_eq!(trace.meta.tuple, tuple);
             let parsed = etherparse::PacketHeaders::from_ethernet_slice(&packet).unwrap();

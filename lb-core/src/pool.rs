@@ -59,6 +59,8 @@ pub struct Pool {
     /// How many there are: of the first address, then of the second, ...
     buckets: u32,
     memory: Memory,
+    /// Buckets beyond the memory, by number: all that a trial has.
+    copies: Box<[(usize, Box<[CacheLine]>)]>,
 }
 
 /// Lines; of each bucket its states, and then what each of them is about.
@@ -180,26 +182,24 @@ impl Pool {
         Self::of(net, Memory::Own(zeroed(Self::words(net) / LINE_WORDS)))
     }
 
-    /// One that has what this one has where a flow with this hash may be, and around `place`: for who
-    /// tries what would become of a packet.
+    /// One that is this one where a flow with this hash may be, and around `place`, and nowhere else: for
+    /// who tries what would become of a packet.
     #[must_use]
     pub(crate) fn trial(&self, hash: u64, place: Option<u32>) -> Self {
-        let trial = Self::new(self.net);
         let around = place.map(|place| place / WAYS_U32);
-        for bucket in self.buckets_of(hash).into_iter().chain(around) {
-            for place in (bucket * WAYS_U32..).take(WAYS) {
-                let (Some((state, content)), Some((new_state, new_content))) =
-                    (self.entry(place), trial.entry(place))
-                else {
-                    continue;
-                };
-                new_state.store(state.load(Ordering::Acquire), Ordering::Relaxed);
-                for (word, new_word) in content.iter().zip(new_content) {
-                    new_word.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
-                }
+        let buckets = self.buckets_of(hash).into_iter().chain(around);
+        let copies = buckets.map(|bucket| (bucket as usize, self.copy(bucket))).collect();
+        Self { copies, ..Self::of(self.net, Memory::Own(Box::default())) }
+    }
+
+    fn copy(&self, bucket: u32) -> Box<[CacheLine]> {
+        let copy = zeroed::<CacheLine>(BUCKET_LINES);
+        for (number, CacheLine(line)) in (bucket as usize * BUCKET_LINES..).zip(&copy) {
+            for (word, new) in self.line(number).into_iter().flatten().zip(line) {
+                new.store(word.load(Ordering::Acquire), Ordering::Relaxed);
             }
         }
-        trial
+        copy
     }
 
     /// Over the words of a file, which has been a pool of this prefix before, or is all zero. `None`:
@@ -227,15 +227,24 @@ impl Pool {
 
     fn of(net: IpNet, memory: Memory) -> Self {
         let first = u128::from_be_bytes(address_bytes(net.network()));
-        Self { net, first, buckets: buckets(net), memory }
+        Self { net, first, buckets: buckets(net), memory, copies: Box::default() }
     }
 
     #[inline]
     fn line(&self, number: usize) -> Option<&Line> {
-        match &self.memory {
+        let line = match &self.memory {
             Memory::Own(lines) => lines.get(number).map(|line| &line.0),
             Memory::Lent(lines) => lines.get(number),
-        }
+        };
+        line.or_else(|| self.copied(number))
+    }
+
+    /// Is asked of a trial only, but for what is beyond the pool.
+    #[cold]
+    fn copied(&self, number: usize) -> Option<&Line> {
+        let (bucket, line) = (number / BUCKET_LINES, number % BUCKET_LINES);
+        let (_, copy) = self.copies.iter().find(|(copied, _)| *copied == bucket)?;
+        copy.get(line).map(|line| &line.0)
     }
 
     #[inline]

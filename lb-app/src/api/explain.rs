@@ -3,10 +3,10 @@
 use lb_core::burst::Fate;
 use lb_core::continuity::Standing;
 use lb_core::continuity::transition::Moved;
-use lb_core::explain::{self, Trace};
+use lb_core::explain::{Explainer, Trace, packet};
 use lb_core::rate::Tick;
 use lb_core::tables::next_hop::PortId;
-use lb_core::tables::{ServiceTable, Station, Tables};
+use lb_core::tables::{ServiceTable, Station};
 use lb_core::tuple::is_ipv6;
 use lb_core::wire::ethernet::MacAddr;
 
@@ -18,13 +18,18 @@ use crate::verdict::Verdict;
 const UNIT_SECONDS: u32 = 4;
 
 /// What becomes of packets of `flow` that come in by the first port, now.
-pub(crate) fn explain(tables: &Tables, flow: &Flow, workers: usize, now: Tick) -> ExplainResponse {
-    let decide = |opens| decision(tables, flow, opens, now).unwrap_or_default();
+pub(crate) fn explain(
+    explainer: &mut Explainer,
+    flow: &Flow,
+    workers: usize,
+    now: Tick,
+) -> ExplainResponse {
+    let mut decide = |opens| decision(explainer, flow, opens, now).unwrap_or_default();
     ExplainResponse {
         flow: flow.to_string(),
-        version: tables.version,
         opens: flow.has_openings().then(|| decide(true)),
         goes_on: Some(decide(false)),
+        version: explainer.tables().version,
         worker: match workers {
             1 => "the only one".into(),
             workers => {
@@ -37,14 +42,19 @@ pub(crate) fn explain(tables: &Tables, flow: &Flow, workers: usize, now: Tick) -
 }
 
 /// The path of one of its packets. `None`: there is no port.
-pub(crate) fn trace(tables: &Tables, flow: &Flow, opens: bool, now: Tick) -> Option<Trace> {
-    let station = tables.ports.first()?.mac;
-    let packet = explain::packet(&flow.tuple(), station, opens);
-    explain::explain(tables, PortId(0), &packet, now)
+pub(crate) fn trace(
+    explainer: &mut Explainer,
+    flow: &Flow,
+    opens: bool,
+    now: Tick,
+) -> Option<Trace> {
+    let station = explainer.tables().ports.first()?.mac;
+    explainer.explain(PortId(0), &packet(&flow.tuple(), station, opens), now)
 }
 
-fn decision(tables: &Tables, flow: &Flow, opens: bool, now: Tick) -> Option<Decision> {
-    let trace = trace(tables, flow, opens, now)?;
+fn decision(explainer: &mut Explainer, flow: &Flow, opens: bool, now: Tick) -> Option<Decision> {
+    let trace = trace(explainer, flow, opens, now)?;
+    let tables = explainer.tables();
     let verdict = Verdict::new(tables, &trace.meta, trace.fate)?;
     // Also of what is dropped there is a slot.
     let service = tables.vips.lookup(&trace.meta.tuple);

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use lb_core::explain::Explainer;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server as Transport;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::connections::{UNREAD_TIME_MAX, incoming};
 use super::flow::{Flow, FlowError};
@@ -39,6 +40,8 @@ const CALL_TIME_MAX: Duration = Duration::from_mins(1);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of a request, at most: a file of 100,000 backends.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Flows that are explained by one version of the tables, at most, before others of the API's clients have a turn.
+const FLOWS_AT_ONCE: usize = 256;
 /// Messages of an answer that wait for the client to read, for [`UNREAD_TIME_MAX`]: what they are made of is
 /// kept so long.
 const MESSAGES_MAX: usize = 64;
@@ -108,6 +111,19 @@ impl Server {
 }
 
 impl Server {
+    /// What becomes of each of some flows, as the balancer is now.
+    fn explain_all(&self, asked: Vec<Result<ExplainRequest, Status>>) -> Vec<Answer> {
+        let view = match self.view() {
+            Ok(view) => view,
+            Err(status) => return vec![Err(status)],
+        };
+        let (mut explainer, now) = (Explainer::new(&view.tables), memory::now());
+        let mut answer = |asked: Result<ExplainRequest, Status>| {
+            Ok(explain::explain(&mut explainer, &flow(&asked?)?, view.workers.len(), now))
+        };
+        asked.into_iter().map(&mut answer).collect()
+    }
+
     async fn set_drain(&self, name: Option<BackendName>, drain: bool) -> Result<Drained, Status> {
         let which = which(name.unwrap_or_default())?;
         let answer = self.ask(|answer| Ask::Drain(which, drain, answer)).await?;
@@ -118,6 +134,11 @@ impl Server {
             _ => Status::failed_precondition(error.to_string()),
         })
     }
+}
+
+fn flow(request: &ExplainRequest) -> Result<Flow, Status> {
+    let flow = request.flow.parse();
+    flow.map_err(|error: FlowError| Status::invalid_argument(error.to_string()))
 }
 
 fn which(BackendName { address, port, service }: BackendName) -> Result<Which, Status> {
@@ -131,6 +152,8 @@ fn which(BackendName { address, port, service }: BackendName) -> Result<Which, S
         service,
     })
 }
+
+type Answer = Result<ExplainResponse, Status>;
 
 /// Messages, one after the other.
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -179,7 +202,12 @@ enum Given {
 
 impl<T> Teller<T> {
     async fn tell(&self, message: T) -> Result<(), Given> {
-        let told = self.0.send_timeout(Ok(message), UNREAD_TIME_MAX).await;
+        self.answer(Ok(message)).await
+    }
+
+    /// An error ends the answer.
+    async fn answer(&self, answer: Result<T, Status>) -> Result<(), Given> {
+        let told = self.0.send_timeout(answer, UNREAD_TIME_MAX).await;
         told.map_err(|error| match error {
             SendTimeoutError::Closed(_) => Given::Over,
             SendTimeoutError::Timeout(_) => Given::Up,
@@ -231,6 +259,7 @@ impl Balancer for Server {
     type ListServicesStream = Messages<proto::Service>;
     type ListBackendsStream = Messages<proto::Backend>;
     type WatchServicesStream = Messages<ServiceChange>;
+    type ExplainFlowsStream = Messages<ExplainResponse>;
 
     async fn get_status(
         &self,
@@ -275,12 +304,36 @@ impl Balancer for Server {
         &self,
         request: Request<ExplainRequest>,
     ) -> Result<Response<ExplainResponse>, Status> {
-        let flow = request.into_inner().flow.parse();
-        let flow: Flow =
-            flow.map_err(|error: FlowError| Status::invalid_argument(error.to_string()))?;
+        let flow = flow(&request.into_inner())?;
         let view = self.view()?;
-        let workers = view.workers.len();
-        Ok(Response::new(explain::explain(&view.tables, &flow, workers, memory::now())))
+        let mut explainer = Explainer::new(&view.tables);
+        Ok(Response::new(explain::explain(
+            &mut explainer,
+            &flow,
+            view.workers.len(),
+            memory::now(),
+        )))
+    }
+
+    async fn explain_flows(
+        &self,
+        request: Request<Streaming<ExplainRequest>>,
+    ) -> Result<Response<Self::ExplainFlowsStream>, Status> {
+        self.view()?;
+        let server = self.clone();
+        let mut asked = request.into_inner().ready_chunks(FLOWS_AT_ONCE);
+        Ok(telling(async move |teller| {
+            while let Some(asked) = asked.next().await {
+                for answer in server.explain_all(asked) {
+                    let is_last = answer.is_err();
+                    teller.answer(answer).await?;
+                    if is_last {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        }))
     }
 
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {

@@ -34,6 +34,7 @@ use crate::cli::remote::{Remote, all};
 use crate::control::DrainError;
 use crate::source::{State, Wanted};
 
+mod explain;
 mod tls;
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream;
 use lb_config::Workers;
+use lb_core::explain::Explainer;
 use lb_core::rate::Tick;
 
 use super::output;
@@ -33,9 +35,6 @@ pub(crate) struct Args {
     remote: Remote,
 }
 
-/// Flows that the balancer is asked about at a time: as many calls as it takes.
-const ASKED_MAX: usize = 8;
-
 /// Says what becomes of a flow's packets, and why.
 pub(crate) fn explain(args: &Args) -> ExitCode {
     let Args { flow, flows, config, remote } = args;
@@ -57,30 +56,28 @@ pub(crate) fn explain(args: &Args) -> ExitCode {
         None => flow.iter().copied().collect(),
     };
     let Some(file) = config else {
-        return remote.run(async |client| {
-            let ask = |flow: Flow| {
-                let mut client = client.clone();
-                async move { client.explain(ExplainRequest { flow: flow.to_string() }).await }
-            };
-            let mut answers = stream::iter(flows).map(ask).buffered(ASKED_MAX);
-            while let Some(answer) = answers.next().await {
-                show(&answer?.into_inner())?;
+        return remote.run(async |mut client| {
+            let ask = |flow: Flow| ExplainRequest { flow: flow.to_string() };
+            let asked = stream::iter(flows.into_iter().map(ask));
+            let mut answers = client.explain_flows(asked).await?.into_inner();
+            while let Some(answer) = answers.message().await? {
+                show(&answer)?;
             }
             Ok(ExitCode::SUCCESS)
         });
     };
     let Some(config) = super::load(file) else { return ExitCode::FAILURE };
     let (tables, _) = offline::tables(&config, None);
+    let mut explainer = Explainer::new(&Arc::new(tables));
     let workers = match &config.dataplane.workers {
         Workers::Cpus(cpus) => cpus.len(),
         Workers::Auto => {
             std::thread::available_parallelism().map_or(1, |cpus| cpus.get() - 1).max(1)
         }
     };
-    let shown = flows.iter().try_for_each(|flow| {
-        let explained = explain::explain(&tables, flow, workers, Tick(0));
-        show(&explained)
-    });
+    let shown = flows
+        .iter()
+        .try_for_each(|flow| show(&explain::explain(&mut explainer, flow, workers, Tick(0))));
     Remote::end(shown.map(|()| ExitCode::SUCCESS))
 }
 

@@ -348,14 +348,15 @@ impl Tracker {
         place.is_some()
     }
 
-    /// One that knows of this flow what this one knows: for who tries what would become of a packet.
+    /// An empty one, with room for one flow: for who tries what would become of a packet.
     #[must_use]
-    pub(crate) fn trial(&self, flow: &Flow, now: Tick) -> Self {
-        let trial = Self::new(FLOWS_OF_TRIAL);
-        if let Some(found) = self.find(flow) {
-            trial.put(flow, found.mark, units(now));
-        }
-        trial
+    pub(crate) fn for_trial() -> Self {
+        Self::new(FLOWS_OF_TRIAL)
+    }
+
+    /// Knows of a flow what another tracker has found.
+    pub(crate) fn copy(&self, flow: &Flow, found: &Tracked, now: Tick) {
+        self.put(flow, found.mark, units(now));
     }
 
     /// Where it was put; `None`: there is no room.

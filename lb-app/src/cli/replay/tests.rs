@@ -1,5 +1,6 @@
 //! `weir explain` and `weir replay` say the same.
 
+use lb_core::explain::Explainer;
 use lb_core::frame::Frame;
 use lb_core::rate::Tick;
 
@@ -116,6 +117,7 @@ fn what_is_explained_is_what_is_replayed() {
     let flows = std::env::var("WEIR_FLOWS").map_or(FLOWS, |flows| flows.parse().unwrap());
     let configs = configs();
     let mut replay = Replay::new(&configs[0], None);
+    let mut explainer = Explainer::new(&replay.tables);
     let mut random = fastrand::Rng::with_seed(7);
     let (mut seen, mut tracked) = (BTreeMap::new(), 0);
     let mut elapsed = Duration::ZERO;
@@ -126,16 +128,19 @@ fn what_is_explained_is_what_is_replayed() {
         }
         replay.follow(elapsed);
         let (flow, opens) = flow(&mut random);
+        if !Arc::ptr_eq(explainer.tables(), &replay.tables) {
+            explainer = Explainer::new(&replay.tables);
+        }
         let tables = &replay.tables;
-        let trace = trace(tables, &flow, opens, Tick::from(elapsed)).unwrap();
+        let trace = trace(&mut explainer, &flow, opens, Tick::from(elapsed)).unwrap();
         tracked += usize::from(trace.tracked.is_some());
-        let explained = Verdict::new(tables, &trace.meta, trace.fate).unwrap();
+        let told = Verdict::new(tables, &trace.meta, trace.fate).unwrap();
         let frame = lb_core::explain::packet(&flow.tuple(), tables.ports[0].mac, opens);
         let captured = Captured { time: elapsed, bytes: frame };
         let sent = replay.frame(&captured, elapsed);
         let replayed: Vec<Decision> = replay.decided().collect();
         let [Decision { verdict, .. }] = &replayed[..] else { panic!("{flow}: {replayed:?}") };
-        assert_eq!(explained, *verdict, "flow {number}: {flow}, opens: {opens}");
+        assert_eq!(told, *verdict, "flow {number}: {flow}, opens: {opens}");
         let frames: Vec<&[u8]> = sent.iter().map(Frame::bytes).collect();
         let is_numbered = verdict.service.as_deref() == Some("any"); // outer headers have a number each
         if matches!(trace.fate, Fate::Send(_)) && !is_numbered {
