@@ -37,7 +37,7 @@ use tracing::{debug, error};
 
 use probe::Prober;
 use schedule::Schedule;
-use target::Target;
+use target::{Target, Targets};
 use through::Through;
 pub(crate) use through::{Carrier, ThroughCell};
 
@@ -47,7 +47,8 @@ use crate::kernel::KernelError;
 #[derive(Clone, Debug, Default)]
 struct Orders {
     number: u64,
-    targets: Vec<Target>,
+    /// Of one service after the other. A list that is the same one as it was, at its place, is not looked at.
+    targets: Vec<Arc<[Target]>>,
 }
 
 /// What was found out.
@@ -63,6 +64,7 @@ struct Findings {
 /// The running checks. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Checkers {
+    targets: Targets,
     orders: Option<watch::Sender<Orders>>,
     findings: watch::Receiver<Findings>,
     through: ThroughCell,
@@ -82,7 +84,8 @@ impl Checkers {
             let schedule = Schedule::new(prober, under_way_max, found);
             runtime.block_on(schedule.run(ordered));
         })?;
-        Ok(Self { orders: Some(orders), findings, through, thread: Some(thread) })
+        let (targets, orders, thread) = (Targets::none(), Some(orders), Some(thread));
+        Ok(Self { targets, orders, findings, through, thread })
     }
 
     /// Makes the network of checks through services, whether there are some or not: they may come when the
@@ -134,11 +137,12 @@ impl Checkers {
     }
 
     /// Checks these backends from now on. What is known of those that were checked before stays.
-    pub(crate) fn check(&self, desired: &DesiredState) {
-        self.order(target::targets(desired));
+    pub(crate) fn check(&mut self, desired: &DesiredState) {
+        let targets = self.targets.follow(desired).to_vec();
+        self.order(targets);
     }
 
-    fn order(&self, targets: Vec<Target>) {
+    fn order(&self, targets: Vec<Arc<[Target]>>) {
         if let Some(orders) = &self.orders {
             orders.send_modify(|orders| {
                 *orders = Orders { number: orders.number + 1, targets };

@@ -1,7 +1,8 @@
 //! Asks every target in turn, and tells control what follows.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,9 @@ pub(super) struct Schedule {
     under_way_max: usize,
     found: watch::Sender<Findings>,
     number: u64,
+    ordered: Vec<Arc<[Target]>>,
     entries: HashMap<Place, Entry>,
+    places: HashMap<Id, Place>,
     next_place: Place,
     /// Who is asked next; every entry is here or under way.
     due: BinaryHeap<Reverse<(Instant, Place)>>,
@@ -84,7 +87,9 @@ impl Schedule {
             under_way_max,
             found,
             number: 0,
+            ordered: Vec::new(),
             entries: HashMap::new(),
+            places: HashMap::new(),
             next_place: 0,
             due: BinaryHeap::new(),
             under_way: JoinSet::new(),
@@ -121,13 +126,21 @@ impl Schedule {
     }
 
     /// Checks these targets from now on. Of those that stay, what is known stays.
-    fn obey(&mut self, number: u64, targets: Vec<Target>) {
-        let mut known: HashMap<Id, Place> =
-            self.entries.iter().map(|(place, entry)| (entry.target.id.clone(), *place)).collect();
+    fn obey(&mut self, number: u64, targets: Vec<Arc<[Target]>>) {
+        let before = mem::replace(&mut self.ordered, targets);
+        let both = before.iter().zip(&self.ordered);
+        let is_same: Vec<bool> = both.map(|(old, new)| Arc::ptr_eq(old, new)).collect();
+        let changed = |lists: &[Arc<[Target]>]| {
+            let lists = lists.iter().enumerate();
+            let lists = lists.filter(|(place, _)| !is_same.get(*place).is_some_and(|same| *same));
+            lists.flat_map(|(_, list)| list.iter().cloned()).collect::<Vec<_>>()
+        };
+        let mut gone: HashSet<Id> = changed(&before).into_iter().map(|it| it.id).collect();
         let now = Instant::now();
         let mut new = 0;
-        for target in targets {
-            let place = known.remove(&target.id);
+        for target in changed(&self.ordered) {
+            gone.remove(&target.id);
+            let place = self.places.get(&target.id).copied();
             if let Some(entry) = place.and_then(|place| self.entries.get_mut(&place))
                 && entry.target.is_asked_like(&target)
             {
@@ -139,8 +152,10 @@ impl Schedule {
             self.add(target, judge, now + Duration::from_secs(1) / FIRST_CHECKS_PER_SECOND * new);
             new += 1;
         }
-        for place in known.into_values() {
-            self.remove(place);
+        for id in gone {
+            if let Some(place) = self.places.get(&id) {
+                self.remove(*place);
+            }
         }
         self.due.retain(|Reverse((_, place))| self.entries.contains_key(place));
         self.number = number;
@@ -153,12 +168,14 @@ impl Schedule {
         let first = first.min(Instant::now() + target.check.interval);
         let entry = Entry { target, judge, was_asked: false, next: first, under_way: None };
         self.due.push(Reverse((first, place)));
+        self.places.insert(entry.target.id.clone(), place);
         self.entries.insert(place, entry);
     }
 
     /// Returns what was known.
     fn remove(&mut self, place: Place) -> Option<Judge> {
         let entry = self.entries.remove(&place)?;
+        self.places.remove(&entry.target.id);
         if let Some(check) = entry.under_way {
             check.abort();
         }

@@ -68,7 +68,7 @@ async fn measure(what: &str, check: HealthCheck, page: Option<&'static [u8]>) ->
         })
         .collect();
     let mut checkers = Checkers::start().unwrap();
-    checkers.order(hosts.iter().map(|at| target(*at, &check)).collect());
+    checkers.order(vec![hosts.iter().map(|at| target(*at, &check)).collect()]);
     checkers.first_answers(Duration::from_secs(30)).await;
     let health = checkers.health();
     let failed = hosts.iter().filter(|at| is_failed(&health, **at)).count();
