@@ -10,8 +10,8 @@
 //! 2. [`burst`]: the frames that go through it together; [`frame`]: what a frame is, and where it
 //!    comes from and goes to; [`drop_reason`]: why one goes nowhere.
 //! 3. [`worker`]: one turn of the loop around it; [`state`]: what it remembers, [`fragments`] above
-//!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`rate`]; [`stopwatch`]: where its
-//!    cycles go.
+//!    all; [`pool`]: the connections of `fullnat`; [`counters`]; [`estimate`]: about how
+//!    much each backend gets; [`rate`]; [`stopwatch`]: where its cycles go.
 //! 4. [`model`]: what the operator wants; [`tables`]: what workers read, made of it by
 //!    [`tables::compile`] with [`maglev`] tables; [`flow_hash`]: where a packet falls in them.
 //! 5. [`continuity`]: what is remembered of flows that a change touches; [`sign`]: what packets say of
@@ -25,6 +25,7 @@ pub mod burst;
 pub mod continuity;
 pub mod counters;
 pub mod drop_reason;
+pub mod estimate;
 pub mod explain;
 pub mod flow_hash;
 pub mod forward;

@@ -3,6 +3,7 @@
 use crate::burst::Burst;
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
+use crate::estimate;
 use crate::frame::Frame;
 use crate::stage::admit::admit;
 use crate::stage::classify::classify;
@@ -50,6 +51,9 @@ pub fn process<F: Frame>(
     state.stopwatch.lap(Step::Connect);
     forward(burst, tables, port, counters, state);
     state.stopwatch.lap(Step::Forward);
+    if state.stopwatch.is_sample() {
+        estimate::note(burst, tables);
+    }
 }
 
 /// As [`process`], for packets of our own that are meant for one backend each: they go the way of the

@@ -106,6 +106,13 @@ impl Stopwatch {
         }
     }
 
+    /// Is this burst one in [`EVERY`] that stands for the others, and is not timed?
+    #[inline]
+    #[must_use]
+    pub fn is_sample(&self) -> bool {
+        self.left == EVERY / 2
+    }
+
     /// A step ends, and the next one begins.
     #[inline]
     pub fn lap(&mut self, step: Step) {

@@ -232,6 +232,8 @@ fn backend(
         Some(_) if view.health.is_failed(&spec.name, asked) => Health::Failed,
         Some(_) => Health::Passing,
     };
+    let estimate = table.estimates.get(usize::from(place));
+    let (frames, bytes) = estimate.map(|estimate| estimate.get()).unwrap_or_default();
     proto::Backend {
         service: spec.name.clone(),
         address: asked.address.to_string(),
@@ -244,6 +246,8 @@ fn backend(
         share: f64::from(slots) / f64::from(table.slots.len().max(1)),
         next_hops: hops.iter().map(|hop| next_hop(hop, &view.tables.ports)).collect(),
         tracked_flows: view.flows.get(&(table.id, place)).copied().unwrap_or_default(),
+        frames,
+        bytes,
     }
 }
 

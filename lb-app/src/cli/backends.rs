@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use super::output::Lean::{Left, Right};
-use super::output::table;
+use super::output::{bytes, table};
 use super::remote::{Remote, all};
 use crate::api::proto::{Backend, ListBackendsRequest};
 
@@ -37,6 +37,8 @@ fn text(backends: &[Backend]) -> String {
         ("SLOTS", Right),
         ("SHARE", Right),
         ("TRACKED", Right),
+        ("FRAMES", Right),
+        ("BYTES", Right),
         ("NEXT HOP, OR WHY NOT", Left),
     ];
     let row = |backend: &Backend| {
@@ -51,6 +53,8 @@ fn text(backends: &[Backend]) -> String {
             backend.slots.to_string(),
             format!("{:.1}%", backend.share * 100.0),
             backend.tracked_flows.to_string(),
+            backend.frames.to_string(),
+            bytes(backend.bytes),
             last,
         ]
     };

@@ -27,6 +27,7 @@ use crate::continuity::{
     Growth, Member, Roster, Standing, TOLD_TIMES, Touched, Tracker, Transitions,
 };
 use crate::drop_reason::DropReason;
+use crate::estimate::Estimates;
 use crate::flow_hash::FlowHasher;
 use crate::model::{
     Affinity, Backend, DesiredState, Flows, Forward, FullNat, Health, PortRange, Protocol, Service,
@@ -297,6 +298,7 @@ fn service_table(
         idle_max: remembered_max(spec),
         transitions: None,
         touched: None,
+        estimates: estimates(spec, &roster, old),
         roster,
         growth,
         slots,
@@ -327,6 +329,27 @@ fn roster(
     let is_idle = |place| circumstances.idle.contains(&(id, place)) && !remembers(place);
     let next = before.next(spec, is_idle, circumstances.now);
     if next == *before { before } else { Arc::new(next) }
+}
+
+/// What the backends had got at their places before; of those that are new, nothing.
+fn estimates(spec: &ServiceSpec, roster: &Arc<Roster>, old: Option<&ServiceTable>) -> Estimates {
+    let known = old.filter(|old| Arc::ptr_eq(&old.roster, roster));
+    if let Some(old) = known.filter(|old| old.estimates.len() == roster.members().len()) {
+        return Arc::clone(&old.estimates);
+    }
+    let name_at = |(roster, spec): (&Roster, &ServiceSpec), place: u16| {
+        let backend = &roster.get(place)?.backend;
+        Some((backend.address, spec.port_of(backend)))
+    };
+    let places = 0..u16::try_from(roster.members().len()).unwrap_or(u16::MAX);
+    let estimate = |place: u16| {
+        let is_same = |old: &&ServiceTable| {
+            name_at((&old.roster, old.source.spec()), place) == name_at((roster, spec), place)
+        };
+        let known = old.filter(is_same).and_then(|old| old.estimates.get(usize::from(place)));
+        known.cloned().unwrap_or_default()
+    };
+    places.map(estimate).collect()
 }
 
 /// The slots that have moved since the version before. Not of services that remember nothing from

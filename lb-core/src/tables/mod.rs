@@ -12,6 +12,7 @@ use crate::continuity::tracker::Shape;
 use crate::continuity::transition::Moved;
 use crate::continuity::{Growth, Roster, Touched, Tracker, Transitions};
 use crate::drop_reason::DropReason;
+use crate::estimate::Estimates;
 use crate::flow_hash::{FlowHasher, reduce};
 use crate::maglev;
 use crate::model::{
@@ -164,6 +165,8 @@ pub struct ServiceTable {
     pub backends: Arc<[BackendEntry]>,
     /// Who has which place.
     pub roster: Arc<Roster>,
+    /// About how much they have got. They outlive versions, and have a memory.
+    pub estimates: Estimates,
     /// Whose share is not whole yet.
     pub growth: Growth,
     /// The slots that have moved.
@@ -196,6 +199,7 @@ impl ServiceTable {
             gate: None,
             backends: Arc::default(),
             roster: Arc::default(),
+            estimates: Arc::default(),
             growth: Growth::default(),
             transitions: None,
             touched: None,
