@@ -241,6 +241,7 @@ impl Pool {
 
     /// Is asked of a trial only, but for what is beyond the pool.
     #[cold]
+    #[inline(never)]
     fn copied(&self, number: usize) -> Option<&Line> {
         let (bucket, line) = (number / BUCKET_LINES, number % BUCKET_LINES);
         let (_, copy) = self.copies.iter().find(|(copied, _)| *copied == bucket)?;
@@ -481,6 +482,7 @@ impl Pool {
         taken
     }
 
+    #[inline(always)]
     fn entry(&self, place: u32) -> Option<(&AtomicU64, &Line)> {
         let state = self.states(place / WAYS_U32)?.get(place as usize % WAYS)?;
         Some((state, self.content(place)?))

@@ -123,25 +123,28 @@ impl<'a> Before<'a> {
         let was = |place: &usize| {
             known.basis.desired.services().get(*place).is_some_and(|it| Arc::ptr_eq(it, service))
         };
-        let place = Some(place).filter(was).or_else(|| self.place_of(service).filter(was))?;
+        let place =
+            Some(place).filter(was).or_else(|| self.place_of(place, service).filter(was))?;
         let table = self.tables?.services.get(place)?;
         (!known.is_stale[place]).then(|| (Arc::clone(table), known.basis.outlooks[place]))
     }
 
     /// The table of the service that had its name.
     pub(super) fn named(&self, place: usize, service: &Service) -> Option<&'a Arc<ServiceTable>> {
-        let tables = self.tables?;
-        let has_name = |it: &&Arc<ServiceTable>| it.source.spec().name == service.spec().name;
-        let at_place = tables.services.get(place).filter(has_name);
-        at_place.or_else(|| tables.services.get(self.place_of(service)?))
+        self.tables?.services.get(self.place_of(place, service)?)
     }
 
-    fn place_of(&self, service: &Service) -> Option<usize> {
+    /// Where the service was that had the name of the one that is now at `place`: there, most of the time.
+    fn place_of(&self, place: usize, service: &Service) -> Option<usize> {
+        let services = &self.tables?.services;
+        let name = &*service.spec().name;
+        if services.get(place).is_some_and(|it| *it.source.spec().name == *name) {
+            return Some(place);
+        }
         let places = self.places.get_or_init(|| {
-            let tables = self.tables.iter().flat_map(|tables| &tables.services);
-            tables.zip(0..).map(|(table, place)| (&*table.source.spec().name, place)).collect()
+            services.iter().zip(0..).map(|(it, place)| (&*it.source.spec().name, place)).collect()
         });
-        places.get(&*service.spec().name).copied()
+        places.get(name).copied()
     }
 
     /// Is this the same of each service as of the one that had its place?
