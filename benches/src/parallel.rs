@@ -33,9 +33,9 @@ const FLOWS: u32 = 16_384;
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
 /// Of the service whose tables change.
 const BACKENDS: u16 = 1000;
-/// Backends of which one after the other is drained, so that few slots are in transition; or all are, so that
-/// most slots are, soon.
-const FEW: u16 = 10;
+/// Backends of which one after the other is drained: none, and tables are only other copies of the same; a few, so that
+/// few slots are in transition; or all, so that most slots are, soon.
+const DRAINED: [u16; 3] = [0, 10, BACKENDS];
 /// How often tables change.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How long a round takes, of each kind.
@@ -166,7 +166,7 @@ pub(crate) fn change(args: &Args, cpus: &[CoreId]) -> Result<(), Failure> {
     };
     core_affinity::set_for_current(control_cpu);
     println!("tables of {BACKENDS} backends that change, cycles a frame: medians (least to most)");
-    for drained in [FEW, BACKENDS] {
+    for drained in DRAINED {
         let mut control = Control::new(drained)?;
         let (mut still, mut moving, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         let mut changes = 0;
@@ -180,7 +180,7 @@ pub(crate) fn change(args: &Args, cpus: &[CoreId]) -> Result<(), Failure> {
         }
         let seconds = ROUND.as_secs_f64() * args.rounds as f64;
         println!(
-            "{drained:>4} of them drained in turn, {:.0} changes a second: {}, else {}; throughput {} %, no \
+            "{drained:>4} of them drained in turn, {:.0} versions a second: {}, else {}; throughput {} %, no \
              frame lost",
             f64::from(changes) / seconds,
             spread(moving),
@@ -241,8 +241,14 @@ impl Control {
 
     fn change(&mut self, publisher: &mut Publisher<Tables>) -> Result<(), Failure> {
         self.changes = self.changes.wrapping_add(1);
-        let drained = (self.changes % 2 == 1).then_some(self.changes / 2 % self.drained);
-        self.tables = Arc::new(tables_without(drained, &self.next_hops, Some(&self.tables))?);
+        let mut tables = if self.drained == 0 {
+            tables_without(None, &self.next_hops, None)?
+        } else {
+            let drained = (self.changes % 2 == 1).then_some(self.changes / 2 % self.drained);
+            tables_without(drained, &self.next_hops, Some(&self.tables))?
+        };
+        tables.tracker = Arc::clone(&self.tables.tracker);
+        self.tables = Arc::new(tables);
         publisher.publish(&self.tables);
         Ok(())
     }
