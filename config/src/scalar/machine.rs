@@ -19,7 +19,7 @@ impl Scalar for Device {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "minLength": 1 })
+        argument_schema()
     }
 }
 
@@ -32,12 +32,11 @@ impl Scalar for Directory {
     const EXAMPLE: &'static str = "\"/run/weir/edge-1\"";
 
     fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
-        let given = argument::<Self>(value)?;
-        if given.starts_with('/') { Ok(Self(given)) } else { Err(malformed::<Self>(&given)) }
+        absolute::<Self>(value).map(Self)
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "pattern": "^/" })
+        absolute_schema()
     }
 }
 
@@ -50,12 +49,11 @@ impl Scalar for FilePath {
     const EXAMPLE: &'static str = "\"/etc/weir/ca.pem\"";
 
     fn parse(value: &DeValue<'_>) -> Result<Self, Problem> {
-        let given = argument::<Self>(value)?;
-        if given.starts_with('/') { Ok(Self(given)) } else { Err(malformed::<Self>(&given)) }
+        absolute::<Self>(value).map(Self)
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "pattern": "^/" })
+        absolute_schema()
     }
 }
 
@@ -72,7 +70,7 @@ impl Scalar for EalArgument {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "minLength": 1 })
+        argument_schema()
     }
 }
 
@@ -83,6 +81,20 @@ fn argument<T: Scalar>(value: &DeValue<'_>) -> Result<String, Problem> {
         return Err(malformed::<T>(given));
     }
     Ok(given.into())
+}
+
+fn argument_schema() -> Schema {
+    json_schema!({ "type": "string", "minLength": 1 })
+}
+
+/// The same, of paths that do not depend on where the process runs.
+fn absolute<T: Scalar>(value: &DeValue<'_>) -> Result<String, Problem> {
+    let given = argument::<T>(value)?;
+    if given.starts_with('/') { Ok(given) } else { Err(malformed::<T>(&given)) }
+}
+
+fn absolute_schema() -> Schema {
+    json_schema!({ "type": "string", "pattern": "^/" })
 }
 
 /// The name of a Linux network interface.

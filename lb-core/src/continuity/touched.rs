@@ -45,7 +45,7 @@ impl Touched {
         word.is_none_or(|word| word.load(Ordering::Relaxed) >> (slot % u64::BITS) & 1 == 1)
     }
 
-    /// A flow of the slot is about to be tracked. Most are not the first.
+    /// A flow of the slot is about to be tracked. Written only if it is news: workers read it all the time.
     pub fn add(&self, slot: u32) {
         if let Some(word) = self.bits.get((slot / u64::BITS) as usize)
             && !self.has(slot)

@@ -109,7 +109,7 @@ impl Transitions {
     /// How many slots are in transition.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.from.iter().filter(|from| **from != NOBODY).count()
+        self.slots().count()
     }
 
     /// Are these the slots of a table of another size?
