@@ -141,6 +141,8 @@ pub struct Burst<F> {
     live: u64,
     /// Bit `i`: frame `i` comes from a backend, or from the way to it.
     returns: u64,
+    /// Bit `i`: the flow of frame `i` may be tracked.
+    tracked: u64,
 }
 
 impl<F> Default for Burst<F> {
@@ -155,6 +157,7 @@ impl<F> Default for Burst<F> {
             exits: [Exit::default(); BURST_MAX],
             live: 0,
             returns: 0,
+            tracked: 0,
         }
     }
 }
@@ -165,7 +168,7 @@ impl<F: Frame> Burst<F> {
     pub fn refill(&mut self, port: PortId, fill: impl FnOnce(&mut Frames<F>)) {
         debug_assert!(self.frames.is_empty(), "the last burst was not taken away");
         self.port = port;
-        self.returns = 0;
+        (self.returns, self.tracked) = (0, 0);
         fill(&mut self.frames);
         let n = self.frames.len();
         self.live = if n == 0 { 0 } else { u64::MAX >> (BURST_MAX - n) };
@@ -187,6 +190,19 @@ impl<F: Frame> Burst<F> {
     #[must_use]
     pub fn has_returns(&self) -> bool {
         self.live & self.returns != 0
+    }
+
+    /// Says whose flows (bits) may be tracked, or become so.
+    #[inline]
+    pub fn set_tracked(&mut self, tracked: u64) {
+        self.tracked = tracked;
+    }
+
+    /// May the flow of one of the frames be tracked?
+    #[inline]
+    #[must_use]
+    pub fn has_tracked(&self) -> bool {
+        self.live & self.tracked != 0
     }
 
     /// Says whether there may be fragments among the frames.
@@ -256,6 +272,24 @@ impl<F: Frame> Burst<F> {
         step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
     ) {
         self.for_each_of(self.live & self.returns, step);
+    }
+
+    /// As [`Burst::for_each_request`], of those whose flows are surely not tracked.
+    #[inline(always)]
+    pub fn for_each_untracked(
+        &mut self,
+        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        self.for_each_of(self.live & !self.returns & !self.tracked, step);
+    }
+
+    /// As [`Burst::for_each_request`], of the others.
+    #[inline(always)]
+    pub fn for_each_tracked(
+        &mut self,
+        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
+    ) {
+        self.for_each_of(self.live & !self.returns & self.tracked, step);
     }
 
     /// Those of the bits `todo`, which are live.

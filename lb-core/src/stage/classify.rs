@@ -15,14 +15,14 @@ use crate::tuple::Tuple;
 use crate::wire::icmp;
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
-/// `meta.service`, `meta.hash`, `meta.slot`.
+/// `meta.service`, `meta.hash`, `meta.slot`; and says whose flows may be tracked.
 ///
 /// Punts what no service has; but answers of backends that services translate to are theirs, see
 /// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
 #[inline(never)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let has_memory = tables.may_track() || !tables.pools.is_empty();
-    let mut others = 0;
+    let (mut others, mut tracked) = (0, 0);
     burst.for_each_numbered(|i, _, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
             others |= 1 << i;
@@ -38,10 +38,11 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
             prefetch(slot);
         }
         if has_memory {
-            prefetch_flow(meta, service, tables);
+            tracked |= u64::from(prefetch_flow(meta, service, tables)) << i;
         }
         Ok(())
     });
+    burst.set_tracked(tracked);
     // What is left of the others is the answer of a backend, or about its way.
     burst.set_returns(others);
     if others != 0 {
@@ -49,14 +50,17 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     }
 }
 
-/// Asks for what is remembered of the flow.
+/// Asks for what is remembered of the flow. Returns whether it may be tracked.
 #[inline]
-fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) {
+fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) -> bool {
     if let Some(pooled) = &service.pooled {
         pooled.pool.prefetch(meta.hash);
-    } else if service.may_track_of(meta.slot, &tables.tracker) {
+    }
+    let is_tracked = service.may_track_of(meta.slot, &tables.tracker);
+    if is_tracked {
         tables.tracker.prefetch(service.key_shape, meta.hash);
     }
+    is_tracked
 }
 
 /// What no service is addressed by.

@@ -20,15 +20,15 @@ use crate::tables::{ServiceTable, Tables};
 /// Drops: the service's [`without_slots`](ServiceTable::without_slots).
 #[inline(never)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
-    if tables.may_track() {
-        return select_in_change(burst, tables, counters, now);
-    }
-    burst.for_each_request(|_, _, meta, _| {
+    burst.for_each_untracked(|_, _, meta, _| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         meta.backend = by_slot(meta, service)?;
         ask_for(meta, service);
         Ok(())
     });
+    if burst.has_tracked() {
+        select_tracked(burst, tables, counters, now);
+    }
 }
 
 /// The backend that the slot has.
@@ -51,32 +51,21 @@ fn ask_for(meta: &Meta, service: &ServiceTable) {
     }
 }
 
-/// As long as a slot of any service is in transition, or a flow is tracked.
+/// Of slots that changes have touched.
 #[inline(never)]
-fn select_in_change<F: Frame>(
-    burst: &mut Burst<F>,
-    tables: &Tables,
-    counters: &Counters,
-    now: Tick,
-) {
+fn select_tracked<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
     let tracker = &*tables.tracker;
-    let (mut glances, mut may_track) = ([Glance::default(); BURST_MAX], 0_u64);
-    burst.for_each_request(|i, _, meta, _| {
-        if let Some(service) = tables.service(meta.service)
-            && service.may_track_of(meta.slot, tracker)
-        {
+    let mut glances = [Glance::default(); BURST_MAX];
+    burst.for_each_tracked(|i, _, meta, _| {
+        if let Some(service) = tables.service(meta.service) {
             glances[i] = tracker.glance(meta, service);
-            may_track |= 1 << i;
         }
         Ok(())
     });
-    burst.for_each_request(|i, frame, meta, _| {
+    burst.for_each_tracked(|i, frame, meta, _| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
-        meta.backend = if may_track >> i & 1 == 1 {
-            by_flow((frame.bytes(), meta), service, (tracker, counters), glances[i], now)?
-        } else {
-            by_slot(meta, service)?
-        };
+        let found = (frame.bytes(), &*meta);
+        meta.backend = by_flow(found, service, (tracker, counters), glances[i], now)?;
         ask_for(meta, service);
         Ok(())
     });
