@@ -55,7 +55,7 @@ impl Control {
         }
     }
 
-    fn compile(&mut self) -> Tables {
+    pub(super) fn compile(&mut self) -> Tables {
         let Self { desired, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
         let idle = sweeper.idle();
         let pools = memory.pools(&desired.pools());
@@ -68,7 +68,7 @@ impl Control {
     }
 
     /// Publishes, and waits until every worker has said that it goes by the new version.
-    async fn publish(&mut self, tables: Tables, since: Instant) {
+    pub(super) async fn publish(&mut self, tables: Tables, since: Instant) {
         let before = mem::replace(&mut self.tables, Arc::new(tables));
         self.sweeper.begin();
         self.memory.save(&self.tables);

@@ -1,6 +1,7 @@
 //! How a balancer begins: everything is made, and in force, before clients are invited.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use lb_core::model::{DesiredState, Health, Service};
 use lb_core::publish::publication;
 use lb_core::tables::compile::{Circumstances, compile};
 use lb_core::tables::next_hop::{self, NextHops};
+use rayon::ThreadPoolBuilder;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
@@ -63,7 +65,7 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Workers(#[from] WorkerError),
     #[error("cannot start a thread: {0}")]
-    Thread(#[from] std::io::Error),
+    Thread(#[from] io::Error),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
@@ -87,6 +89,8 @@ impl Control {
                 .map_err(|error| StartError::Guard { name: port.name.clone(), error })?;
             guards.extend(guard);
         }
+        // These may use the CPUs of workers, too, which have nothing to do before there are tables.
+        let makers = ThreadPoolBuilder::new().build().map_err(io::Error::other)?;
         let Dataplane { eal, pool, ports, devices, cpus, queues, kernel: kernel_queues } =
             Dataplane::start(&config)?;
         leave_cpus(&cpus);
@@ -97,7 +101,7 @@ impl Control {
         let mut empty = compile(&nothing, &Circumstances::new(&ports, &next_hops), None);
         let asked = Asked::new(nothing);
         let lb_config::Dataplane { flows_max, state_dir, .. } = &config.dataplane;
-        let (memory, before) = Memory::open(state_dir, *flows_max, &empty)?;
+        let (memory, before) = makers.install(|| Memory::open(state_dir, *flows_max, &empty))?;
         empty.tracker = Arc::clone(memory.tracker());
         let drains_file = DrainsFile::new(state_dir);
         let mut wanted =
@@ -165,7 +169,10 @@ impl Control {
         }
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
         control.health = control.known_health();
-        control.put_in_force(Instant::now()).await;
+        let since = Instant::now();
+        let tables = makers.install(|| control.compile());
+        control.publish(tables, since).await;
+        drop(makers);
         control.peers.first_flows(patience.flows).await;
         // All threads are there, and all that takes more has been made.
         dpdk::keep_capabilities::<KEPT>()?;
