@@ -8,6 +8,7 @@ use lb_core::continuity::{Member, Standing};
 use lb_core::counters::{Counter, Counters};
 use lb_core::drop_reason::DropReason;
 use lb_core::model::{Forward, PortRange, TunnelKind};
+use lb_core::stopwatch::Step;
 use lb_core::tables::ServiceTable;
 use lb_core::tables::compile::ways;
 use lb_core::tables::next_hop::{Hops, NextHop, Port};
@@ -109,8 +110,18 @@ pub(super) fn workers(view: &View) -> Vec<proto::Worker> {
         traffic: Some(traffic([&**counters])),
         taken_over: counters.taken_over.get(),
         handed_over: counters.handed_over.get(),
+        timed_frames: counters.timed_frames.get(),
+        steps: steps(counters),
     };
     view.workers.iter().enumerate().map(worker).collect()
+}
+
+fn steps(counters: &Counters) -> Vec<proto::Step> {
+    let step = |step: Step| proto::Step {
+        name: step.name().to_owned(),
+        cycles: counters.step_cycles[step as usize].get(),
+    };
+    Step::ALL.map(step).into()
 }
 
 /// What `workers` have counted together.

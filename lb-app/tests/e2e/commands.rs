@@ -47,6 +47,13 @@ pub(crate) fn how_it_is(stage: &mut Stage) {
     let seen = weir.ask(&["workers"]);
     assert_eq!(seen.as_array().expect("is a list").len(), workers);
     assert!(seen[0]["turns"].as_u64() > Some(0), "{seen}");
+    let timed = |worker: &&Value| worker["timed_frames"].as_u64() > Some(0);
+    let timed = seen.as_array().expect("is a list").iter().find(timed).expect("web4 had traffic");
+    let steps = timed["steps"].as_array().expect("is a list");
+    let classify = steps.iter().find(|step| step["name"] == "classify").expect("is a step");
+    assert!(classify["cycles"].as_u64() > Some(0), "{seen}");
+    let table = weir.command(&["workers"]).done();
+    assert!(table.lines().any(|line| line.contains("  classify  ")), "{table}");
 
     let table = weir.command(&["services"]).done();
     assert!(table.lines().any(|line| line.starts_with("web4 ")), "{table}");
