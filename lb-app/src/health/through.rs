@@ -163,7 +163,7 @@ impl Ways {
             for ((member, entry), backend) in
                 table.roster.members().iter().zip(&*table.backends).zip(0..)
             {
-                let (Some(member), Some(hop)) = (member, entry.hops.first()) else { continue };
+                let (Some(member), Some(hop)) = (member, entry.hops().first()) else { continue };
                 if let Some(from) = source(ports, hop.out, is_ipv6) {
                     let (address, port) = (member.backend.address, member.backend.port);
                     let id = Id { service: Arc::clone(&service), address, port };

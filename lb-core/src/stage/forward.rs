@@ -3,7 +3,6 @@
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
-use crate::flow_hash::reduce_low;
 use crate::forward::answer::{self, Refusal};
 use crate::forward::too_big::{self, Cut, Narrow};
 use crate::forward::{fullnat, l2dsr, mss, nat, nat46, tunnel, tunnel_error};
@@ -35,12 +34,7 @@ pub fn forward<F: Frame>(
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         let backend =
             service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
-        #[expect(clippy::cast_possible_truncation, reason = "at most HOPS_MAX")]
-        let ways = backend.hops.len() as u32;
-        let hop = backend
-            .hops
-            .get(reduce_low(meta.hash, ways) as usize)
-            .ok_or(DropReason::NextHopUnresolved)?;
+        let hop = backend.hop(meta.hash).ok_or(DropReason::NextHopUnresolved)?;
         meta.out = hop.out;
         let packet_len = u64::from(meta.packet_len);
         if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
@@ -290,6 +284,7 @@ mod tests {
     use crate::stage::classify::tests::{classified, tables};
     use crate::stage::select::select;
     use crate::state::Settings;
+    use crate::tables::BackendEntry;
     use crate::tables::ServiceId;
     use crate::tables::next_hop::PortId;
 
@@ -366,11 +361,7 @@ mod tests {
         service.backends = service
             .backends
             .iter()
-            .map(|entry| {
-                let mut entry = entry.clone();
-                entry.hops.clear();
-                entry
-            })
+            .map(|entry| BackendEntry::without_ways(entry.path, entry.may_serve))
             .collect();
         let counters = Counters::new(1);
         for (service, backend, expect) in [

@@ -46,8 +46,10 @@ fn by_slot(meta: &Meta, service: &ServiceTable) -> Result<u16, DropReason> {
 #[inline(always)]
 fn ask_for(meta: &Meta, service: &ServiceTable) {
     if let Some(backend) = service.backends.get(usize::from(meta.backend)) {
-        prefetch(&backend.hops);
-        prefetch(&backend.path); // another cache line
+        prefetch(backend);
+        if service.has_equal_ways {
+            prefetch(backend.further());
+        }
     }
 }
 

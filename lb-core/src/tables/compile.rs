@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use ipnet::IpNet;
 use rayon::prelude::*;
 
@@ -19,7 +18,7 @@ use before::Before;
 use returns::returns;
 use ways::untunnelled;
 
-use super::next_hop::{HOPS_MAX, NextHops, Port, Unresolved};
+use super::next_hop::{NextHops, Port, Unresolved};
 use super::{BackendEntry, HopEntry, Pooled, ServiceId, ServiceTable, SlotTable, Tables, VipIndex};
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
@@ -271,7 +270,7 @@ fn service_table(
     };
     let mut weights: Box<[u32]> = members()
         .zip(&*backends)
-        .map(|(member, entry)| if entry.hops.is_empty() { 0 } else { weight(member) })
+        .map(|(member, entry)| if entry.hops().is_empty() { 0 } else { weight(member) })
         .collect();
     let before = old.map(|old| (&old.growth, old.slots.weights()));
     let growth = Growth::next(spec.slow_start, &mut weights, before, circumstances.now);
@@ -307,6 +306,7 @@ fn service_table(
         } else {
             DropReason::NoBackend
         },
+        has_equal_ways: backends.iter().any(|entry| entry.hops().len() > 1),
         backends,
         source: Arc::clone(service),
     };
@@ -452,16 +452,13 @@ fn entry(
     let serves = !matches!(standing, Standing::Gone(_)) && !circumstances.is_failed(spec, backend);
     match ways(backend, spec.forward, ports, next_hops) {
         Ok((hops, path)) if serves => {
-            let hops: ArrayVec<_, HOPS_MAX> =
-                hops.iter().filter_map(|hop| HopEntry::new(hop, ports)).collect();
-            let may_serve = !hops.is_empty();
-            BackendEntry { hops, path, may_serve }
+            BackendEntry::new(path, hops.iter().filter_map(|hop| HopEntry::new(hop, ports)))
         }
         // Connections know it by its path, while it has no way as well.
         way => {
             let path = untunnelled(backend, spec.forward);
             let is_looked_for = matches!(way, Err(Unresolved::Unknown));
-            BackendEntry { path, may_serve: serves && is_looked_for, ..BackendEntry::NONE }
+            BackendEntry::without_ways(path, serves && is_looked_for)
         }
     }
 }

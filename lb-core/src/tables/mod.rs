@@ -1,9 +1,9 @@
 //! What workers read: immutable, made by [`compile()`](compile::compile), published as a whole.
 
+use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use ipnet::IpNet;
 use zerocopy::IntoBytes;
 
@@ -13,7 +13,7 @@ use crate::continuity::transition::Moved;
 use crate::continuity::{Growth, Roster, Touched, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::estimate::Estimates;
-use crate::flow_hash::{FlowHasher, reduce};
+use crate::flow_hash::{FlowHasher, reduce, reduce_low};
 use crate::maglev;
 use crate::model::{
     Affinity, ClientAddress, DesiredState, Forward, MssClamp, PortRange, Protocol, Service,
@@ -163,6 +163,8 @@ pub struct ServiceTable {
     pub gate: Option<Arc<Gate>>,
     /// By place; some are nobody's.
     pub backends: Arc<[BackendEntry]>,
+    /// Has one of them several ways?
+    pub has_equal_ways: bool,
     /// Who has which place.
     pub roster: Arc<Roster>,
     /// About how much they have got. They outlive versions, and have a memory.
@@ -198,6 +200,7 @@ impl ServiceTable {
             pooled: None,
             gate: None,
             backends: Arc::default(),
+            has_equal_ways: false,
             roster: Arc::default(),
             estimates: Arc::default(),
             growth: Growth::default(),
@@ -337,24 +340,68 @@ impl SlotTable {
     }
 }
 
-/// How one backend is reached. As large as two cache lines, and begins on one.
+/// How one backend is reached. As large as two cache lines, and begins on one. What a packet needs is all in the
+/// first, if there is only one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct BackendEntry {
-    /// The ways, chosen by flow hash; empty: not resolved yet.
-    pub hops: ArrayVec<HopEntry, HOPS_MAX>,
-    /// How packets travel on them.
+    /// How packets travel.
     pub path: Path,
     /// May it serve? Also while it is not known whether there is a way to it: its flows wait.
     pub may_serve: bool,
+    /// So many of `hops` are ways.
+    ways: u8,
+    hops: [HopEntry; HOPS_MAX],
 }
 
 const _: () = assert!(size_of::<BackendEntry>() <= 128);
+const _: () = assert!(offset_of!(BackendEntry, hops) + size_of::<HopEntry>() <= 64);
 
 impl BackendEntry {
     /// Nobody's, or of one who may not serve.
     pub const NONE: Self =
-        Self { hops: ArrayVec::new_const(), path: Path::Plain, may_serve: false };
+        Self { path: Path::Plain, may_serve: false, ways: 0, hops: [HopEntry::NONE; HOPS_MAX] };
+
+    /// Of one who serves, if there is a way to it.
+    #[must_use]
+    pub fn new(path: Path, ways: impl IntoIterator<Item = HopEntry>) -> Self {
+        let mut entry = Self { path, ..Self::NONE };
+        for (hop, way) in entry.hops.iter_mut().zip(ways) {
+            *hop = way;
+            entry.ways += 1;
+        }
+        entry.may_serve = entry.ways > 0;
+        entry
+    }
+
+    /// Of one to which there is no way.
+    #[must_use]
+    pub fn without_ways(path: Path, may_serve: bool) -> Self {
+        Self { path, may_serve, ..Self::NONE }
+    }
+
+    /// The way of a flow.
+    #[inline(always)]
+    #[must_use]
+    pub fn hop(&self, hash: u64) -> Option<&HopEntry> {
+        let way = reduce_low(hash, self.ways.into()) as usize;
+        // (The remainder, which it is anyway, needs no check.)
+        (self.ways > 0).then(|| &self.hops[way % HOPS_MAX])
+    }
+
+    /// The ways; none: not resolved yet.
+    #[inline]
+    #[must_use]
+    pub fn hops(&self) -> &[HopEntry] {
+        self.hops.get(..self.ways.into()).unwrap_or_default()
+    }
+
+    /// What is in the second cache line: ways that only some backends have.
+    #[inline]
+    pub(crate) fn further(&self) -> &HopEntry {
+        let [.., last] = &self.hops;
+        last
+    }
 }
 
 /// A next hop, ready to be written.
@@ -373,6 +420,15 @@ pub struct HopEntry {
 }
 
 impl HopEntry {
+    /// Nobody's.
+    const NONE: Self = Self {
+        macs: [MacAddr([0; 6]); 2],
+        out: PortId(0),
+        vlan: None,
+        mtu: 0,
+        udp_checksums: false,
+    };
+
     /// The way to a next hop; `None`, if its port is not among `ports`.
     #[must_use]
     pub fn new(hop: &NextHop, ports: &[Port]) -> Option<Self> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::table::OPENING_MAX;
 use super::*;
-use crate::tables::BackendEntry;
+use crate::tables::{BackendEntry, Path};
 
 const WEB: ServiceId = ServiceId(3);
 
@@ -187,7 +187,7 @@ fn what_is_new_is_news_once() {
 
 /// With backends that may serve.
 fn service() -> ServiceTable {
-    let backends = (0..8).map(|_| BackendEntry { may_serve: true, ..BackendEntry::NONE });
+    let backends = (0..8).map(|_| BackendEntry::without_ways(Path::Plain, true));
     ServiceTable { id: WEB, backends: backends.collect(), ..ServiceTable::nothing().unwrap() }
 }
 

@@ -404,7 +404,7 @@ fn a_connection_leaves_a_backend_that_has_failed() {
     let mut after = following(&before, tables(&list));
     let service = Arc::make_mut(&mut after.services[0]);
     let mut entries = service.backends.to_vec();
-    (entries[failed].may_serve, entries[failed].hops) = (false, arrayvec::ArrayVec::new());
+    entries[failed] = BackendEntry::without_ways(entries[failed].path, false);
     service.backends = entries.into();
     let mut weights = [1, 1];
     weights[failed] = 0;

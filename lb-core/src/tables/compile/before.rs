@@ -42,7 +42,7 @@ impl Outlook {
     pub(super) fn of(table: &ServiceTable) -> Self {
         let members = table.roster.members().iter().zip(&*table.backends);
         let awaits = |(member, entry): (&Option<_>, &BackendEntry)| {
-            member.is_some() && entry.hops.is_empty()
+            member.is_some() && entry.hops().is_empty()
         };
         Self {
             change: table.next_change(),

@@ -261,7 +261,7 @@ fn a_static_mac_leaves_by_the_named_port_its_subnet_s_or_the_first() {
         let mut spec = small("web", "10.0.0.100", &[address]);
         spec.backends[0].static_hop = Some(hop);
         let tables = compile_all(&[spec], None);
-        let hops = &tables.services[0].backends[0].hops;
+        let hops = tables.services[0].backends[0].hops();
         let expect = expect.map(|port: u8| HopEntry {
             macs: [mac, ports()[usize::from(port)].mac],
             out: PortId(port),
