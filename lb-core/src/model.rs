@@ -560,17 +560,20 @@ pub fn is_unicast(address: IpAddr) -> bool {
 }
 
 /// At least 100 slots a backend, from primes next to powers of two. Small services have fewer slots, but
-/// 400 for the backend with the least weight: the fewer there are, the more of them move beyond a share
-/// when a backend leaves. Steps are far apart, because each of them moves most flows.
+/// 400 a backend, and 100 for the one with the least weight: the fewer there are, the more of them move beyond
+/// a share when a backend leaves, and the less exact is a share. Steps are far apart, because each of them
+/// moves most flows.
 fn slots_for(backends: &[Backend]) -> u32 {
     const SMALL: [u32; 2] = [4_099, 16_411];
     const LARGE: [u32; 8] =
         [65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319, 8_388_617];
     let weights = || backends.iter().map(|backend| u64::from(backend.weight)).filter(|it| *it > 0);
     let lightest = weights().min().unwrap_or(1);
-    let shares = weights().sum::<u64>().div_ceil(lightest).max(backends.len() as u64);
-    let small = SMALL.into_iter().find(|slots| u64::from(*slots) / 400 >= shares);
-    let large = || LARGE.into_iter().find(|slots| *slots as usize / 100 >= backends.len());
+    let shares = weights().sum::<u64>().div_ceil(lightest);
+    let count = backends.len();
+    let is_enough = |slots: u32| slots as usize / 400 >= count && u64::from(slots) / 100 >= shares;
+    let small = SMALL.into_iter().find(|slots| is_enough(*slots));
+    let large = || LARGE.into_iter().find(|slots| *slots as usize / 100 >= count);
     small.or_else(large).unwrap_or(LARGE[LARGE.len() - 1])
 }
 
