@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -23,6 +24,12 @@ backends = 10
 kind = "syn"
 share = "10%"
 "#;
+
+/// Two CPUs are what one measurement takes: beside another, neither end of it keeps its pace.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn bench(folder: &Path, args: &[&str]) -> Output {
     Command::new(WEIR).current_dir(folder).arg("bench").args(args).output().unwrap()
@@ -45,6 +52,7 @@ fn json(path: &Path) -> Value {
 /// was saved makes a page, and is compared.
 #[test]
 fn what_is_sent_comes_back() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("profile.toml"), PROFILE).unwrap();
@@ -89,6 +97,7 @@ fn what_is_sent_comes_back() {
 /// Another device under test, which is a command; it has a highest rate.
 #[test]
 fn another_device_is_searched() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     done(folder.path(), &["frames", "-o", "a.pcap", "--config", "weir.toml", "DEVICE"]);
     let command = format!(
@@ -113,6 +122,7 @@ fn another_device_is_searched() {
 /// configuration is for.
 #[test]
 fn frames_are_sound() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let profile = "protocol = 'udp'\nsizes = ['imix']\nipv6 = '30%'\nfragments = '20%'\nservices = 2\n\
                    [[attack]]\nkind = 'syn'\nshare = '10%'";
@@ -158,6 +168,7 @@ fn frames_are_sound() {
 /// Whatever else wakes up would stop the worker, and frames would wait.
 #[test]
 fn a_worker_has_its_cpu_to_itself() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     done(
         folder.path(),
@@ -195,6 +206,7 @@ fn a_worker_has_its_cpu_to_itself() {
 
 #[test]
 fn mistakes_say_what_to_change() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("bad.toml"), "sizes = [32]").unwrap();
     for (args, expect) in [
