@@ -284,9 +284,8 @@ mod tests {
     use crate::stage::classify::tests::{classified, tables};
     use crate::stage::select::select;
     use crate::state::Settings;
-    use crate::tables::BackendEntry;
-    use crate::tables::ServiceId;
     use crate::tables::next_hop::PortId;
+    use crate::tables::{BackendEntry, ServiceId};
 
     fn tunnel() -> ServiceSpec {
         // Behind two gateways, one a port.

@@ -66,8 +66,8 @@ fn select_tracked<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Co
     });
     burst.for_each_tracked(|i, frame, meta, _| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
-        let found = (frame.bytes(), &*meta);
-        meta.backend = by_flow(found, service, (tracker, counters), glances[i], now)?;
+        let packet = (frame.bytes(), &*meta);
+        meta.backend = by_flow(packet, service, (tracker, counters), glances[i], now)?;
         ask_for(meta, service);
         Ok(())
     });
