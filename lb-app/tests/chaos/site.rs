@@ -35,6 +35,9 @@ const CLIENT: u8 = 1;
 const POOL: u8 = 200;
 
 const PORT: u16 = 80;
+/// Ports of the client's, for each connection. One is not used again for a minute after it was closed, so that
+/// is about what it takes; and with no more than that, it soon is.
+const PORTS_FOR_EACH: u64 = 3;
 /// The service, as a control plane tells of it.
 const ECHO: &str = "echo.toml";
 
@@ -126,6 +129,8 @@ impl Site {
             v4(CLIENTS, CLIENT),
             v4(CLIENTS, ROUTER)
         ));
+        let first = 65_536 - PORTS_FOR_EACH * options.connections;
+        client.sysctl("net/ipv4/ip_local_port_range", &format!("{first} 65535"));
         let backends = (1..=BACKENDS).map(|number| {
             let host = 10 + u8::try_from(number).expect("there are not many");
             backend(options.mode, lb, *switch, &format!("b{number}"), v4(LAN, host))

@@ -16,12 +16,12 @@
 //! The memory may be a file's, and outlives the process: see [`Tracker::over`].
 
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use super::TOLD_TIMES;
+use super::{SILENT, TOLD_TIMES};
 use crate::burst::Meta;
 use crate::model::SERVICES_MAX;
 use crate::pool::{units, zeroed};
@@ -99,6 +99,11 @@ impl Flow {
     #[must_use]
     pub fn hash(&self) -> u64 {
         self.hash
+    }
+
+    /// For how long peers may be told nothing of it, although it goes on, in [`units`].
+    fn untold_max(&self) -> u16 {
+        self.idle_max / (TOLD_TIMES + 1)
     }
 
     /// The flow that a packet for `service` belongs to; for services that keep clients together,
@@ -202,6 +207,8 @@ pub struct Tracker {
     counts: Counts,
     /// Absent: nobody wants to know.
     news: Option<News>,
+    /// Has a peer ever told of a flow?
+    has_heard: AtomicBool,
 }
 
 /// How many flows are tracked.
@@ -239,7 +246,7 @@ impl Tracker {
 
     fn of(short: Table<1>, long: Table<3>, longest: Table<5>) -> Self {
         let counts = Counts { by_service: zeroed(IDS), all: AtomicU32::new(0) };
-        Self { short, long, longest, counts, news: None }
+        Self { short, long, longest, counts, news: None, has_heard: AtomicBool::new(false) }
     }
 
     /// Words that a tracker for so many flows takes.
@@ -320,6 +327,14 @@ impl Tracker {
         table_of!(self, flow.shape, table => table.find_after(table.glance(flow), flow))
     }
 
+    /// Has a tracked flow been [`SILENT`], as far as can be known? Peers do not tell of each packet.
+    #[must_use]
+    pub fn is_silent(&self, flow: &Flow, found: &Tracked, now: Tick) -> bool {
+        let has_heard = self.has_heard.load(Ordering::Relaxed);
+        let untold = if has_heard { flow.untold_max() + 1 } else { 0 };
+        found.age(now) >= SILENT + untold
+    }
+
     /// Notes that a packet of a tracked flow has come. A flow stays half-open as long as its packets
     /// open it.
     #[inline]
@@ -328,7 +343,7 @@ impl Tracker {
         if to != found.mark {
             // Another worker was faster: as good.
             let _ = table_of!(self, flow.shape, table => table.change(found, to));
-            if to.phase() != found.phase() || found.age(now) > flow.idle_max / (TOLD_TIMES + 1) {
+            if to.phase() != found.phase() || found.age(now) > flow.untold_max() {
                 self.note(flow.shape, found.place, to.phase());
             }
         }

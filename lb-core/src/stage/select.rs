@@ -121,11 +121,13 @@ fn by_news(
     let opens = sign == Sign::Opens;
     // An error is about a flow, not a sign that it goes on.
     let is_flows_own = meta.rule != Rule::IcmpError;
-    let mut is_let_down = false;
     if let Some(found) = &found {
         let backend = found.backend();
-        // A client's port may be used again as soon as a connection is closed.
-        let is_another = opens && found.phase() == Phase::Closing;
+        // A client's port may be used again as soon as a connection is closed; and of one that its
+        // backend has reset, no end is seen here: if that is there no more, nobody would say so.
+        let is_over = found.phase() == Phase::Closing
+            || !service.takes_flows(backend) && tracker.is_silent(flow, found, now);
+        let is_another = opens && is_over;
         if service.may_serve(backend) && found.age(now) <= service.idle_max && !is_another {
             if is_by_slot(meta, service, backend) {
                 tracker.forget(flow, found);
@@ -134,18 +136,19 @@ fn by_news(
             }
             return Ok(backend);
         }
-        tracker.forget(flow, found);
-        is_let_down = !service.may_serve(backend);
     }
     let current = by_slot(meta, service);
     let from = match moved(meta, service) {
-        // Who knew of its backend is to hear of the new one.
-        Moved::No if is_let_down => None,
-        Moved::No => return current,
+        Moved::No if found.is_none() => return current,
+        // Peers, who knew of its backend, are to hear of the new one.
+        Moved::No => None,
         Moved::From(from) if service.may_serve(from) && !opens => Some(from),
         Moved::From(_) | Moved::FromNobody => None,
     };
     let backend = from.map_or(current, Ok)?;
+    if let Some(found) = &found {
+        tracker.forget(flow, found);
+    }
     if is_flows_own {
         let has_room = tracker.track(flow, backend, sign, now);
         (if has_room { &counters.tracked } else { &counters.untracked }).add(1);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_core::pool::units;
 use lb_core::rate::Tick;
 
 use crate::world::{BACKENDS, IDLE, KINDS, Kind, WORKERS, Wanted, World, frame};
@@ -20,6 +21,8 @@ pub(crate) struct Totals {
     pub(crate) untracked: u64,
     pub(crate) tracked_most: u32,
     pub(crate) moved_off_failed: u64,
+    /// Flows of which another is there before, with the same ports.
+    pub(crate) opened_again: u64,
     /// Flows that go on by way of another balancer.
     pub(crate) handed_over: u64,
 }
@@ -33,6 +36,7 @@ impl Totals {
         self.untracked += other.untracked;
         self.tracked_most = self.tracked_most.max(other.tracked_most);
         self.moved_off_failed += other.moved_off_failed;
+        self.opened_again += other.opened_again;
         self.handed_over += other.handed_over;
     }
 }
@@ -55,6 +59,8 @@ pub(crate) struct History {
     random: u64,
     seed: u64,
     live: BTreeMap<Name, Live>,
+    /// When there was a packet of a flow, live or not.
+    last: BTreeMap<Name, Tick>,
     /// When balancers told each other of all their flows.
     told: Tick,
     /// How the network chooses the ways of flows; now and then otherwise than before.
@@ -68,9 +74,10 @@ impl History {
     pub(crate) fn new(seed: u64, balancers: usize) -> Self {
         let mut world = World::new(balancers);
         world.compile();
-        let (live, told, has_let_down) = (BTreeMap::new(), Tick(0), false);
+        let (live, last) = (BTreeMap::new(), BTreeMap::new());
+        let (told, has_let_down) = (Tick(0), false);
         let (random, totals) = (seed ^ 0x5eed, Totals::default());
-        Self { world, random, seed, live, told, ways: 0, has_let_down, totals }
+        Self { world, random, seed, live, last, told, ways: 0, has_let_down, totals }
     }
 
     /// Below `n`, by Knuth's MMIX generator.
@@ -241,6 +248,7 @@ impl History {
     fn judge(&mut self, name: Name, kind: Kind, backend: Option<u8>, balancer: usize) {
         let now = self.world.now;
         let before = self.live.get(&name).copied();
+        let last = self.last.insert(name, now);
         let Some(backend) = backend else {
             // Nobody can take it: then its own backend may not serve either, or is being looked for.
             if let Some(before) = before
@@ -263,6 +271,15 @@ impl History {
                 self.seed, self.totals.packets
             );
             self.totals.moved_off_failed += 1;
+        }
+        // Who was silent and says SYN has another connection in mind.
+        let silence = last.map_or(u16::MAX, |last| units(now).wrapping_sub(units(last)));
+        let balancers = &self.world.balancers;
+        let known = balancers[balancer].silence(kind, balancers.len());
+        if before.is_none() && silence >= known && kind.is_tcp() && kind != Kind::Client {
+            let takes_flows = self.world.balancers[balancer].takes_flows(kind, backend);
+            assert!(takes_flows, "seed {}: {name:?} opened on {backend} at {now:?}", self.seed);
+            self.totals.opened_again += u64::from(last.is_some());
         }
         self.totals.flows += u64::from(before.is_none());
         self.totals.handed_over += u64::from(before.is_some_and(|it| it.balancer != balancer));

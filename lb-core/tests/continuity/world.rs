@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lb_core::burst::{Burst, Fate, WorkerId};
 use lb_core::continuity::tracker::{Report, Seen};
-use lb_core::continuity::{self, Flow, Tracker};
+use lb_core::continuity::{self, Flow, SILENT, TOLD_TIMES, Tracker};
 use lb_core::counters::Counters;
 use lb_core::frame::Frame as _;
 use lb_core::model::{
@@ -117,13 +117,31 @@ impl Balancer {
 
     /// May a backend serve, in the tables in force?
     pub(crate) fn may_serve(&self, kind: Kind, backend: u8) -> bool {
+        self.is_any(kind, backend, ServiceTable::may_serve)
+    }
+
+    /// Does a backend get new flows, in the tables in force?
+    pub(crate) fn takes_flows(&self, kind: Kind, backend: u8) -> bool {
+        self.is_any(kind, backend, |service, place| service.slots.slots().contains(&place))
+    }
+
+    /// So many units after the last packet of a flow, no balancer thinks that it may go on; if there are
+    /// several, they do not tell each other of each packet.
+    pub(crate) fn silence(&self, kind: Kind, balancers: usize) -> u16 {
+        let place = KINDS.iter().position(|&other| other == kind).unwrap();
+        let untold = self.tables.services[place].idle_max / TOLD_TIMES;
+        if balancers == 1 { SILENT } else { SILENT + untold }
+    }
+
+    /// Is something true of a place that a backend has?
+    fn is_any(&self, kind: Kind, backend: u8, what: impl Fn(&ServiceTable, u16) -> bool) -> bool {
         let place = KINDS.iter().position(|&other| other == kind).unwrap();
         let service = &self.tables.services[place];
         let members = service.roster.members().iter().zip(0..);
         let is_it = |member: &Option<continuity::Member>| {
             member.as_ref().is_some_and(|it| it.backend.address == address(kind, backend))
         };
-        members.into_iter().any(|(member, place)| is_it(member) && service.may_serve(place))
+        members.into_iter().any(|(member, place)| is_it(member) && what(service, place))
     }
 
     fn send(&mut self, worker: usize, frames: &[Vec<u8>], now: Tick) -> Vec<Option<u8>> {

@@ -123,15 +123,20 @@ impl Tracker {
     /// on here stays as it is, if its backend may serve; and so does whatever is known here, if the
     /// peer was only told. `false`: there is no room.
     pub fn tell(&self, flow: &Flow, seen: Seen, service: &ServiceTable, now: Tick) -> bool {
+        self.has_heard.store(true, Ordering::Relaxed);
         if seen.age > flow.idle_max {
             return true;
         }
         let found = self.find(flow);
         let stands = |it: &Tracked| service.may_serve(it.backend()) && it.age(now) <= flow.idle_max;
+        let last = units(now).wrapping_sub(seen.age);
+        let told = |phase| Mark::new(flow.service, seen.backend, phase, last);
         if seen.phase == Phase::Free {
             let is_needed = |it: &Tracked| {
                 let is_settled = service.settled(flow.hash) == Some(it.backend());
-                it.phase() == Phase::Established && stands(it) && !is_settled
+                let is_another =
+                    it.backend() != seen.backend && told(Phase::Free).is_after(it.mark, units(now));
+                it.phase() == Phase::Established && stands(it) && !is_settled && !is_another
             };
             if let Some(found) = found.filter(|found| !is_needed(found)) {
                 self.free(flow, &found);
@@ -139,8 +144,7 @@ impl Tracker {
             return true;
         }
         let phase = if seen.phase == Phase::Opening { Phase::Opening } else { Phase::Told };
-        let last = units(now).wrapping_sub(seen.age);
-        let told = Mark::new(flow.service, seen.backend, phase, last);
+        let told = told(phase);
         let Some(found) = found else {
             service.touch(flow.hash);
             return self.put(flow, told, units(now)).is_some();

@@ -1,6 +1,7 @@
 //! The state of an entry of the flow table: one word, changed as a whole.
 
 use super::Seen;
+use crate::continuity::SILENT;
 use crate::sign::Sign;
 use crate::tables::ServiceId;
 
@@ -141,17 +142,25 @@ impl Mark {
         self.seen_last(now).with_phase(phase)
     }
 
+    /// Had the flow been [`SILENT`] as `earlier`, before this? Then this is another, with the same ports.
+    pub(super) fn is_after(self, earlier: Self, now: u16) -> bool {
+        earlier.age(now) >= self.age(now).saturating_add(SILENT)
+    }
+
     /// After a peer's word. A flow that goes on there counts for more than half of a handshake or a
-    /// single packet here, if those are not clearly later; and for less than one that goes on.
+    /// single packet here, and for less than one that goes on here; but if they are on two backends, and
+    /// the one is clearly later, that counts: the other was another flow, with the same ports.
     pub(super) fn told(self, told: Self, now: u16) -> Self {
         let is_same = self.backend() == told.backend();
         let is_earlier = told.age(now) >= self.age(now);
-        let is_another = told.age(now) > self.age(now) + 1;
+        let is_another = !is_same && told.is_after(self, now);
+        let opens = told.phase() == Phase::Opening;
         let stays = match self.phase() {
-            Phase::Established => true,
+            Phase::Established => !is_another,
             Phase::Closing | Phase::Told => is_same,
-            _ if told.phase() == Phase::Opening => is_same || self.phase() != Phase::Opening,
-            _ => is_another,
+            Phase::Opening if opens => is_same,
+            _ if opens => !is_another,
+            _ => self.is_after(told, now),
         };
         match (stays, is_same) {
             (true, false) => self,

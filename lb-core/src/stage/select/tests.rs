@@ -67,3 +67,32 @@ fn a_flow_may_begin_and_go_on_in_one_burst() {
     }
     assert!((8..=24).contains(&counters.tracked.get()), "half of the slots have moved");
 }
+
+/// A client that uses a port again is not led to where its last connection was, as if that went on.
+#[test]
+fn what_opens_a_flow_after_a_silence_opens_another() {
+    let with = |backends: &[&str]| [spec("web", "10.0.0.100", backends)];
+    let before = tables(with(&["10.0.0.11", "10.0.0.12"]));
+    let tables = tables_after(Some(&before), with(&["10.0.0.12"]));
+    let counters = Counters::new(1);
+    let send = |flags: u8, at: u64| {
+        let packets = (0..32)
+            .map(|client| Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80"));
+        let mut burst = classified(&tables, packets);
+        burst.for_each_numbered(|_, frame, meta| {
+            let at = usize::from(meta.l4_offset) + tcp::FLAGS;
+            frame.bytes_mut()[at] = flags;
+            Ok(())
+        });
+        select(&mut burst, &tables, &counters, Tick(at));
+        let on = |i| &tables.services[0].roster.get(burst.meta(i).backend).unwrap().backend;
+        (0..32).filter(|&i| on(i).address.to_string() == "10.0.0.11").count()
+    };
+    let unit = 4096;
+    let leaving = send(tcp::ACK, 0);
+    assert!((8..=24).contains(&leaving), "half of the slots have moved: {leaving}");
+    assert_eq!(send(tcp::SYN, 2 * unit - 1), leaving, "it may be the same SYN again");
+    assert_eq!(send(tcp::ACK, 6 * unit), leaving, "who goes on may be silent for long");
+    assert_eq!(send(tcp::SYN, 8 * unit), 0, "nobody goes on so");
+    assert_eq!(send(tcp::ACK, 8 * unit), 0, "the new flow stays");
+}
