@@ -74,6 +74,25 @@ type Line = [AtomicU64; LINE_WORDS];
 const LINE_WORDS: usize = 8;
 const BUCKET_LINES: usize = 1 + WAYS;
 
+/// A connection, as it lies in the table.
+type Content = [u64; LINE_WORDS];
+
+/// The bits that say whose a connection is.
+const FLOW: Content = Connection {
+    client: [0xff; 16],
+    vip: [0xff; 16],
+    backend: [0; 16],
+    client_port: [0xff; 2],
+    vip_port: [0xff; 2],
+    backend_port: [0; 2],
+    idle_max: 0,
+    protocol: 0xff,
+    unused: 0,
+    place: 0,
+    isn: 0,
+}
+.words();
+
 #[derive(Debug, Default)]
 #[cfg_attr(not(loom), derive(FromZeros))]
 #[repr(align(64))]
@@ -121,9 +140,17 @@ pub struct Found {
     pub connection: Connection,
 }
 
-/// What [`Pool::glance`] has seen.
+/// What [`Pool::glance`] has seen: where the connection seems to be.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Glance(Option<u32>);
+pub struct Glance<'a>(Option<Entry<'a>>);
+
+/// A place, and what is there.
+#[derive(Clone, Copy, Debug)]
+struct Entry<'a> {
+    place: u32,
+    state: &'a AtomicU64,
+    content: &'a Line,
+}
 
 /// Time in units of 4.096 seconds, which a state counts in: they come around after three days.
 #[must_use]
@@ -136,14 +163,25 @@ pub fn units(tick: Tick) -> u16 {
 pub const IDLE_MAX: u16 = 21_094;
 
 impl Connection {
-    /// Is it the flow's?
+    /// As much of a connection as its flow says.
     #[inline(always)]
-    fn is_of(&self, flow: &Tuple) -> bool {
+    fn of(flow: &Tuple) -> Self {
         let [a, b, c, d] = flow.ports;
-        self.client == flow.src
-            && self.vip == flow.dst
-            && ([a, b], [c, d]) == (self.client_port, self.vip_port)
-            && self.protocol == flow.protocol
+        Self {
+            client: flow.src,
+            vip: flow.dst,
+            client_port: [a, b],
+            vip_port: [c, d],
+            protocol: flow.protocol,
+            ..Self::default()
+        }
+    }
+
+    /// Is it to this address and port of a backend?
+    #[inline(always)]
+    #[must_use]
+    pub fn is_to(&self, backend: &[u8; 16], port: [u8; 2]) -> bool {
+        is_same(&self.backend, backend) && self.backend_port == port
     }
 
     /// Are client and service IPv6? The backend may be of the other family.
@@ -165,13 +203,21 @@ impl Connection {
         }
     }
 
-    fn words(&self) -> [u64; LINE_WORDS] {
-        zerocopy::transmute!(*self)
+    #[inline(always)]
+    const fn words(self) -> Content {
+        zerocopy::transmute!(self)
     }
 
     #[inline(always)]
-    fn from_words(words: [u64; LINE_WORDS]) -> Self {
+    fn from_words(words: Content) -> Self {
         zerocopy::transmute!(words)
+    }
+}
+
+impl Found {
+    #[inline(always)]
+    fn new(place: u32, state: State, content: Content) -> Self {
+        Self { place, state, connection: Connection::from_words(content) }
     }
 }
 
@@ -254,9 +300,8 @@ impl Pool {
     }
 
     #[inline]
-    fn content(&self, place: u32) -> Option<&Line> {
-        let (bucket, way) = (place as usize / WAYS, place as usize % WAYS);
-        self.line(bucket * BUCKET_LINES + 1 + way)
+    fn content(&self, bucket: u32, way: usize) -> Option<&Line> {
+        self.line(bucket as usize * BUCKET_LINES + 1 + way)
     }
 
     /// The addresses.
@@ -283,18 +328,20 @@ impl Pool {
     /// [`Pool::find_after`] needs.
     #[inline]
     #[must_use]
-    pub fn glance(&self, hash: u64) -> Glance {
-        let [first, second] = self.buckets_of(hash);
+    pub fn glance(&self, hash: u64) -> Glance<'_> {
+        let [first, _] = self.buckets_of(hash);
         let tag = tag(hash);
         let is_it = |state: &AtomicU64| State(state.load(Ordering::Relaxed)).tag() == tag;
-        if let Some(way) = self.states(first).and_then(|states| states.iter().position(is_it)) {
+        if let Some(states) = self.states(first)
+            && let Some(way) = states.iter().position(is_it)
+            && let Some(content) = self.content(first, way)
+        {
+            prefetch(content);
             #[expect(clippy::cast_possible_truncation, reason = "below WAYS")]
             let place = first * WAYS_U32 + way as u32;
-            if let Some(content) = self.content(place) {
-                prefetch(content);
-            }
-            return Glance(Some(place));
+            return Glance(Some(Entry { place, state: &states[way], content }));
         }
+        let [_, second] = self.buckets_of(hash);
         if let Some(states) = self.states(second) {
             prefetch(states);
         }
@@ -311,9 +358,9 @@ impl Pool {
 
     #[inline]
     fn prefetch_place(&self, place: u32) {
-        if let Some((state, content)) = self.entry(place) {
-            prefetch(state);
-            prefetch(content);
+        if let Some(entry) = self.entry(place) {
+            prefetch(entry.state);
+            prefetch(entry.content);
         }
     }
 
@@ -322,12 +369,18 @@ impl Pool {
     #[must_use]
     pub fn find_after(
         &self,
-        Glance(place): Glance,
+        Glance(entry): Glance,
         (flow, hash): (&Tuple, u64),
         found: &mut Found,
     ) -> bool {
-        place.is_some_and(|place| self.read(place, found) && found.connection.is_of(flow))
-            || self.find(flow, hash).map(|it| *found = it).is_some()
+        if let Some(entry) = entry
+            && let Some((state, content)) = entry.read()
+            && is_of(&content, flow)
+        {
+            *found = Found::new(entry.place, state, content);
+            return true;
+        }
+        self.find(flow, hash).map(|it| *found = it).is_some()
     }
 
     /// The connection of a flow from a client to a service, whose hash with ports is `hash`.
@@ -339,10 +392,11 @@ impl Pool {
             for (way, state) in (0..).zip(self.states(bucket)?) {
                 let state = State(state.load(Ordering::Acquire));
                 if state.tag() == tag
-                    && let Some(found) = self.get(bucket * WAYS_U32 + way)
-                    && found.connection.is_of(flow)
+                    && let Some(entry) = self.entry(bucket * WAYS_U32 + way)
+                    && let Some((state, content)) = entry.read()
+                    && is_of(&content, flow)
                 {
-                    return Some(found);
+                    return Some(Found::new(entry.place, state, content));
                 }
             }
         }
@@ -353,7 +407,13 @@ impl Pool {
     #[inline(always)]
     #[must_use]
     pub fn at(&self, address: &[u8; 16], port: [u8; 2], found: &mut Found) -> bool {
-        self.place_of(address, port).is_some_and(|place| self.read(place, found))
+        if let Some(place) = self.place_of(address, port)
+            && let Some((state, content)) = self.entry(place).and_then(Entry::read)
+        {
+            *found = Found::new(place, state, content);
+            return true;
+        }
+        false
     }
 
     #[inline]
@@ -368,28 +428,16 @@ impl Pool {
     #[inline]
     #[must_use]
     pub fn get(&self, place: u32) -> Option<Found> {
-        let mut found = Found::default();
-        self.read(place, &mut found).then_some(found)
-    }
-
-    /// As [`Pool::get`], into `found`. `false`: there is none, and what is there now means nothing.
-    #[inline(always)]
-    fn read(&self, place: u32, found: &mut Found) -> bool {
-        let Some((word, content)) = self.entry(place) else { return false };
-        let state = State(word.load(Ordering::Acquire));
-        (found.place, found.state, found.connection) = (place, state, read(content));
-        // What was read is believed only if nobody has written in the meantime.
-        fence(Ordering::Acquire);
-        let after = State(word.load(Ordering::Relaxed));
-        state.phase().is_connection() && state.is_same_writing(after)
+        let (state, content) = self.entry(place)?.read()?;
+        Some(Found::new(place, state, content))
     }
 
     /// The state that a connection has by now; `None`, if it has been written anew since.
     #[inline]
     #[must_use]
     pub fn state_of(&self, found: &Found) -> Option<State> {
-        let (word, _) = self.entry(found.place)?;
-        let state = State(word.load(Ordering::Acquire));
+        let states = self.states(found.place / WAYS_U32)?;
+        let state = State(states[found.place as usize % WAYS].load(Ordering::Acquire));
         found.state.is_same_writing(state).then_some(state)
     }
 
@@ -427,7 +475,7 @@ impl Pool {
     #[inline]
     pub fn update(&self, found: &Found, to: State) {
         if to != found.state
-            && let Some((state, _)) = self.entry(found.place)
+            && let Some(Entry { state, .. }) = self.entry(found.place)
         {
             // Somebody else was faster: as good.
             let _ =
@@ -444,7 +492,10 @@ impl Pool {
                 let place = bucket * WAYS_U32 + way;
                 let before = State(state.load(Ordering::Acquire));
                 let age = before.age(now);
-                let idle_max = || self.content(place).map_or(0, |content| read(content).idle_max);
+                let idle_max = || {
+                    self.entry(place)
+                        .map_or(0, |it| Connection::from_words(read(it.content)).idle_max)
+                };
                 let this = Candidate { place, before, age };
                 match before.phase() {
                     Phase::Busy => {}
@@ -467,7 +518,7 @@ impl Pool {
     }
 
     fn write(&self, place: u32, before: State, connection: &Connection, to: State) -> bool {
-        let Some((state, content)) = self.entry(place) else { return false };
+        let Some(Entry { state, content, .. }) = self.entry(place) else { return false };
         let busy = before.busy();
         let taken =
             state.compare_exchange(before.0, busy.0, Ordering::Acquire, Ordering::Relaxed).is_ok();
@@ -483,9 +534,10 @@ impl Pool {
     }
 
     #[inline(always)]
-    fn entry(&self, place: u32) -> Option<(&AtomicU64, &Line)> {
-        let state = self.states(place / WAYS_U32)?.get(place as usize % WAYS)?;
-        Some((state, self.content(place)?))
+    fn entry(&self, place: u32) -> Option<Entry<'_>> {
+        let (bucket, way) = (place / WAYS_U32, place as usize % WAYS);
+        let (state, content) = (&self.states(bucket)?[way], self.content(bucket, way)?);
+        Some(Entry { place, state, content })
     }
 
     /// The two buckets of a hash.
@@ -494,9 +546,38 @@ impl Pool {
     }
 }
 
+impl Entry<'_> {
+    /// The connection that is there.
+    #[inline(always)]
+    fn read(self) -> Option<(State, Content)> {
+        let state = State(self.state.load(Ordering::Acquire));
+        let content = read(self.content);
+        // What was read is believed only if nobody has written in the meantime.
+        fence(Ordering::Acquire);
+        let after = State(self.state.load(Ordering::Relaxed));
+        (state.is_connection() && state.is_same_writing(after)).then_some((state, content))
+    }
+}
+
+/// Is it the flow's?
+#[inline(always)]
+fn is_of(content: &Content, flow: &Tuple) -> bool {
+    let key = Connection::of(flow).words();
+    let differ = content.iter().zip(key).zip(FLOW).map(|((is, key), flow)| (is ^ key) & flow);
+    differ.fold(0, |all, bits| all | bits) == 0
+}
+
+/// By halves, as they are written: what is read in wider pieces than it has just been written has to
+/// wait until that has left the core.
+#[inline(always)]
+fn is_same(a: &[u8; 16], b: &[u8; 16]) -> bool {
+    let [[a, b], [c, d]]: [[u64; 2]; 2] = [zerocopy::transmute!(*a), zerocopy::transmute!(*b)];
+    (a ^ c) | (b ^ d) == 0
+}
+
 /// To be believed only if its state is the same before and after.
-fn read(content: &Line) -> Connection {
-    Connection::from_words(content.each_ref().map(|word| word.load(Ordering::Relaxed)))
+fn read(content: &Line) -> Content {
+    content.each_ref().map(|word| word.load(Ordering::Relaxed))
 }
 
 fn buckets(net: IpNet) -> u32 {

@@ -25,20 +25,35 @@ pub fn to_backend<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
+    // Padding is no part of a stream that something may be put into.
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     let connection = &found.connection;
     let src = pooled.pool.station(found.place);
     let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
-    // Padding is no part of a stream that something may be put into.
-    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
+    let to_ipv6 = pooled.pool.is_ipv6();
     if pooled.client_address == ClientAddress::Hidden {
-        return translate(frame, meta, hop, came_by, (&src, &dst), pooled.pool.is_ipv6());
+        translate(frame, meta, hop, came_by, (&src, &dst), to_ipv6)
+    } else {
+        telling(frame, meta, hop, came_by, (pooled, found), (&src, &dst))
     }
+}
+
+/// As [`to_backend`], from `src` to `dst`, with what tells who the client is.
+#[inline(never)]
+fn telling<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    hop: &HopEntry,
+    came_by: PortId,
+    (pooled, found): (&Pooled, &Found),
+    ends: (&Station, &Station),
+) -> Result<(), DropReason> {
     let newer = newer(found, pooled);
     let stream = Stream::of(newer.as_ref().unwrap_or(found), pooled.client_address);
-    // What tells who the client is has to fit as well, if it has to be there.
+    // It has to fit as well, if it has to be there.
     let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
-    translate(frame, meta, narrow, came_by, (&src, &dst), pooled.pool.is_ipv6())?;
+    translate(frame, meta, narrow, came_by, ends, pooled.pool.is_ipv6())?;
     stream.to_backend(frame, meta, hop.mtu)
 }
 
@@ -54,14 +69,25 @@ pub fn to_client<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     let connection = &found.connection;
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
-    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
     if pooled.client_address == ClientAddress::Hidden {
-        return Ok(());
+        Ok(())
+    } else {
+        told(frame, meta, (pooled, found))
     }
+}
+
+/// What else changes in an answer whose backend was told who the client is.
+#[inline(never)]
+fn told<F: Frame>(
+    frame: &mut F,
+    meta: &Meta,
+    (pooled, found): (&Pooled, &Found),
+) -> Result<(), DropReason> {
     let newer = newer(found, pooled);
     let found = newer.as_ref().unwrap_or(found);
     let stream = Stream::of(found, pooled.client_address);
@@ -84,7 +110,8 @@ fn newer(found: &Found, pooled: &Pooled) -> Option<Found> {
     }
 }
 
-#[inline(never)]
+/// Compiled for each use, whose ends have ports for sure.
+#[inline(always)]
 fn translate<F: Frame>(
     frame: &mut F,
     meta: &Meta,

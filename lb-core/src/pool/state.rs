@@ -19,14 +19,6 @@ pub enum Phase {
     Closed,
 }
 
-impl Phase {
-    /// Is there a connection?
-    #[must_use]
-    pub fn is_connection(self) -> bool {
-        !matches!(self, Self::Free | Self::Busy)
-    }
-}
-
 /// The state of an entry.
 ///
 /// | bits | |
@@ -41,6 +33,11 @@ pub struct State(pub(super) u64);
 
 const PHASES: [Phase; 6] =
     [Phase::Free, Phase::Busy, Phase::Opening, Phase::Answered, Phase::Established, Phase::Closed];
+const WRITINGS: u64 = 0xff;
+const PHASE: u32 = 8;
+const PHASE_MASK: u64 = 0xf;
+const SEEN: u32 = 16;
+const SEEN_MASK: u64 = 0xffff;
 const CLIENT_DONE: u64 = 1 << 12;
 const BACKEND_DONE: u64 = 1 << 13;
 const HAS_HEADER: u64 = 1 << 14;
@@ -53,7 +50,7 @@ const CLOSED_UNITS: u16 = 16;
 impl State {
     /// Of a connection whose first packet has come, in the place of one that was `before`.
     pub(super) fn opening(before: Self, tag: u32, now: u16) -> Self {
-        Self(before.0 & 0xff | u64::from(tag) << 32).with_phase(Phase::Opening).seen(now)
+        Self(before.0 & WRITINGS | u64::from(tag) << 32).with_phase(Phase::Opening).seen(now)
     }
 
     /// A part of the flow's hash.
@@ -65,15 +62,21 @@ impl State {
     /// How far it is.
     #[must_use]
     pub fn phase(self) -> Phase {
-        PHASES.get((self.0 >> 8 & 0xf) as usize).copied().unwrap_or(Phase::Free)
+        PHASES.get((self.0 >> PHASE & PHASE_MASK) as usize).copied().unwrap_or(Phase::Free)
+    }
+
+    /// Is there a connection?
+    #[inline]
+    pub(super) fn is_connection(self) -> bool {
+        (Phase::Opening as u64..=Phase::Closed as u64).contains(&(self.0 >> PHASE & PHASE_MASK))
     }
 
     fn with_phase(self, phase: Phase) -> Self {
-        Self(self.0 & !(0xf << 8) | (phase as u64) << 8)
+        Self(self.0 & !(PHASE_MASK << PHASE) | (phase as u64) << PHASE)
     }
 
     fn seen(self, now: u16) -> Self {
-        Self(self.0 & !(0xffff << 16) | u64::from(now) << 16)
+        Self(self.0 & !(SEEN_MASK << SEEN) | u64::from(now) << SEEN)
     }
 
     /// Does the backend have the PROXY header, by its own word?
@@ -91,7 +94,7 @@ impl State {
     /// Units since it was last seen.
     #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
     pub(super) fn age(self, now: u16) -> u16 {
-        now.wrapping_sub((self.0 >> 16) as u16)
+        now.wrapping_sub((self.0 >> SEEN) as u16)
     }
 
     /// How long it may be silent, in units.
@@ -110,17 +113,27 @@ impl State {
 
     /// While an entry is written.
     pub(super) fn busy(self) -> Self {
-        Self(self.0 & !0xff | self.0.wrapping_add(1) & 0xff).with_phase(Phase::Busy)
+        Self(self.0 & !WRITINGS | self.0.wrapping_add(1) & WRITINGS).with_phase(Phase::Busy)
     }
 
     /// This state, as the outcome of the writing that began with `busy`.
     pub(super) fn written_after(self, busy: Self) -> Self {
-        Self(self.0 & !0xff | busy.0 & 0xff)
+        Self(self.0 & !WRITINGS | busy.0 & WRITINGS)
     }
 
-    /// Is the content that was written when this was read also that of `other`?
+    /// Is the content that was written when this was read, of a connection, also that of `other`?
+    #[inline]
     pub(super) fn is_same_writing(self, other: Self) -> bool {
-        self.0 & 0xff == other.0 & 0xff && other.phase().is_connection()
+        self.0 & WRITINGS == other.0 & WRITINGS
+    }
+
+    /// Is there nothing new in another packet of the connection, from either side? So it is with most.
+    #[inline]
+    #[must_use]
+    pub fn knows(self, sign: Sign, now: u16) -> bool {
+        let established = Self(0).with_phase(Phase::Established).seen(now);
+        let what = PHASE_MASK << PHASE | SEEN_MASK << SEEN;
+        sign == Sign::GoesOn && self.0 & what == established.0
     }
 
     /// After a packet of the client.

@@ -255,7 +255,7 @@ fn another_process_finds_what_this_one_has_left() {
         })
         .collect();
     let torn = first.get(opened[3].2).unwrap();
-    let (state, _) = first.entry(torn.place).unwrap();
+    let state = first.entry(torn.place).unwrap().state;
     state.store(torn.state.busy().0, Ordering::Relaxed);
     drop(first);
     let second = Pool::over(net, words).unwrap();

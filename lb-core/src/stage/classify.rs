@@ -67,8 +67,8 @@ fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) -> bool {
 #[inline(never)]
 fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     if tables.pools.is_empty() {
-        return burst.for_each_return(|_, frame, meta, connection| {
-            answer(frame.bytes(), meta, (None, connection), tables)
+        return burst.for_each_return(|_, frame, meta, _| {
+            answer(frame.bytes(), meta, (None, None), tables)
         });
     }
     let mut pools = [None; BURST_MAX];
@@ -79,7 +79,16 @@ fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         }
         Ok(())
     });
+    let mut connected = 0_u64;
+    burst.for_each_return(|i, _, meta, connection| {
+        if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
+            let is_there = pool.at(&meta.tuple.dst, dst_port(&meta.tuple), connection);
+            connected |= u64::from(is_there) << i;
+        }
+        Ok(())
+    });
     burst.for_each_return(|i, frame, meta, connection| {
+        let connection = (connected >> i & 1 != 0).then_some(&*connection);
         answer(frame.bytes(), meta, (pools[i], connection), tables)
     });
 }
@@ -90,13 +99,13 @@ fn dst_port(tuple: &Tuple) -> [u8; 2] {
 }
 
 /// What no service is addressed by may be the answer of a backend that services translate to. Writes
-/// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or
-/// among the connections of its pool, which is `pool`, if the packet is addressed to one.
+/// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or that
+/// of the `connection` of its pool, which is `pool`, if the packet is addressed to one.
 #[inline(always)]
 fn answer(
     frame: &[u8],
     meta: &mut Meta,
-    (pool, connection): (Option<u32>, &mut Found),
+    (pool, connection): (Option<u32>, Option<&Found>),
     tables: &Tables,
 ) -> Result<(), Exit> {
     if meta.rule == Rule::IcmpError && about_tunnel(frame, meta, tables).is_some() {
@@ -108,8 +117,9 @@ fn answer(
     }
     // A pool first: one server may be behind services of both kinds, and no client has a pool's address.
     let found = match pool {
-        Some(place) => by_pool(&meta.tuple, place, tables, connection)
-            .map(|service| (service, connection.place)),
+        Some(place) => connection.and_then(|connection| {
+            Some((by_pool(&meta.tuple, place, tables, connection)?, connection.place))
+        }),
         None => by_station(&meta.tuple, tables),
     };
     (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
@@ -158,17 +168,13 @@ fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
     Some(())
 }
 
-/// The service of the connection that a packet to a pool belongs to, which is then `found`.
+/// The service of the connection `found`, which a packet to a pool seems to belong to.
 #[inline(always)]
-fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables, found: &mut Found) -> Option<u32> {
+fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables, found: &Found) -> Option<u32> {
     let pool = tables.pools.get(pool as usize)?;
-    if !pool.at(&tuple.dst, dst_port(tuple), found) {
-        return None;
-    }
     let [a, b, ..] = tuple.ports;
     let connection = &found.connection;
-    let is_backends = (connection.backend, connection.backend_port) == (tuple.src, [a, b])
-        && connection.protocol == tuple.protocol;
+    let is_backends = connection.is_to(&tuple.src, [a, b]) && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
     let pooled = tables.service(service)?.pooled.as_ref()?;
     Arc::ptr_eq(&pooled.pool, pool).then_some(service)

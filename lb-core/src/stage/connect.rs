@@ -45,7 +45,7 @@ fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
                 let found = pooled.pool.get(connection.place);
                 *connection = found.ok_or(DropReason::NoConnection)?;
             }
-            if meta.rule != Rule::ReturnError {
+            if meta.rule != Rule::ReturnError && !connection.state.knows(sign, units(now)) {
                 pooled.pool.update(connection, connection.state.backend_sent(sign, units(now)));
             }
             return Ok(());
@@ -99,15 +99,24 @@ fn goes_on(
         return false;
     };
     (meta.slot, meta.backend) = (found.place, place);
+    if place == found.connection.place && found.state.knows(sign, units(now)) {
+        return true;
+    }
+    follow(meta, (pooled, found), (sign, now));
+    true
+}
+
+/// Writes down what is new of a connection after a client's packet.
+#[inline(never)]
+fn follow(meta: &Meta, (pooled, found): (&Pooled, &Found), (sign, now): (Sign, Tick)) {
     let next = found.state.client_sent(sign, units(now));
-    if place != found.connection.place {
+    if meta.backend != found.connection.place {
         // The list has changed; it is searched once for each connection.
-        let connection = Connection { place, ..found.connection };
+        let connection = Connection { place: meta.backend, ..found.connection };
         let _ = pooled.pool.rewrite(found, &connection, next);
     } else if meta.rule != Rule::IcmpError {
         pooled.pool.update(found, next);
     }
-    true
 }
 
 /// A client's new connection, in the place of `found` if there was one of the same client and port.
@@ -165,8 +174,8 @@ fn elsewhere(connection: &Connection, service: &ServiceTable) -> Option<u16> {
 /// Is the connection to this backend?
 #[inline(always)]
 fn is_of(connection: &Connection, entry: &BackendEntry) -> bool {
-    let Connection { backend, backend_port, vip_port, .. } = connection;
-    end(entry, *vip_port) == Some((*backend, *backend_port))
+    let end = end(entry, connection.vip_port);
+    end.is_some_and(|(address, port)| connection.is_to(&address, port))
 }
 
 /// Address and port of a backend, for packets to a port of the service.
