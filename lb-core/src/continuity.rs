@@ -6,7 +6,7 @@
 //! packet of flow f on slot x does (`stage::select`):
 //!
 //! 1. f is tracked and its backend may still serve: that backend. Except for a packet that opens a
-//!    flow, if f is at its end, or has been [`SILENT`] and its backend takes no new flows: that is
+//!    flow, if f is at its end, or its backend takes no new flows (see [`Tracker::is_over`]): that is
 //!    another flow, with a port that has been used before, and goes by the other rules.
 //! 2. x is not in transition: the backend of x. Nothing is remembered.
 //! 3. x is in transition, and the packet opens a flow (a SYN without ACK, an INIT): the backend of x,
@@ -91,9 +91,8 @@ pub fn sweep(tables: &Tables, (part, parts): (usize, usize), now: Tick) -> Swept
 /// its SYN, about a minute.
 const OPENING_MAX: u16 = 15;
 
-/// A flow has been silent for so long, in [`crate::pool::units`], before a packet that opens one is
-/// taken for another's, with the same ports: more than 4 s. What repeats a SYN sooner is of the same
-/// flow, and who got the first may be about to answer.
+/// A flow that a peer has seen so much later, in [`crate::pool::units`], on another backend than that
+/// which is known here, is another, with the same ports: more than 4 s.
 pub const SILENT: u16 = 2;
 
 /// Peers tell each other of a flow that goes on so many times in the time that it may be silent; and it

@@ -327,12 +327,13 @@ impl Tracker {
         table_of!(self, flow.shape, table => table.find_after(table.glance(flow), flow))
     }
 
-    /// Has a tracked flow been [`SILENT`], as far as can be known? Peers do not tell of each packet.
+    /// Is a packet that opens a tracked flow, whose backend takes no new ones, the first of another, for
+    /// all that is known? A peer may have seen it go on and not told of it yet, and would not believe
+    /// it: not before the flow has been [`SILENT`] for sure.
     #[must_use]
-    pub fn is_silent(&self, flow: &Flow, found: &Tracked, now: Tick) -> bool {
+    pub fn is_over(&self, flow: &Flow, found: &Tracked, now: Tick) -> bool {
         let has_heard = self.has_heard.load(Ordering::Relaxed);
-        let untold = if has_heard { flow.untold_max() + 1 } else { 0 };
-        found.age(now) >= SILENT + untold
+        !has_heard || found.age(now) > SILENT + flow.untold_max()
     }
 
     /// Notes that a packet of a tracked flow has come. A flow stays half-open as long as its packets

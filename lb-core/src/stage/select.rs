@@ -126,7 +126,7 @@ fn by_news(
         // A client's port may be used again as soon as a connection is closed; and of one that its
         // backend has reset, no end is seen here: if that is there no more, nobody would say so.
         let is_over = found.phase() == Phase::Closing
-            || !service.takes_flows(backend) && tracker.is_silent(flow, found, now);
+            || !service.takes_flows(backend) && tracker.is_over(flow, found, now);
         let is_another = opens && is_over;
         if service.may_serve(backend) && found.age(now) <= service.idle_max && !is_another {
             if is_by_slot(meta, service, backend) {
@@ -139,11 +139,10 @@ fn by_news(
     }
     let current = by_slot(meta, service);
     let from = match moved(meta, service) {
+        // Of one that was tracked, peers, who knew of its backend, are to hear of the new one.
         Moved::No if found.is_none() => return current,
-        // Peers, who knew of its backend, are to hear of the new one.
-        Moved::No => None,
         Moved::From(from) if service.may_serve(from) && !opens => Some(from),
-        Moved::From(_) | Moved::FromNobody => None,
+        Moved::No | Moved::From(_) | Moved::FromNobody => None,
     };
     let backend = from.map_or(current, Ok)?;
     if let Some(found) = &found {

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::transition::Moved;
-use crate::continuity::{Growth, Member, Roster, Standing, Touched, Tracker, Transitions};
+use crate::continuity::{Growth, Roster, Touched, Tracker, Transitions};
 use crate::drop_reason::DropReason;
 use crate::estimate::Estimates;
 use crate::flow_hash::{FlowHasher, reduce, reduce_low};
@@ -279,12 +279,10 @@ impl ServiceTable {
         self.backends.get(usize::from(place)).is_some_and(|entry| entry.may_serve)
     }
 
-    /// Is the backend at a place one that new flows may be led to?
+    /// Is the backend at a place one that new flows are led to?
     #[must_use]
     pub fn takes_flows(&self, place: u16) -> bool {
-        self.roster.get(place).is_some_and(|Member { backend, standing }| {
-            *standing == Standing::Wanted && backend.weight > 0 && !backend.drain
-        })
+        self.slots.weights().get(usize::from(place)).is_some_and(|weight| *weight > 0)
     }
 }
 

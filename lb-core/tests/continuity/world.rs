@@ -125,12 +125,12 @@ impl Balancer {
         self.is_any(kind, backend, |service, place| service.slots.slots().contains(&place))
     }
 
-    /// So many units after the last packet of a flow, no balancer thinks that it may go on; if there are
-    /// several, they do not tell each other of each packet.
+    /// So many units after the last packet of a flow, it is known to have ended: what has come since is in
+    /// another burst. Several balancers do not tell each other of each packet.
     pub(crate) fn silence(&self, kind: Kind, balancers: usize) -> u16 {
         let place = KINDS.iter().position(|&other| other == kind).unwrap();
         let untold = self.tables.services[place].idle_max / TOLD_TIMES;
-        if balancers == 1 { SILENT } else { SILENT + untold }
+        if balancers == 1 { 1 } else { SILENT + untold }
     }
 
     /// Is something true of a place that a backend has?

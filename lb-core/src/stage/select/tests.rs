@@ -1,5 +1,6 @@
 use super::*;
 use crate::burst::tests::burst_of;
+use crate::continuity::tracker::Seen;
 use crate::model::Backend;
 use crate::model::tests::{backend, spec};
 use crate::sim::SimFrame;
@@ -68,31 +69,48 @@ fn a_flow_may_begin_and_go_on_in_one_burst() {
     assert!((8..=24).contains(&counters.tracked.get()), "half of the slots have moved");
 }
 
-/// A client that uses a port again is not led to where its last connection was, as if that went on.
+/// How many of 32 flows go to a backend, if they say so.
+fn on(backend: &str, tables: &Tables, flags: u8, at: u64) -> usize {
+    let packets =
+        (0..32).map(|client| Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80"));
+    let mut burst = classified(tables, packets);
+    burst.for_each_numbered(|_, frame, meta| {
+        let at = usize::from(meta.l4_offset) + tcp::FLAGS;
+        frame.bytes_mut()[at] = flags;
+        Ok(())
+    });
+    select(&mut burst, tables, &Counters::new(1), Tick(at));
+    let roster = &tables.services[0].roster;
+    let address = |i| roster.get(burst.meta(i).backend).unwrap().backend.address;
+    (0..32).filter(|&i| address(i).to_string() == backend).count()
+}
+
+/// A client that uses a port again is not led to where its last connection was, as if that went on, if
+/// nothing new goes there; and if no peer can know better.
 #[test]
-fn what_opens_a_flow_after_a_silence_opens_another() {
+fn what_opens_a_flow_of_a_leaving_backend_opens_another() {
+    let [first, second] = ["10.0.0.11", "10.0.0.12"];
     let with = |backends: &[&str]| [spec("web", "10.0.0.100", backends)];
-    let before = tables(with(&["10.0.0.11", "10.0.0.12"]));
-    let tables = tables_after(Some(&before), with(&["10.0.0.12"]));
-    let counters = Counters::new(1);
-    let send = |flags: u8, at: u64| {
-        let packets = (0..32)
-            .map(|client| Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80"));
-        let mut burst = classified(&tables, packets);
-        burst.for_each_numbered(|_, frame, meta| {
-            let at = usize::from(meta.l4_offset) + tcp::FLAGS;
-            frame.bytes_mut()[at] = flags;
-            Ok(())
-        });
-        select(&mut burst, &tables, &counters, Tick(at));
-        let on = |i| &tables.services[0].roster.get(burst.meta(i).backend).unwrap().backend;
-        (0..32).filter(|&i| on(i).address.to_string() == "10.0.0.11").count()
-    };
-    let unit = 4096;
-    let leaving = send(tcp::ACK, 0);
-    assert!((8..=24).contains(&leaving), "half of the slots have moved: {leaving}");
-    assert_eq!(send(tcp::SYN, 2 * unit - 1), leaving, "it may be the same SYN again");
-    assert_eq!(send(tcp::ACK, 6 * unit), leaving, "who goes on may be silent for long");
-    assert_eq!(send(tcp::SYN, 8 * unit), 0, "nobody goes on so");
-    assert_eq!(send(tcp::ACK, 8 * unit), 0, "the new flow stays");
+    for has_peers in [false, true] {
+        let both = tables(with(&[first, second]));
+        let leaving = tables_after(Some(&both), with(&[second]));
+        let moved = on(first, &leaving, tcp::ACK, 0);
+        assert!((8..=24).contains(&moved), "half of the slots have moved: {moved}");
+        // It decides itself what a SYN means, while it takes others.
+        let back = tables_after(Some(&leaving), with(&[first, second]));
+        assert_eq!(on(first, &back, tcp::SYN, 4096), moved);
+        let leaving = tables_after(Some(&back), with(&[second]));
+        assert_eq!(on(first, &leaving, tcp::ACK, 8192), moved, "who goes on stays");
+        if has_peers {
+            let service = &leaving.services[0];
+            let flow = Flow::with_key([1, 0, 0, 0, 0], service, &leaving.hasher);
+            let seen = Seen { service: service.id, backend: 0, age: 0, phase: Phase::Established };
+            assert!(leaving.tracker.tell(&flow, seen, service, Tick(8192)));
+        }
+        let later = u64::from(leaving.services[0].idle_max / 2) << 12;
+        for (at, expect) in [(8192, if has_peers { moved } else { 0 }), (later, 0)] {
+            assert_eq!(on(first, &leaving, tcp::SYN, at), expect, "{has_peers} {at}");
+        }
+        assert_eq!(on(first, &leaving, tcp::ACK, later), 0, "the new flow stays");
+    }
 }
