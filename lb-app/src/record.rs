@@ -1,6 +1,5 @@
 //! What is remembered of a service, as it is written: to a file, or to a peer.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,6 +8,7 @@ use lb_core::model::{Affinity, Backend, PortRange, Protocol, SLOTS_MAX, StaticHo
 use lb_core::rate::Tick;
 use lb_core::tables::ServiceId;
 use lb_core::wire::ethernet::MacAddr;
+use rapidhash::RapidHashMap;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,8 +98,8 @@ impl FlowsOf {
 impl Transitions {
     fn new(from: &[u16], until: &[Tick]) -> Option<Self> {
         let mut ends = Vec::new();
-        let mut places = BTreeMap::new(); // few: one for each change
-        let mut moved = Vec::new();
+        let mut places = RapidHashMap::default(); // few: one for each change
+        let mut moved = Vec::with_capacity(from.len());
         let mut skipped = 0;
         for (&from, until) in from.iter().zip(until) {
             if from == NOBODY {
