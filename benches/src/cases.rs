@@ -17,7 +17,7 @@ const FLOWS: [u32; 3] = [1_000, 1_000_000, 10_000_000];
 /// More than anything is remembered of; only if they are asked for, and where nothing is.
 const FLOWS_MANY: u32 = 100_000_000;
 /// What is asked for to have many services, in use at random.
-const SERVICES: &str = "services";
+pub(crate) const SERVICES: &str = "services";
 const BURSTS: [usize; 5] = [1, 4, 16, 32, 64];
 /// Of a service with a pool of 64 addresses: half of it.
 const CONNECTIONS_MAX: u32 = 2_064_384;

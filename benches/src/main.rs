@@ -11,6 +11,7 @@
 mod cases;
 mod flood;
 mod instructions;
+mod lines;
 mod maglev;
 mod parallel;
 mod scale;
@@ -130,6 +131,10 @@ fn main() -> Result<(), Failure> {
         })
         .collect();
     print(&figures);
+    if args.only == cases::SERVICES {
+        lines::report(args.rounds, &clock);
+        return Ok(());
+    }
     maglev::report();
     flood::report(&args, &clock)?;
     figures.extend(parallel::workers(&args, &clock, &cpus)?);

@@ -35,7 +35,7 @@ pub mod maglev;
 pub mod model;
 pub mod pipeline;
 pub mod pool;
-mod prefetch;
+pub mod prefetch;
 pub mod publish;
 mod quote;
 pub mod rate;

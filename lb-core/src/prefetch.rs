@@ -2,7 +2,7 @@
 
 /// Asks for the cache line of `*place`, to be read soon. A hint: it changes nothing but time.
 #[inline(always)]
-pub(crate) fn prefetch<T: ?Sized>(place: &T) {
+pub fn prefetch<T: ?Sized>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch does not read, write or fault, whatever the address; SSE is part of x86-64.
     unsafe {
