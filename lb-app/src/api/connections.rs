@@ -19,7 +19,7 @@ use tokio::io::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet, yield_now};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -32,6 +32,9 @@ use crate::tls::Acceptor;
 pub(super) const CONNECTIONS_MAX: usize = 32;
 /// Strangers at a time.
 pub(super) const STRANGERS_MAX: usize = 128;
+/// How long one has to say the first words, at least: for so long nobody else comes in, if there are as
+/// many already.
+const HEARD_TIME_MIN: Duration = Duration::from_millis(100);
 /// How long one may take to say the first words.
 const GREETING_TIME_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// How long a client may take to read what was written to it: as long as it reads nothing, it is not asked
@@ -147,21 +150,25 @@ async fn receive(
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut complaints = Complaints::default();
     let mut greetings = JoinSet::new();
-    let mut strangers: VecDeque<(Peer, AbortHandle)> = VecDeque::new();
+    let mut strangers: VecDeque<(Instant, Peer, AbortHandle)> = VecDeque::new();
     loop {
+        strangers.retain(|(_, _, stranger)| !stranger.is_finished());
+        let oldest = strangers.front().filter(|_| strangers.len() >= STRANGERS_MAX);
+        let full_until = oldest.map(|(since, ..)| *since + HEARD_TIME_MIN);
+        let full_until = full_until.filter(|until| *until > Instant::now());
         tokio::select! {
-            accepted = accept(&listener) => match accepted {
+            () = sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {}
+            accepted = accept(&listener), if full_until.is_none() => match accepted {
                 Ok((wire, peer)) => {
-                    strangers.retain(|(_, stranger)| !stranger.is_finished());
                     if strangers.len() >= STRANGERS_MAX
-                        && let Some((peer, oldest)) = strangers.pop_front()
+                        && let Some((_, peer, oldest)) = strangers.pop_front()
                     {
                         oldest.abort();
                         complaints.note(peer, &Refusal::Crowd);
                     }
                     let greeting = greet(wire, tls.as_mut().map(Acceptor::newest));
                     let greeting = async move { (peer, greeting.await) };
-                    strangers.push_back((peer, greetings.spawn(greeting)));
+                    strangers.push_back((Instant::now(), peer, greetings.spawn(greeting)));
                     // What it has said already is read before the next comes.
                     yield_now().await;
                 }
