@@ -9,6 +9,9 @@ const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Huge pages are asked for where memory is mapped (glibc 2.35; GNU C Library manual, "Memory Allocation
 /// Tunables").
 const HUGE: &str = "glibc.malloc.hugetlb";
+/// They are asked for 2 MiB at a time: so all threads share the one heap that grows by as much, and a
+/// service's table, of 8 KiB to 1 MiB, is a part of it, not mapped by itself.
+const ONE_HEAP: &str = "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432";
 
 /// Lets the kernel put the heap into huge pages, where it has some: what is looked up at random in large
 /// tables then waits for half as much memory. glibc is told when a process starts, so the program begins
@@ -25,5 +28,6 @@ pub fn ask_for_huge_pages() {
     if let Some(name) = arguments.next() {
         again.arg0(name);
     }
-    let _ = again.args(arguments).env(TUNABLES, format!("{told}{separator}{HUGE}=1")).exec();
+    let tunables = format!("{told}{separator}{HUGE}=1:{ONE_HEAP}");
+    let _ = again.args(arguments).env(TUNABLES, tunables).exec();
 }
