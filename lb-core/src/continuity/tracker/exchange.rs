@@ -120,8 +120,8 @@ impl Tracker {
     }
 
     /// Takes a peer's word about a flow of `service`, where [`Seen::backend`] is a place here. What goes
-    /// on here stays as it is, if its backend may serve; and so does whatever is known here, if the
-    /// peer was only told. `false`: there is no room.
+    /// on here stays as it is, if its backend may serve, and the peer has not seen it on another clearly
+    /// later; and so does whatever is known here, if the peer was only told. `false`: there is no room.
     pub fn tell(&self, flow: &Flow, seen: Seen, service: &ServiceTable, now: Tick) -> bool {
         self.has_heard.store(true, Ordering::Relaxed);
         if seen.age > flow.idle_max {
