@@ -4,22 +4,22 @@
 //! that was checked, here and nowhere else: whoever has one need not look again. Every finding
 //! names the [`Key`] that is wrong, so that a source (a file, an API) can point at it.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
 mod check;
 mod conflicts;
+mod desired;
 mod finding;
 mod health;
 mod health_check;
 mod vip;
 
 pub use conflicts::{Conflict, ambiguous_returns, conflicts, pool_conflicts};
+pub use desired::DesiredState;
 pub use finding::{Finding, Invalid, Key};
 pub use health::Health;
 pub use health_check::{
@@ -341,14 +341,6 @@ impl ServiceSpec {
         }
     }
 
-    /// Does it claim what `other` does of what services may not share? Not, if its backends' answers have
-    /// to be told from those of others.
-    fn claims_as(&self, other: &Self) -> bool {
-        let [one, other] = [self, other]
-            .map(|spec| (&spec.name, spec.vip, spec.pool(), spec.forward.has_stations()));
-        one == other && !one.3
-    }
-
     /// The one port that a backend listens on: its own, else the service's; `None` where the service
     /// has several.
     #[must_use]
@@ -419,120 +411,6 @@ pub struct HashKey(pub [u8; 16]);
 impl fmt::Debug for HashKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HashKey(…)") // a secret: who knows it can aim flows at one backend
-    }
-}
-
-/// All that a source wants, valid as a whole.
-///
-/// **Having one tells you**: names and VIPs are unique, and there are at most [`SERVICES_MAX`]
-/// services.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DesiredState {
-    hash_key: HashKey,
-    services: Arc<[Arc<Service>]>,
-}
-
-impl DesiredState {
-    /// Joins services.
-    ///
-    /// # Errors
-    /// Every finding, with the place of the service in the list.
-    pub fn new(hash_key: HashKey, services: Vec<Service>) -> Result<Self, Vec<(usize, Finding)>> {
-        Self::empty(hash_key).followed_by(services.into_iter().map(Arc::new).collect())
-    }
-
-    /// As [`DesiredState::new`], of what is wanted after this. What is the same `Arc` as it was is not
-    /// checked again, if what has become of the others cannot be in its way.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn followed_by(&self, services: Vec<Arc<Service>>) -> Result<Self, Vec<(usize, Finding)>> {
-        let new = Self { hash_key: self.hash_key, services: services.into() };
-        let is_as_before =
-            |(old, new): (&Arc<Service>, &Arc<Service>)| old.spec.claims_as(&new.spec);
-        if new.changed_since(self).is_some_and(|mut changed| changed.all(is_as_before)) {
-            return Ok(new);
-        }
-        let specs = || new.services.iter().map(|service| &service.spec);
-        let mut findings: Vec<_> = conflicts(specs().map(|spec| (spec.name.as_str(), spec.vip)))
-            .into_iter()
-            .chain(ambiguous_returns(specs()))
-            .chain(pool_conflicts(specs()))
-            .map(|conflict| (conflict.place, conflict.finding))
-            .collect();
-        if new.services.len() > SERVICES_MAX {
-            let invalid = Invalid::TooManyServices(new.services.len());
-            findings.push((SERVICES_MAX, Finding { key: Key::Name, invalid }));
-        }
-        if findings.is_empty() { Ok(new) } else { Err(findings) }
-    }
-
-    /// The services that are not the same `Arc` as those at their places in `old`: what was there, and
-    /// what is. `None`, if the places are not the same.
-    #[must_use]
-    pub fn changed_since<'a>(
-        &'a self,
-        old: &'a Self,
-    ) -> Option<impl Iterator<Item = (&'a Arc<Service>, &'a Arc<Service>)>> {
-        let both = old.services.iter().zip(&*self.services);
-        let has_same_places = old.services.len() == self.services.len();
-        has_same_places.then(|| both.filter(|(old, new)| !Arc::ptr_eq(old, new)))
-    }
-
-    /// No services.
-    #[must_use]
-    pub fn empty(hash_key: HashKey) -> Self {
-        Self { hash_key, services: Arc::default() }
-    }
-
-    /// With those of the services that `keep` says.
-    #[must_use]
-    pub fn filtered(&self, keep: impl Fn(&Service) -> bool) -> Self {
-        let services = self.services.iter().filter(|service| keep(service)).map(Arc::clone);
-        Self { hash_key: self.hash_key, services: services.collect() }
-    }
-
-    /// The same, but that those backends of the named services are drained that `is_drained` says, too.
-    #[must_use]
-    pub fn draining(
-        &self,
-        names: &BTreeSet<&str>,
-        is_drained: impl Fn(&ServiceSpec, &Backend) -> bool,
-    ) -> Self {
-        if names.is_empty() {
-            return self.clone();
-        }
-        let drained = |service: &Arc<Service>| {
-            let mut new = Arc::clone(service);
-            if !names.contains(&*service.spec.name) {
-                return new;
-            }
-            for (place, backend) in service.spec.backends.iter().enumerate() {
-                if !backend.drain && is_drained(&service.spec, backend) {
-                    Arc::make_mut(&mut new).spec.backends[place].drain = true;
-                }
-            }
-            new
-        };
-        Self { hash_key: self.hash_key, services: self.services.iter().map(drained).collect() }
-    }
-
-    /// The key of the flow hash.
-    #[must_use]
-    pub fn hash_key(&self) -> HashKey {
-        self.hash_key
-    }
-
-    /// In the order in which they were given.
-    #[must_use]
-    pub fn services(&self) -> &[Arc<Service>] {
-        &self.services
-    }
-
-    /// The addresses that clients stand behind, of all services.
-    #[must_use]
-    pub fn pools(&self) -> BTreeSet<IpNet> {
-        self.services.iter().filter_map(|service| service.spec.pool()).collect()
     }
 }
 

@@ -86,13 +86,24 @@ impl Answers {
 /// Finds backends of translating services whose answers could be of two services. As [`conflicts`],
 /// for services that are valid by themselves.
 pub fn ambiguous_returns<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -> Vec<Conflict> {
+    ambiguous_returns_of(services, |_| true)
+}
+
+/// As [`ambiguous_returns`], of the backends whose addresses are looked at.
+pub(super) fn ambiguous_returns_of<'a>(
+    services: impl IntoIterator<Item = &'a ServiceSpec>,
+    is_looked_at: impl Fn(&IpAddr) -> bool,
+) -> Vec<Conflict> {
     let mut found = Vec::new();
     let mut returns: BTreeMap<IpAddr, Vec<Answers>> = BTreeMap::new();
     let mut names = Vec::new();
     for (place, spec) in services.into_iter().enumerate() {
-        let backends = spec.backends.iter().enumerate();
         names.push(&spec.name);
-        for (i, backend) in backends.filter(|_| spec.forward.has_stations()) {
+        if !spec.forward.has_stations() {
+            continue;
+        }
+        let backends = spec.backends.iter().enumerate();
+        for (i, backend) in backends.filter(|(_, backend)| is_looked_at(&backend.address)) {
             let (from, key) = (spec.answers_of(backend), Key::Backend(i));
             let is_plain = spec.forward == Forward::Nat;
             let answers = Answers { from, is_plain, place, key };
@@ -135,6 +146,9 @@ pub fn pool_conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceSpec>) -
             }
             _ => drop(pools.insert(first_address, (last, place))),
         }
+    }
+    if pools.is_empty() {
+        return found;
     }
     let taken = |net: IpNet| {
         let (_, &(end, first)) = pools.range(..=net.broadcast()).next_back()?;

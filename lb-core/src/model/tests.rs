@@ -1,3 +1,9 @@
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+
 use super::*;
 
 /// A backend of weight 1 that the kernel is asked about.
@@ -307,6 +313,48 @@ fn nobody_has_an_address_of_a_pool() {
     let taken = [(1, 0, backend(1)), (2, 0, Key::Address), (5, 0, backend(1)), (6, 5, backend(0))];
     assert_eq!(places, [&pools[..], &taken, &[(7, 0, Key::Address)]].concat());
     assert!(found.iter().all(|conflict| conflict.first_key == Key::Pool));
+}
+
+proptest! {
+    /// What is not checked again because it was before is refused all the same.
+    #[test]
+    fn what_follows_is_checked_as_what_is_new(
+        changes in vec((0..3_usize, 0..3_u8, vec((0..5_usize, of(Just(8080)), 0..3_u32), 0..4)), 1..20),
+    ) {
+        let hash_key = HashKey([0; 16]);
+        let made = |number: usize, mode: u8, backends: &[(usize, Option<u16>, u32)]| {
+            let address = ["10.0.0.100", "10.0.0.101", "10.0.0.102"][number];
+            let mut spec = spec(["a", "b", "c"][number], address, &[]);
+            let pool = ["10.0.1.0/30", "10.0.1.0/30", "10.0.2.0/30"][number].parse().unwrap();
+            let client_address = ClientAddress::Hidden;
+            spec.forward = match mode {
+                0 => Forward::L2dsr,
+                1 => Forward::Nat,
+                _ => Forward::FullNat(FullNat { pool, client_address }),
+            };
+            let addresses = ["10.0.0.11", "10.0.0.12", "10.0.1.1", "10.0.2.1", "10.0.0.13"];
+            spec.backends = backends
+                .iter()
+                .map(|&(at, port, weight)| Backend { port, weight, ..backend(addresses[at]) })
+                .collect();
+            Service::new(spec).ok()
+        };
+        let mut state = DesiredState::empty(hash_key);
+        for (number, mode, backends) in changes {
+            let Some(service) = made(number, mode, &backends) else { continue };
+            let mut wanted = state.services().to_vec();
+            match wanted.iter_mut().find(|it| it.spec().name == service.spec().name) {
+                Some(old) => *old = Arc::new(service),
+                None => wanted.push(Arc::new(service)),
+            }
+            let new = wanted.iter().map(|it| Service::clone(it)).collect();
+            let followed = state.followed_by(wanted);
+            prop_assert_eq!(&followed, &DesiredState::new(hash_key, new));
+            if let Ok(followed) = followed {
+                state = followed;
+            }
+        }
+    }
 }
 
 #[test]
