@@ -26,45 +26,52 @@ const CHANGED: u32 = 77;
 
 /// Prints both, for several shapes of configuration.
 pub(crate) fn report() -> Result<(), Failure> {
-    println!("services  backends  first compile  a change: compile (state)  MiB  bytes/service");
-    for (services, backends) in [(1_000, 10), (10_000, 10), (10_000, 100)] {
-        measure(services, backends)?;
+    println!("                            first      other weights:   one backend more:");
+    println!(
+        "mode   services  backends   tables     state, tables    state, tables       MiB  bytes/service"
+    );
+    for forward in [Forward::L2dsr, Forward::Nat] {
+        for (services, backends) in [(1_000, 10), (10_000, 10), (10_000, 100)] {
+            measure(forward, services, backends)?;
+        }
     }
     Ok(())
 }
 
-fn measure(services: u32, backends: u32) -> Result<(), Failure> {
+fn measure(forward: Forward, services: u32, backends: u32) -> Result<(), Failure> {
     let before = Memory::now()?;
     let network = network(services * backends);
     let circumstances =
         Circumstances { now: Tick(0), ..Circumstances::new(&network.0, &network.1) };
-    let mut wanted = desired(services, backends)?;
+    let mut wanted = desired(forward, services, backends)?;
     let mut desired = DesiredState::empty(HASH_KEY).followed_by(wanted.clone()).map_err(told)?;
     let start = Instant::now();
     let mut tables = compile(&desired, &circumstances, None);
     let first = start.elapsed();
     let after = Memory::now()?;
     let kib = after.all_kib - before.all_kib;
-    let mut changes = Vec::new();
-    let mut states = Vec::new();
     // As a source tells of it: what has not changed is the same.
-    for weight in 2..13 {
+    let mut change = |weight, gone| -> Result<[Duration; 2], Failure> {
         let start = Instant::now();
-        wanted[CHANGED as usize] = service(CHANGED, backends, weight)?;
+        wanted[CHANGED as usize] = service(forward, (CHANGED, backends), weight, gone)?;
         desired = desired.followed_by(wanted.clone()).map_err(told)?;
-        states.push(start.elapsed());
+        let state = start.elapsed();
         let start = Instant::now();
         tables = compile(&desired, &circumstances, Some(&tables));
-        changes.push(start.elapsed());
-    }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        times[times.len() / 2]
+        Ok([state, start.elapsed()])
     };
+    let weights = (2..13).map(|weight| change(weight, 0));
+    let weights = weights.collect::<Result<Vec<_>, _>>()?;
+    let one_more = (2..13).map(|_| change(1, 1).and_then(|_| change(1, 0)));
+    let one_more = one_more.collect::<Result<Vec<_>, _>>()?;
+    let [weights, one_more] = [weights, one_more].map(|times| medians(&times));
     println!(
-        "{services:>8}  {backends:>8}  {first:>13.1?}  {:>10.1?} ({:.1?})  {:>6}  {:>8}",
-        median(&mut changes),
-        median(&mut states),
+        "{:<5}  {services:>8}  {backends:>8}  {first:>8.1?}  {:>8.1?} {:>8.1?}  {:>8.1?} {:>8.1?}  {:>7}  {:>8}",
+        if forward == Forward::Nat { "nat" } else { "l2dsr" },
+        weights[0],
+        weights[1],
+        one_more[0],
+        one_more[1],
         kib / 1024,
         kib * 1024 / u64::from(services),
     );
@@ -72,20 +79,34 @@ fn measure(services: u32, backends: u32) -> Result<(), Failure> {
     Ok(())
 }
 
+fn medians(times: &[[Duration; 2]]) -> [Duration; 2] {
+    [0, 1].map(|which| {
+        let mut times: Vec<Duration> = times.iter().map(|both| both[which]).collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    })
+}
+
 /// Tables for so many services of so many backends each.
 pub(crate) fn tables(services: u32, backends: u32) -> Result<Tables, Failure> {
     let (ports, next_hops) = network(services * backends);
     let circumstances = Circumstances { now: Tick(0), ..Circumstances::new(&ports, &next_hops) };
-    let desired = DesiredState::empty(HASH_KEY).followed_by(desired(services, backends)?);
+    let desired =
+        DesiredState::empty(HASH_KEY).followed_by(desired(Forward::L2dsr, services, backends)?);
     Ok(compile(&desired.map_err(told)?, &circumstances, None))
 }
 
-fn desired(services: u32, backends: u32) -> Result<Vec<Arc<Service>>, Failure> {
-    (0..services).map(|number| service(number, backends, 1)).collect()
+fn desired(forward: Forward, services: u32, backends: u32) -> Result<Vec<Arc<Service>>, Failure> {
+    (0..services).map(|number| service(forward, (number, backends), 1, 0)).collect()
 }
 
-/// All backends have weight 1, but the first.
-fn service(number: u32, backends: u32, weight: u32) -> Result<Arc<Service>, Failure> {
+/// All backends have weight 1, but the first; of the last ones, so many are gone.
+fn service(
+    forward: Forward,
+    (number, backends): (u32, u32),
+    weight: u32,
+    gone: u32,
+) -> Result<Arc<Service>, Failure> {
     let backend = |n: u32| {
         let address = backend(number * backends + n);
         let weight = if n == 0 { weight } else { 1 };
@@ -94,8 +115,8 @@ fn service(number: u32, backends: u32, weight: u32) -> Result<Arc<Service>, Fail
     let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes(FIRST_VIP) + number));
     let vip = Vip { address: address.into(), ports: PortRange::one(80), protocol: Protocol::Tcp };
     let spec = ServiceSpec {
-        backends: (0..backends).map(backend).collect(),
-        ..ServiceSpec::new(&format!("service{number}"), vip, Forward::L2dsr)
+        backends: (0..backends - gone).map(backend).collect(),
+        ..ServiceSpec::new(&format!("service{number}"), vip, forward)
     };
     Ok(Arc::new(Service::new(spec).map_err(told)?))
 }

@@ -99,7 +99,7 @@ fn dst_port(tuple: &Tuple) -> [u8; 2] {
 }
 
 /// What no service is addressed by may be the answer of a backend that services translate to. Writes
-/// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place among the returns, or that
+/// `meta.service`, `meta.rule`; and for `forward`, as `meta.slot`, the place of its `Return`, or that
 /// of the `connection` of its pool, which is `pool`, if the packet is addressed to one.
 #[inline(always)]
 fn answer(
@@ -120,7 +120,7 @@ fn answer(
         Some(place) => connection.and_then(|connection| {
             Some((by_pool(&meta.tuple, place, tables, connection)?, connection.place))
         }),
-        None => by_station(&meta.tuple, tables),
+        None => tables.answers.find(&meta.tuple),
     };
     (meta.service, meta.slot) = found.ok_or(Exit::Punt)?;
     // An IPv4 packet that was an IPv6 one is named by it.
@@ -132,20 +132,6 @@ fn answer(
         _ => Rule::Return,
     };
     Ok(())
-}
-
-/// The service that a `nat` backend answers for, and its place among the returns.
-#[inline(always)]
-fn by_station(tuple: &Tuple, tables: &Tables) -> Option<(u32, u32)> {
-    let place = tables.stations.lookup_source(tuple)?;
-    let found = tables.returns.get(place as usize)?;
-    match found.client_prefix {
-        Some(prefix) if !tuple.dst.starts_with(&prefix) => {
-            let others = found.others?;
-            Some((tables.returns.get(others as usize)?.service, others))
-        }
-        _ => Some((found.service, place)),
-    }
 }
 
 /// An error about a tunnel's packet is the service's whose packet is inside. `meta` is then about

@@ -74,7 +74,7 @@ fn back<F: Frame>(
         let came = (place, came_by, port);
         match &service.pooled {
             None => {
-                let found = tables.returns.get(meta.slot as usize).ok_or(DropReason::NoBackend)?;
+                let found = tables.answers.get(meta.slot).ok_or(DropReason::NoBackend)?;
                 if found.client_prefix.is_some() {
                     let of = (tables, service, &found.vip);
                     return back_of_46(frame, meta, of, came, (&mut *state, counters));

@@ -112,9 +112,9 @@ fn by_address(tuple: &Tuple, tables: &Tables) -> ByAddress {
         return if any { ByAddress::NeedsPorts } else { ByAddress::None };
     }
     match tables.vips.by_address(tuple) {
-        ByAddress::None => match tables.stations.by_address(&tuple.reversed()) {
+        ByAddress::None => match tables.answers.by_address(tuple) {
             ByAddress::None => tables.pool_index.by_address(tuple).of_a_station(),
-            found => found.of_a_station(),
+            found => found,
         },
         found => found,
     }

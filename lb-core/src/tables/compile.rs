@@ -8,18 +8,18 @@ use ipnet::IpNet;
 use rayon::prelude::*;
 
 mod before;
-mod returns;
 mod ways;
 
 pub(super) use before::{Basis, Outlook};
 pub use ways::ways;
 
 use before::Before;
-use returns::returns;
 use ways::untunnelled;
 
 use super::next_hop::{NextHops, Port, Unresolved};
-use super::{BackendEntry, HopEntry, Pooled, ServiceId, ServiceTable, SlotTable, Tables, VipIndex};
+use super::{
+    Answers, BackendEntry, HopEntry, Pooled, ServiceId, ServiceTable, SlotTable, Tables, VipIndex,
+};
 use crate::admission::{Admission, Gate};
 use crate::continuity::tracker::Shape;
 use crate::continuity::{
@@ -114,18 +114,14 @@ pub fn compile(
         services[*place] = Some(table);
     }
     let services: Vec<Arc<ServiceTable>> = services.into_iter().flatten().collect();
-    let (stations, returns) = before.returns(&services).unwrap_or_else(|| {
-        let (stations, returns) = returns(&services);
-        (VipIndex::new(stations.into_iter()), returns.into())
-    });
+    let answers = before.answers(&services).unwrap_or_else(|| Answers::new(&services));
     let vips = || desired.services().iter().map(|service| service.spec().vip);
     Tables {
         tracker,
         admission: admission(desired, &before),
         in_transition: outlooks.iter().any(|outlook| outlook.is_in_transition),
         fib: previous.map(|tables| Arc::clone(&tables.fib)).unwrap_or_default(),
-        stations,
-        returns,
+        answers,
         pool_index: VipIndex::new(pools.iter().map(|pool| whole(pool.net()))),
         pools,
         own: own_addresses(circumstances.ports),

@@ -21,16 +21,18 @@ use crate::model::{
 };
 use crate::pool::Pool;
 use crate::rate::Tick;
-use crate::tuple::{Tuple, mapped};
+use crate::tuple::{Tuple, address_bytes, mapped};
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ethernet::MacAddr;
 use crate::wire::{ipv4, ipv6};
 
+mod answers;
 pub mod compile;
 pub mod fib;
 pub mod next_hop;
 mod vip_index;
 
+pub use answers::{Answers, Return};
 use compile::{Basis, Outlook};
 use next_hop::{HOPS_MAX, NextHop, Port, PortId};
 pub use vip_index::{ByAddress, VipIndex};
@@ -57,10 +59,8 @@ pub struct Tables {
     pub own: Vec<[u8; 16]>,
     /// The ways to clients.
     pub fib: Arc<fib::Fib>,
-    /// Source of a packet from a backend → place in `returns`.
-    pub stations: VipIndex,
-    /// What becomes of answers that come through the balancer.
-    pub returns: Arc<[Return]>,
+    /// Source of a packet from a backend → what becomes of it.
+    pub answers: Answers,
     /// What clients of `fullnat` stand behind. They outlive versions, and have a memory: see
     /// [`Pool`].
     pub pools: Arc<[Arc<Pool>]>,
@@ -131,7 +131,7 @@ impl Tables {
 
     /// These, with other services, whose tables were not made of anything that is known.
     pub(crate) fn with_services(&self, services: Vec<Arc<ServiceTable>>) -> Self {
-        Self { services, basis: None, ..self.clone() }
+        Self { answers: Answers::new(&services), services, basis: None, ..self.clone() }
     }
 
     /// When the tables change by themselves, if nothing else changes before.
@@ -501,6 +501,10 @@ pub struct Station {
 }
 
 impl Station {
+    pub(super) fn new(address: IpAddr, port: Option<u16>) -> Self {
+        Self { address: address_bytes(address), port: port.map(u16::to_be_bytes) }
+    }
+
     /// Its address, where that is IPv4's.
     #[inline]
     #[must_use]
@@ -508,19 +512,6 @@ impl Station {
         let [.., a, b, c, d] = self.address;
         [a, b, c, d]
     }
-}
-
-/// Whose answers a station's packets are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Return {
-    /// Place of the service in the tables.
-    pub service: u32,
-    /// What clients know instead of the station.
-    pub vip: Station,
-    /// What its clients' addresses begin with, if they are IPv4's.
-    pub client_prefix: Option<[u8; 12]>,
-    /// The place of what the station's other packets are.
-    pub others: Option<u32>,
 }
 
 impl Path {

@@ -13,7 +13,7 @@ use crate::model::{DesiredState, Health, Service, ServiceSpec};
 use crate::pool::Pool;
 use crate::rate::Tick;
 use crate::tables::next_hop::NextHops;
-use crate::tables::{BackendEntry, Return, ServiceTable, Tables, VipIndex};
+use crate::tables::{Answers, BackendEntry, ServiceTable, Tables, VipIndex};
 
 /// What tables were made from.
 #[derive(Clone, Debug)]
@@ -159,17 +159,14 @@ impl<'a> Before<'a> {
         tables.map(|tables| tables.vips.clone())
     }
 
-    /// What is known of answers, if it is still right with these tables.
-    pub(super) fn returns(
-        &self,
-        services: &[Arc<ServiceTable>],
-    ) -> Option<(VipIndex, Arc<[Return]>)> {
+    /// What is known of answers, as it is with these tables.
+    pub(super) fn answers(&self, services: &[Arc<ServiceTable>]) -> Option<Answers> {
         let tables = self.tables.filter(|tables| tables.services.len() == services.len())?;
-        let both = tables.services.iter().zip(services);
-        let mut replaced = both.filter(|(old, new)| !Arc::ptr_eq(old, new));
-        let is_answered = |table: &ServiceTable| table.source.spec().forward.has_stations();
-        let is_right = replaced.all(|(old, new)| !is_answered(old) && !is_answered(new));
-        is_right.then(|| (tables.stations.clone(), Arc::clone(&tables.returns)))
+        let both = (0..).zip(tables.services.iter().zip(services));
+        let replaced = both.filter(|(_, (old, new))| !Arc::ptr_eq(old, new));
+        let replaced: Vec<_> =
+            replaced.map(|(place, (old, new))| (place, &**old, &**new)).collect();
+        Some(tables.answers.followed_by(services, &replaced))
     }
 }
 

@@ -9,6 +9,8 @@ use crate::model::tests::{backend, spec};
 use crate::model::{AboveRate, HashKey, ServiceSpec, StaticHop, SynBound, Tunnel, TunnelKind};
 use crate::tables::next_hop::{NextHop, PortId, Resolved};
 use crate::tables::{Ends, Path};
+use crate::tuple::Tuple;
+use crate::wire::TCP;
 use crate::wire::ethernet::MacAddr;
 
 /// Two ports; the second one's link has backends, too.
@@ -80,6 +82,17 @@ fn shares(tables: &Tables) -> Vec<usize> {
         shares[usize::from(owner)] += 1;
     }
     shares
+}
+
+/// Whatever is remembered of services.
+#[test]
+fn answers_are_known_after_a_restart() {
+    let nat = [ServiceSpec { forward: Forward::Nat, ..small("a", "10.9.0.1", &["10.0.0.11"]) }];
+    let before = compile_all(&nat, None);
+    let source = Tuple::new("10.0.0.11".parse().unwrap(), [10, 9, 9, 9].into(), 80, 1, TCP);
+    assert!(before.answers.find(&source).is_some());
+    let begun = compile_all(&[], None).with_services(before.services.clone());
+    assert!(compile_all(&nat, Some(&begun)).answers.find(&source).is_some());
 }
 
 #[test]

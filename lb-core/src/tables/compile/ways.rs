@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::returns::station;
 use crate::model::{Backend, Forward, StaticHop, Tunnel};
 use crate::tables::next_hop::{Hops, NextHop, NextHops, Port, PortId, Resolved, Unresolved};
-use crate::tables::{Embedding, Ends, Path};
+use crate::tables::{Embedding, Ends, Path, Station};
 
 /// How packets travel to a backend, if not in a tunnel.
 pub(super) fn untunnelled(backend: &Backend, forward: Forward) -> Path {
     if !forward.translates() {
         return Path::Plain;
     }
-    let station = station(backend.address, backend.port);
+    let station = Station::new(backend.address, backend.port);
     let embedding = forward.client_prefix().map(|it| Embedding::new(it, station.address));
     Path::Nat(station, embedding)
 }

@@ -5,8 +5,8 @@ use proptest::sample::{Index, subsequence};
 
 use super::*;
 use crate::model::{ClientAddress, FullNat};
-use crate::tuple::{Tuple, mapped};
-use crate::wire::TCP;
+use crate::tables::Return;
+use crate::tuple::mapped;
 
 const BACKENDS: [&str; 6] =
     ["10.0.0.11", "10.0.0.12", "10.0.0.13", "10.1.0.11", "10.0.0.98", "10.0.0.99"];
@@ -165,6 +165,19 @@ impl World {
     }
 }
 
+/// What becomes of answers of backends that are one service's.
+fn answered(answers: &Answers) -> Vec<Option<Return>> {
+    let own = OWN_BACKENDS.iter().flatten().map(|backend| {
+        let client = [10, 9, 9, 9].into();
+        let tuple = Tuple::new(backend.parse().unwrap(), client, 80, 0, TCP);
+        let (service, place) = answers.find(&tuple)?;
+        let found = *answers.get(place).unwrap();
+        assert_eq!(found.service, service);
+        Some(found)
+    });
+    own.collect()
+}
+
 /// All that workers and control go by.
 fn seen(tables: &Tables) -> impl PartialEq + std::fmt::Debug + use<> {
     let services = tables.services.iter().map(|it| {
@@ -182,15 +195,9 @@ fn seen(tables: &Tables) -> impl PartialEq + std::fmt::Debug + use<> {
         let tuple = Tuple { dst, ports, protocol: TCP, ..Tuple::default() };
         tables.vips.lookup(&tuple)
     });
-    let own = OWN_BACKENDS.iter().flatten().map(|backend| {
-        let IpAddr::V4(address) = backend.parse().unwrap() else { unreachable!() };
-        let (src, ports) = (mapped(address.octets()), [0, 80, 0, 0]);
-        let tuple = Tuple { src, ports, protocol: TCP, ..Tuple::default() };
-        tables.stations.lookup_source(&tuple).map(|place| tables.returns[place as usize])
-    });
     let pools: Vec<IpNet> = tables.pools.iter().map(|pool| pool.net()).collect();
     (
-        (services.collect::<Vec<_>>(), found.collect::<Vec<_>>(), own.collect::<Vec<_>>(), pools),
+        (services.collect::<Vec<_>>(), found.collect::<Vec<_>>(), answered(&tables.answers), pools),
         (tables.in_transition, tables.next_change(), tables.version),
         tables.admission.is_some(),
     )
@@ -219,7 +226,9 @@ proptest! {
             let unknown = tables.with_services(tables.services.clone());
             let anew = world.tables(&desired, Some(&unknown));
             prop_assert_eq!(seen(&next), seen(&anew), "{:?}", event);
-            prop_assert_eq!(&*next.returns, &*returns(&next.services).1, "{:?}", event);
+            let all = Answers::new(&next.services);
+            prop_assert_eq!(next.answers.claimed(), all.claimed(), "{:?}", event);
+            prop_assert_eq!(answered(&next.answers), answered(&all), "{:?}", event);
             prop_assert_eq!(next.decides_like(&tables), anew.decides_like(&tables), "{:?}", event);
             tables = next;
         }
