@@ -51,15 +51,10 @@ impl Asked {
             desired.services().iter().for_each(|service| self.add(service));
             before.services().iter().for_each(|service| self.remove(service));
         }
-        let may_serve = leaving(desired, tables);
-        for address in mem::take(&mut self.leaving) {
-            if may_serve.contains(&address) {
-                self.leaving.insert(address);
-            } else {
-                self.all.remove(&address);
-            }
+        for address in self.leaving.drain() {
+            self.all.remove(&address);
         }
-        for address in may_serve {
+        for address in may_serve(desired, tables) {
             if !self.all.contains(&address) {
                 self.leaving.insert(address);
                 self.all.insert(address);
@@ -94,18 +89,20 @@ impl Asked {
     }
 }
 
-/// Where flows may go that tables in force send there, though what is wanted now does not have it.
-fn leaving(desired: &DesiredState, tables: &Tables) -> HashSet<IpAddr> {
-    let serving = |table: &ServiceTable| {
-        let members: Vec<_> = table.roster.serving().map(|member| &member.backend).collect();
-        addresses(members).collect::<Vec<_>>()
-    };
+/// Where tables in force may send flows, and all of that which `desired` does not have. Service by service: what is
+/// next to each other is looked for next to each other.
+fn may_serve<'a>(
+    desired: &'a DesiredState,
+    tables: &'a Tables,
+) -> Box<dyn Iterator<Item = IpAddr> + 'a> {
+    let serving =
+        |table: &'a ServiceTable| addresses(table.roster.serving().map(|member| &member.backend));
     match tables.made_of().and_then(|made_of| desired.changed_since(made_of)) {
         Some(changed) => {
             let replaced = changed.flat_map(|(old, _)| addresses(&old.spec().backends));
-            tables.leaving().flat_map(serving).chain(replaced).collect()
+            Box::new(tables.leaving().flat_map(serving).chain(replaced))
         }
-        None => tables.services.iter().flat_map(|table| serving(table)).collect(),
+        None => Box::new(tables.services.iter().flat_map(move |table| serving(table))),
     }
 }
 
