@@ -10,8 +10,12 @@ const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Tunables").
 const HUGE: &str = "glibc.malloc.hugetlb";
 /// They are asked for 2 MiB at a time: so all threads share the one heap that grows by as much, and a
-/// service's table, of 8 KiB to 1 MiB, is a part of it, not mapped by itself.
-const ONE_HEAP: &str = "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432";
+/// service's table, of 8 KiB to 1 MiB, is a part of it, not mapped by itself. It grows by 16 MiB, so that threads
+/// seldom wait for each other while the kernel makes room.
+const ONE_HEAP: &str = concat!(
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432",
+    ":glibc.malloc.top_pad=16777216",
+);
 
 /// Lets the kernel put the heap into huge pages, where it has some: what is looked up at random in large
 /// tables then waits for half as much memory. glibc is told when a process starts, so the program begins

@@ -12,6 +12,7 @@ use lb_core::pool;
 use lb_core::publish::Publisher;
 use lb_core::tables::Tables;
 use lb_core::tables::next_hop::{self, NextHops};
+use rayon::ThreadPool;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
@@ -95,6 +96,8 @@ pub(crate) struct Control {
     kernel: Kernel,
     publisher: Publisher<Tables>,
     tables: Arc<Tables>,
+    /// On all CPUs, those of workers too: until services are in force, workers have nothing to do.
+    makers: Option<ThreadPool>,
     memory: Memory,
     sweeper: Sweeper,
     next_sweep: Instant,

@@ -56,19 +56,28 @@ impl Control {
     }
 
     pub(super) fn compile(&mut self) -> Tables {
-        let Self { desired, ports, next_hops, tables, kernel, health, sweeper, memory, .. } = self;
+        let Self {
+            desired, ports, next_hops, tables, makers, kernel, health, sweeper, memory, ..
+        } = self;
         let idle = sweeper.idle();
         let pools = memory.pools(&desired.pools());
         let health = Some(&*health);
         let circumstances =
             Circumstances { ports, next_hops, health, pools, idle, now: memory::now() };
-        let mut tables = compile(desired, &circumstances, Some(tables));
+        let make = || compile(desired, &circumstances, Some(tables));
+        let mut tables = match makers {
+            Some(makers) => makers.install(make),
+            None => make(),
+        };
         tables.fib = kernel.fib(ports);
         tables
     }
 
     /// Publishes, and waits until every worker has said that it goes by the new version.
     pub(super) async fn publish(&mut self, tables: Tables, since: Instant) {
+        if !tables.services.is_empty() {
+            self.makers = None;
+        }
         let before = mem::replace(&mut self.tables, Arc::new(tables));
         self.sweeper.begin();
         self.memory.save(&self.tables);

@@ -89,7 +89,7 @@ impl Control {
                 .map_err(|error| StartError::Guard { name: port.name.clone(), error })?;
             guards.extend(guard);
         }
-        // These may use the CPUs of workers, too, which have nothing to do before there are tables.
+        // Before this thread leaves the CPUs of workers to them.
         let makers = ThreadPoolBuilder::new().build().map_err(io::Error::other)?;
         let Dataplane { eal, pool, ports, devices, cpus, queues, kernel: kernel_queues } =
             Dataplane::start(&config)?;
@@ -134,6 +134,7 @@ impl Control {
             kernel,
             publisher,
             tables,
+            makers: Some(makers),
             memory,
             sweeper: Sweeper::default(),
             next_sweep: Instant::now(),
@@ -170,9 +171,7 @@ impl Control {
         control.checkers.first_answers(FIRST_ANSWERS_MAX).await;
         control.health = control.known_health();
         let since = Instant::now();
-        let tables = makers.install(|| control.compile());
-        control.publish(tables, since).await;
-        drop(makers);
+        control.put_in_force(since).await;
         control.peers.first_flows(patience.flows).await;
         // All threads are there, and all that takes more has been made.
         dpdk::keep_capabilities::<KEPT>()?;
