@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use lb_core::burst::{Exit, Fate, Meta, Rule};
 use lb_core::continuity::Member;
+use lb_core::drop_reason::DropReason;
 use lb_core::flow_hash::reduce;
 use lb_core::tables::Tables;
 use lb_core::tuple::address_bytes;
@@ -42,11 +43,8 @@ impl Verdict {
     pub(crate) fn new(tables: &Tables, meta: &Meta, fate: Fate) -> Option<Self> {
         let is_read = meta.rule != Rule::None;
         let addressed = is_read.then(|| tables.vips.lookup(&meta.tuple)).flatten();
-        let is_answered = matches!(meta.rule, Rule::Answer(_) | Rule::TunnelError);
-        // What addresses no service and is one's all the same comes from a backend; but an error about
-        // a tunnel is the client's flow's.
-        let is_return = meta.rule != Rule::TunnelError && meta.rule.is_return()
-            || is_answered && addressed.is_none();
+        // An error about a tunnel is the client's flow's.
+        let is_return = meta.rule != Rule::TunnelError && meta.rule.is_return();
         let place = if is_return { Some(meta.service) } else { addressed };
         let service = place.and_then(|place| tables.service(place));
         let spec = service.map(|service| service.source.spec());
@@ -60,7 +58,11 @@ impl Verdict {
             rule: None,
         };
         match fate {
-            Fate::Send(out) | Fate::Exit(Exit::Answer(out)) => {
+            Fate::Send(out) | Fate::Exit(Exit::Answer(out, _)) => {
+                let told = match fate {
+                    Fate::Exit(Exit::Answer(_, reason)) => Some(reason),
+                    _ => None,
+                };
                 let roster = service.map(|service| &service.roster);
                 let member = if is_return {
                     let is_src = |it: &&Member| address_bytes(it.backend.address) == meta.tuple.src;
@@ -69,14 +71,14 @@ impl Verdict {
                     roster.and_then(|roster| roster.get(meta.backend))
                 };
                 // What was challenged has none yet.
-                let is_forwarded = matches!(fate, Fate::Send(_));
-                let member = member.filter(|_| is_forwarded);
+                let member = member.filter(|_| told != Some(DropReason::SynLimit));
                 verdict.backend = member.map(|member| member.backend.address);
                 // Of a pool's connection, `meta` has its place there.
                 let slot = service.map(|service| reduce(meta.hash, service.slots.len()));
                 verdict.slot = slot.filter(|_| !is_return);
                 verdict.port = tables.ports.get(out.index()).map(|port| port.name.clone());
-                verdict.word = if is_answered { ANSWER } else { SEND };
+                let is_answer = told.is_some() || meta.rule == Rule::TunnelError;
+                verdict.word = if is_answer { ANSWER } else { SEND };
                 verdict.rule = match meta.rule {
                     Rule::None => None,
                     _ if is_return => Some("return"),
@@ -85,9 +87,7 @@ impl Verdict {
                     Rule::TunnelError => Some("tunnel_error"),
                     _ => Some("flow"),
                 };
-                if let Rule::Answer(reason) = meta.rule {
-                    verdict.reason = Some(reason.to_string());
-                }
+                verdict.reason = told.map(|reason| reason.to_string());
             }
             Fate::Exit(Exit::Punt) => (verdict.word, verdict.service) = (PUNT, None),
             Fate::Exit(Exit::Drop(reason)) => verdict.reason = Some(reason.to_string()),

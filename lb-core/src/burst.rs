@@ -43,12 +43,12 @@ pub enum Rule {
     /// None: it is no packet that a service could have.
     #[default]
     None,
-    /// Its addresses, ports and protocol say so.
-    Flow,
-    /// The first fragment of its datagram did.
+    /// The first fragment of its datagram said so.
     Fragment,
     /// It is an ICMP error about a packet of a flow.
     IcmpError,
+    /// Its addresses, ports and protocol say so.
+    Flow,
     /// It is the answer of a backend, to be translated back.
     Return,
     /// It is a fragment of such an answer, but not the first.
@@ -57,8 +57,6 @@ pub enum Rule {
     ReturnError,
     /// It is an ICMP error about a tunnel's packet, which the client of the packet inside is told of.
     TunnelError,
-    /// It was one of those, and is now an answer that tells its sender why it went no further.
-    Answer(DropReason),
 }
 
 impl Rule {
@@ -89,8 +87,8 @@ pub enum Exit {
     Hold,
     /// It is another worker's.
     HandOver(WorkerId),
-    /// It has become an answer to its sender, and leaves by this port as it is.
-    Answer(PortId),
+    /// It has become an answer that tells its sender why it went no further, and leaves by this port.
+    Answer(PortId, DropReason),
 }
 
 impl Exit {
@@ -133,16 +131,28 @@ pub struct Burst<F> {
     has_fragments: bool,
     frames: Frames<F>,
     meta: [Meta; BURST_MAX],
-    /// The connections of frames whose service has a pool, as they were read.
+    /// The connections of frames whose service has a pool, as they were read: of answers; and of requests whose
+    /// backend is told who the client is.
     connections: [Found; BURST_MAX],
     /// How the frames that are not live any more left the pipeline.
     exits: [Exit; BURST_MAX],
-    /// Bit `i`: frame `i` is on its way through the pipeline.
-    live: u64,
-    /// Bit `i`: frame `i` comes from a backend, or from the way to it.
-    returns: u64,
-    /// Bit `i`: the flow of frame `i` may be tracked.
-    tracked: u64,
+    /// What is on its way through the pipeline.
+    live: Mask,
+    kinds: Kinds,
+}
+
+/// Frames of a burst: bit `i` stands for frame `i`.
+pub type Mask = u64;
+
+/// Which frames are what; by `classify`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kinds {
+    /// They come from a backend, or from the way to it: see [`Rule::is_return`].
+    pub returns: Mask,
+    /// Their flows may be tracked, or become so.
+    pub tracked: Mask,
+    /// Their service has a pool.
+    pub connected: Mask,
 }
 
 impl<F> Default for Burst<F> {
@@ -156,8 +166,7 @@ impl<F> Default for Burst<F> {
             connections: [Found::default(); BURST_MAX],
             exits: [Exit::default(); BURST_MAX],
             live: 0,
-            returns: 0,
-            tracked: 0,
+            kinds: Kinds::default(),
         }
     }
 }
@@ -168,7 +177,7 @@ impl<F: Frame> Burst<F> {
     pub fn refill(&mut self, port: PortId, fill: impl FnOnce(&mut Frames<F>)) {
         debug_assert!(self.frames.is_empty(), "the last burst was not taken away");
         self.port = port;
-        (self.returns, self.tracked) = (0, 0);
+        self.kinds = Kinds::default();
         fill(&mut self.frames);
         let n = self.frames.len();
         self.live = if n == 0 { 0 } else { u64::MAX >> (BURST_MAX - n) };
@@ -179,30 +188,45 @@ impl<F: Frame> Burst<F> {
         self.has_kernel = has_kernel;
     }
 
-    /// Says which frames (bits) are [returns](Rule::is_return).
+    /// Says which frames are what.
     #[inline]
-    pub fn set_returns(&mut self, returns: u64) {
-        self.returns = returns;
+    pub fn set_kinds(&mut self, kinds: Kinds) {
+        self.kinds = kinds;
     }
 
-    /// Is one of the frames a return?
+    /// All that are live.
     #[inline]
     #[must_use]
-    pub fn has_returns(&self) -> bool {
-        self.live & self.returns != 0
+    pub fn live(&self) -> Mask {
+        self.live
     }
 
-    /// Says whose flows (bits) may be tracked, or become so.
-    #[inline]
-    pub fn set_tracked(&mut self, tracked: u64) {
-        self.tracked = tracked;
-    }
-
-    /// May the flow of one of the frames be tracked?
+    /// What clients send.
     #[inline]
     #[must_use]
-    pub fn has_tracked(&self) -> bool {
-        self.live & self.tracked != 0
+    pub fn requests(&self) -> Mask {
+        self.live & !self.kinds.returns
+    }
+
+    /// What comes from backends, and from the way to them.
+    #[inline]
+    #[must_use]
+    pub fn returns(&self) -> Mask {
+        self.live & self.kinds.returns
+    }
+
+    /// Requests whose flows may be tracked.
+    #[inline]
+    #[must_use]
+    pub fn tracked(&self) -> Mask {
+        self.requests() & self.kinds.tracked
+    }
+
+    /// Those, in both directions, whose service has a pool.
+    #[inline]
+    #[must_use]
+    pub fn connected(&self) -> Mask {
+        self.live & self.kinds.connected
     }
 
     /// Says whether there may be fragments among the frames.
@@ -235,70 +259,28 @@ impl<F: Frame> Burst<F> {
     /// pipeline, and there is no other way out. Costs nothing for frames that are already out.
     #[inline(always)]
     pub fn for_each_live(&mut self, mut step: impl FnMut(&mut F, &mut Meta) -> Result<(), Exit>) {
-        self.for_each_numbered(|_, frame, meta| step(frame, meta));
+        self.for_each(self.live, |_, frame, meta| step(frame, meta));
     }
 
-    /// As [`Burst::for_each_live`], with the frame's place in the burst.
+    /// As [`Burst::for_each_live`], of some frames, which have to be live, with each one's place in the burst.
     #[inline(always)]
-    pub fn for_each_numbered(
+    pub fn for_each(
         &mut self,
+        these: Mask,
         mut step: impl FnMut(usize, &mut F, &mut Meta) -> Result<(), Exit>,
     ) {
-        self.for_each_connected(|i, frame, meta, _| step(i, frame, meta));
+        self.for_each_connected(these, |i, frame, meta, _| step(i, frame, meta));
     }
 
-    /// As [`Burst::for_each_numbered`], with the frame's connection, if its service has a pool.
+    /// As [`Burst::for_each`], with the connection of each, if its service has a pool.
     #[inline(always)]
     pub fn for_each_connected(
         &mut self,
-        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
-    ) {
-        self.for_each_of(self.live, step);
-    }
-
-    /// As [`Burst::for_each_connected`], of what clients send.
-    #[inline(always)]
-    pub fn for_each_request(
-        &mut self,
-        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
-    ) {
-        self.for_each_of(self.live & !self.returns, step);
-    }
-
-    /// As [`Burst::for_each_connected`], of what comes from backends, and from the way to them.
-    #[inline(always)]
-    pub fn for_each_return(
-        &mut self,
-        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
-    ) {
-        self.for_each_of(self.live & self.returns, step);
-    }
-
-    /// As [`Burst::for_each_request`], of those whose flows are surely not tracked.
-    #[inline(always)]
-    pub fn for_each_untracked(
-        &mut self,
-        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
-    ) {
-        self.for_each_of(self.live & !self.returns & !self.tracked, step);
-    }
-
-    /// As [`Burst::for_each_request`], of the others.
-    #[inline(always)]
-    pub fn for_each_tracked(
-        &mut self,
-        step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
-    ) {
-        self.for_each_of(self.live & !self.returns & self.tracked, step);
-    }
-
-    /// Those of the bits `todo`, which are live.
-    #[inline(always)]
-    fn for_each_of(
-        &mut self,
-        mut todo: u64,
+        these: Mask,
         mut step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
     ) {
+        debug_assert_eq!(these & !self.live, 0, "frames that are out stay out");
+        let mut todo = these;
         let Self { frames, meta, connections, exits, live, has_kernel, .. } = self;
         let frames = frames.as_mut_slice();
         while todo != 0 {

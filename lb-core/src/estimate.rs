@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::burst::{Burst, Rule};
+use crate::burst::Burst;
 use crate::frame::Frame;
 use crate::stopwatch::EVERY;
 use crate::tables::Tables;
@@ -40,9 +40,8 @@ impl Estimate {
 #[cold]
 #[inline(never)]
 pub fn note<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
-    burst.for_each_request(|_, _, meta, _| {
-        if !matches!(meta.rule, Rule::Answer(_))
-            && let Some(service) = tables.service(meta.service)
+    burst.for_each(burst.requests(), |_, _, meta| {
+        if let Some(service) = tables.service(meta.service)
             && let Some(estimate) = service.estimates.get(usize::from(meta.backend))
         {
             estimate.add(meta.packet_len);

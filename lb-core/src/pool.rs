@@ -81,17 +81,29 @@ type Content = [u64; LINE_WORDS];
 const FLOW: Content = Connection {
     client: [0xff; 16],
     vip: [0xff; 16],
-    backend: [0; 16],
     client_port: [0xff; 2],
     vip_port: [0xff; 2],
+    protocol: 0xff,
+    ..NOTHING
+}
+.words();
+
+/// Those that say which backend's end it has.
+const END: Content = Connection { backend: [0xff; 16], backend_port: [0xff; 2], ..NOTHING }.words();
+
+const NOTHING: Connection = Connection {
+    client: [0; 16],
+    vip: [0; 16],
+    backend: [0; 16],
+    client_port: [0; 2],
+    vip_port: [0; 2],
     backend_port: [0; 2],
     idle_max: 0,
-    protocol: 0xff,
+    protocol: 0,
     unused: 0,
     place: 0,
     isn: 0,
-}
-.words();
+};
 
 #[derive(Debug, Default)]
 #[cfg_attr(not(loom), derive(FromZeros))]
@@ -136,8 +148,8 @@ pub struct Found {
     pub place: u32,
     /// How it was when it was read.
     pub state: State,
-    /// Its content then.
-    pub connection: Connection,
+    /// As it lay in the table then: most packets need a few words of it.
+    content: Content,
 }
 
 /// What [`Pool::glance`] has seen: where the connection seems to be.
@@ -177,13 +189,6 @@ impl Connection {
         }
     }
 
-    /// Is it to this address and port of a backend?
-    #[inline(always)]
-    #[must_use]
-    pub fn is_to(&self, backend: &[u8; 16], port: [u8; 2]) -> bool {
-        is_same(&self.backend, backend) && self.backend_port == port
-    }
-
     /// Are client and service IPv6? The backend may be of the other family.
     #[must_use]
     pub fn is_ipv6(&self) -> bool {
@@ -215,9 +220,32 @@ impl Connection {
 }
 
 impl Found {
+    /// It, when it has come as far as that.
+    #[must_use]
+    pub fn with_state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Is the connection to this address and port of a backend?
     #[inline(always)]
-    fn new(place: u32, state: State, content: Content) -> Self {
-        Self { place, state, connection: Connection::from_words(content) }
+    #[must_use]
+    pub fn is_to(&self, backend: [u8; 16], backend_port: [u8; 2]) -> bool {
+        let end = Connection { backend, backend_port, ..Connection::default() };
+        is_as(&self.content, &end.words(), &END)
+    }
+
+    /// Place of the backend in the service's list, when it was last looked for.
+    #[inline(always)]
+    #[must_use]
+    pub fn backend_place(&self) -> u16 {
+        Connection::from_words(self.content).place
+    }
+
+    /// Who talks to whom.
+    #[inline(always)]
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        zerocopy::transmute_ref!(&self.content)
     }
 }
 
@@ -364,25 +392,6 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::find`], after a glance, into `found`. `false`: there is none.
-    #[inline(always)]
-    #[must_use]
-    pub fn find_after(
-        &self,
-        Glance(entry): Glance,
-        (flow, hash): (&Tuple, u64),
-        found: &mut Found,
-    ) -> bool {
-        if let Some(entry) = entry
-            && let Some((state, content)) = entry.read()
-            && is_of(&content, flow)
-        {
-            *found = Found::new(entry.place, state, content);
-            return true;
-        }
-        self.find(flow, hash).map(|it| *found = it).is_some()
-    }
-
     /// The connection of a flow from a client to a service, whose hash with ports is `hash`.
     #[inline(never)]
     #[must_use]
@@ -396,7 +405,7 @@ impl Pool {
                     && let Some((state, content)) = entry.read()
                     && is_of(&content, flow)
                 {
-                    return Some(Found::new(entry.place, state, content));
+                    return Some(Found { place: entry.place, state, content });
                 }
             }
         }
@@ -410,7 +419,7 @@ impl Pool {
         if let Some(place) = self.place_of(address, port)
             && let Some((state, content)) = self.entry(place).and_then(Entry::read)
         {
-            *found = Found::new(place, state, content);
+            *found = Found { place, state, content };
             return true;
         }
         false
@@ -429,7 +438,7 @@ impl Pool {
     #[must_use]
     pub fn get(&self, place: u32) -> Option<Found> {
         let (state, content) = self.entry(place)?.read()?;
-        Some(Found::new(place, state, content))
+        Some(Found { place, state, content })
     }
 
     /// The state that a connection has by now; `None`, if it has been written anew since.
@@ -546,6 +555,18 @@ impl Pool {
     }
 }
 
+impl Glance<'_> {
+    /// The connection that is there, if it is the flow's, and how far it is is as `is_known` says.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(self, flow: &Tuple, is_known: impl Fn(State) -> bool) -> Option<Found> {
+        let entry = self.0?;
+        let (state, content) = entry.read()?;
+        let found = Found { place: entry.place, state, content };
+        (is_known(state) && is_of(&content, flow)).then_some(found)
+    }
+}
+
 impl Entry<'_> {
     /// The connection that is there.
     #[inline(always)]
@@ -562,17 +583,17 @@ impl Entry<'_> {
 /// Is it the flow's?
 #[inline(always)]
 fn is_of(content: &Content, flow: &Tuple) -> bool {
-    let key = Connection::of(flow).words();
-    let differ = content.iter().zip(key).zip(FLOW).map(|((is, key), flow)| (is ^ key) & flow);
-    differ.fold(0, |all, bits| all | bits) == 0
+    is_as(content, &Connection::of(flow).words(), &FLOW)
 }
 
-/// By halves, as they are written: what is read in wider pieces than it has just been written has to
-/// wait until that has left the core.
+/// Are two connections the same in the bits of a mask?
 #[inline(always)]
-fn is_same(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    let [[a, b], [c, d]]: [[u64; 2]; 2] = [zerocopy::transmute!(*a), zerocopy::transmute!(*b)];
-    (a ^ c) | (b ^ d) == 0
+fn is_as(one: &Content, other: &Content, mask: &Content) -> bool {
+    let differ = |at: usize| (one[at] ^ other[at]) & mask[at];
+    (differ(0) | differ(1) == 0)
+        && (differ(2) | differ(3) == 0)
+        && (differ(4) | differ(5) == 0)
+        && (differ(6) | differ(7) == 0)
 }
 
 /// To be believed only if its state is the same before and after.

@@ -33,7 +33,9 @@ impl Sign {
 
     fn of_flags(flags: u8) -> Self {
         let has = |flag| flags & flag != 0;
-        if has(tcp::RST) {
+        if !has(tcp::RST | tcp::FIN | tcp::SYN) {
+            Self::GoesOn // as most do
+        } else if has(tcp::RST) {
             Self::Ends
         } else if has(tcp::FIN) {
             Self::IsDone

@@ -133,7 +133,7 @@ impl<I: Io> Worker<I> {
         burst.take(|place, frame, meta, fate| {
             io.decided(&frame, meta, fate);
             let refused = match fate {
-                Fate::Send(out) | Fate::Exit(Exit::Answer(out)) => {
+                Fate::Send(out) | Fate::Exit(Exit::Answer(out, _)) => {
                     let refused = push(io, outgoing, counters, out, frame);
                     while let Some((out, piece)) = state.take_created(place) {
                         if let Err((piece, reason)) = push(io, outgoing, counters, out, piece) {

@@ -227,7 +227,7 @@ fn pools_go_on_and_those_that_are_not_wanted_go() {
         assert_eq!(pools.iter().map(|pool| pool.net()).collect::<Vec<_>>(), wanted);
         pools
     };
-    let find = |pool: &Pool| pool.find(&connection.flow(), 7).map(|found| found.connection);
+    let find = |pool: &Pool| pool.find(&connection.flow(), 7).map(|found| *found.connection());
     let pools = open(&[one, two]);
     assert_eq!(pools.iter().map(|pool| find(pool)).collect::<Vec<_>>(), [None, None]);
     for pool in &pools {

@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::network_endian::{U16, U32};
 
 use super::{L2Header, push_front};
-use crate::burst::{Meta, Rule};
+use crate::burst::{Exit, Meta, Rule};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -47,19 +47,18 @@ impl From<Refusal> for DropReason {
 /// without a word: its sender is not one station, or it is one of those that nobody is told about (RFC
 /// 1122 §3.2.2, RFC 4443 §2.4 e), or too many are told already.
 ///
-/// # Errors
-/// The reason that belongs to `refusal`; [`DropReason::NoHeadroom`].
+/// Drops: the reason that belongs to `refusal`; [`DropReason::NoHeadroom`].
 #[cold]
 pub fn tell<F: Frame>(
     frame: &mut F,
-    meta: &mut Meta,
+    meta: &Meta,
     refusal: Refusal,
     (port_id, port): (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
-) -> Result<(), DropReason> {
+) -> Exit {
     let may_be_told = matches!(meta.rule, Rule::Flow | Rule::Return);
     if !may_be_told || !state.answers.allow(state.now) {
-        return Err(refusal.into());
+        return DropReason::from(refusal).into();
     }
     // A VIP speaks for itself where only its packets can be meant; else the balancer, as a router.
     let as_router = meta.rule == Rule::Return || refusal == Refusal::TtlExceeded;
@@ -76,11 +75,10 @@ pub fn tell<F: Frame>(
     };
     if let Err(reason) = answer(frame, meta, (port_id, port), from, head) {
         state.answers.give_back();
-        return Err(if reason == DropReason::NotOurs { refusal.into() } else { reason });
+        return if reason == DropReason::NotOurs { refusal.into() } else { reason }.into();
     }
-    (meta.rule, meta.out) = (Rule::Answer(refusal.into()), port_id);
     counters.answered.add(1);
-    Ok(())
+    Exit::Answer(port_id, refusal.into())
 }
 
 /// So many bytes would fit.

@@ -75,7 +75,7 @@ impl<'a> Stream<'a> {
     /// Of a connection.
     #[must_use]
     pub(super) fn of(found: &'a Found, how: ClientAddress) -> Self {
-        Self { connection: &found.connection, how, has_header: found.state.has_header() }
+        Self { connection: found.connection(), how, has_header: found.state.has_header() }
     }
 
     /// Bytes that a packet of the client has to grow by, as it came.

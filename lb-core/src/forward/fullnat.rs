@@ -3,7 +3,7 @@
 //! The two sides may be of different families.
 
 use super::client_address::{self, Stream};
-use super::nat::{self, End};
+use super::nat::{self, Changes};
 use super::siit::{self, Ends};
 use crate::burst::{Meta, Rule};
 use crate::drop_reason::DropReason;
@@ -13,47 +13,47 @@ use crate::pool::Found;
 use crate::tables::next_hop::PortId;
 use crate::tables::{HopEntry, Pooled, Station};
 
-/// Sends a packet of the connection `found` to its backend.
+/// Sends a packet to the backend at `station`, from its connection's place in the pool. The connection is `found`,
+/// which is looked at only if the backend is told who the client is.
 ///
 /// # Errors
 /// As [`nat::forward`] and [`siit::forward`]. Nothing has changed then.
-#[inline(never)]
+#[inline(always)]
 pub fn to_backend<F: Frame>(
     frame: &mut F,
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (pooled, found): (&Pooled, &Found),
+    pooled: &Pooled,
+    station: &Station,
+    found: &Found,
 ) -> Result<(), DropReason> {
-    // Padding is no part of a stream that something may be put into.
-    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
-    let connection = &found.connection;
-    let src = pooled.pool.station(found.place);
-    let dst = Station { address: connection.backend, port: Some(connection.backend_port) };
-    let to_ipv6 = pooled.pool.is_ipv6();
-    if pooled.client_address == ClientAddress::Hidden {
-        translate(frame, meta, hop, came_by, (&src, &dst), to_ipv6)
-    } else {
-        telling(frame, meta, hop, came_by, (pooled, found), (&src, &dst))
+    if pooled.client_address != ClientAddress::Hidden {
+        return telling(frame, meta, hop, came_by, pooled, station, found);
     }
+    let src = pooled.pool.station(meta.slot);
+    translate(frame, meta, hop, came_by, (&src, station), pooled.pool.is_ipv6())
 }
 
-/// As [`to_backend`], from `src` to `dst`, with what tells who the client is.
+/// As [`to_backend`], with what tells who the client is.
 #[inline(never)]
 fn telling<F: Frame>(
     frame: &mut F,
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (pooled, found): (&Pooled, &Found),
-    ends: (&Station, &Station),
+    pooled: &Pooled,
+    station: &Station,
+    found: &Found,
 ) -> Result<(), DropReason> {
     let newer = newer(found, pooled);
     let stream = Stream::of(newer.as_ref().unwrap_or(found), pooled.client_address);
+    without_padding(frame, meta);
     // It has to fit as well, if it has to be there.
     let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
-    translate(frame, meta, narrow, came_by, ends, pooled.pool.is_ipv6())?;
+    let src = pooled.pool.station(meta.slot);
+    translate(frame, meta, narrow, came_by, (&src, station), pooled.pool.is_ipv6())?;
     stream.to_backend(frame, meta, hop.mtu)
 }
 
@@ -69,16 +69,15 @@ pub fn to_client<F: Frame>(
     came_by: PortId,
     (pooled, found): (&Pooled, &Found),
 ) -> Result<(), DropReason> {
-    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
-    let connection = &found.connection;
+    let connection = found.connection();
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
-    translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
-    if pooled.client_address == ClientAddress::Hidden {
-        Ok(())
-    } else {
-        told(frame, meta, (pooled, found))
+    let is_told = pooled.client_address != ClientAddress::Hidden;
+    if is_told {
+        without_padding(frame, meta);
     }
+    translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
+    if is_told { told(frame, meta, (pooled, found)) } else { Ok(()) }
 }
 
 /// What else changes in an answer whose backend was told who the client is.
@@ -100,17 +99,21 @@ fn told<F: Frame>(
     Ok(())
 }
 
+/// Padding is no part of a stream that something is put into.
+fn without_padding<F: Frame>(frame: &mut F, meta: &Meta) {
+    frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
+}
+
 /// The connection after the packets before it in the burst, if they make a difference: does the backend
 /// have the PROXY header?
 #[inline(always)]
 fn newer(found: &Found, pooled: &Pooled) -> Option<Found> {
     match pooled.client_address {
-        ClientAddress::Proxy => pooled.pool.state_of(found).map(|state| Found { state, ..*found }),
+        ClientAddress::Proxy => pooled.pool.state_of(found).map(|state| found.with_state(state)),
         ClientAddress::Hidden | ClientAddress::Toa => None,
     }
 }
 
-/// Compiled for each use, whose ends have ports for sure.
 #[inline(always)]
 fn translate<F: Frame>(
     frame: &mut F,
@@ -121,8 +124,8 @@ fn translate<F: Frame>(
     to_ipv6: bool,
 ) -> Result<(), DropReason> {
     if meta.tuple.is_ipv6 == to_ipv6 {
-        let changes = [(End::Source, src), (End::Destination, dst)];
-        nat::forward(frame, meta, hop, came_by, &changes)
+        let changes = Changes { src: Some(src), dst: Some(dst) };
+        nat::forward(frame, meta, hop, came_by, changes)
     } else {
         let ends = if to_ipv6 { Ends::ipv6(*src, *dst) } else { Ends::ipv4(*src, *dst) };
         siit::forward(frame, meta, hop, came_by, ends)
@@ -153,7 +156,7 @@ pub fn make_room<F: Frame>(
     (pooled, found): (&Pooled, &Found),
     mtu: u16,
 ) {
-    let is_ipv6 = found.connection.is_ipv6();
+    let is_ipv6 = found.connection().is_ipv6();
     let more = match pooled.client_address {
         ClientAddress::Hidden => return,
         ClientAddress::Toa => client_address::toa_bytes(is_ipv6),

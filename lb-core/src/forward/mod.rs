@@ -94,12 +94,23 @@ fn readdress<F: Frame>(
     hop: &HopEntry,
     came_by: PortId,
 ) -> Result<(), DropReason> {
-    let is_untagged = usize::from(meta.l3_offset) == HEADER_BYTES;
-    if hop.vlan.is_some() || (hop.out != came_by && !is_untagged) {
-        let ether_type = if meta.tuple.is_ipv6 { IPV6 } else { IPV4 };
-        return retag(frame, meta, (hop, came_by), ether_type, 0).map(|_| ());
+    if keeps_tags(meta, hop, came_by) {
+        return write_macs(frame.bytes_mut(), hop);
     }
-    let macs = frame.bytes_mut().first_chunk_mut::<12>().ok_or(DropReason::Truncated)?;
+    let ether_type = if meta.tuple.is_ipv6 { IPV6 } else { IPV4 };
+    retag(frame, meta, (hop, came_by), ether_type, 0).map(|_| ())
+}
+
+/// Does all of the L2 header stay but the MACs?
+#[inline(always)]
+fn keeps_tags(meta: &Meta, hop: &HopEntry, came_by: PortId) -> bool {
+    let is_untagged = usize::from(meta.l3_offset) == HEADER_BYTES;
+    hop.vlan.is_none() && (hop.out == came_by || is_untagged)
+}
+
+#[inline(always)]
+fn write_macs(frame: &mut [u8], hop: &HopEntry) -> Result<(), DropReason> {
+    let macs = frame.first_chunk_mut::<12>().ok_or(DropReason::Truncated)?;
     macs.copy_from_slice(hop.macs.as_bytes());
     Ok(())
 }

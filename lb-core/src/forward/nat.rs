@@ -2,12 +2,13 @@
 //! source becomes the VIP again. All checksums that cover what changes are repaired, so that they are
 //! as true as they were (RFC 1624). The balancer is a hop: the TTL goes down by one.
 
+use std::mem;
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::readdress;
+use super::{keeps_tags, readdress, write_macs};
 use crate::burst::{Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -16,14 +17,25 @@ use crate::tables::{HopEntry, Station};
 use crate::wire::checksum::{Checksum, Sum};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::{SCTP, TCP, UDP, icmp, ports, sctp, tcp, udp};
+use crate::wire::tcp::{self, Tcp};
+use crate::wire::udp::{self, Udp};
+use crate::wire::{SCTP, TCP, UDP, icmp, ports, sctp};
 
-/// Which end of the packet changes.
+/// What a hop takes away from the word of the IPv4 header that begins with the TTL.
+const ONE_HOP: [u8; 2] = [1, 0];
+
+/// What the ends of a packet become.
+#[derive(Clone, Copy, Debug)]
+pub struct Changes<'a> {
+    /// Of what goes back to a client.
+    pub src: Option<&'a Station>,
+    /// Of what goes to a backend.
+    pub dst: Option<&'a Station>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Towards a backend.
+enum End {
     Destination,
-    /// Back to a client.
     Source,
 }
 
@@ -49,7 +61,8 @@ pub fn to_backend<F: Frame>(
     came_by: PortId,
     station: &Station,
 ) -> Result<(), DropReason> {
-    forward(frame, meta, hop, came_by, &[(End::Destination, station)])
+    let changes = Changes { src: None, dst: Some(station) };
+    forward(frame, meta, hop, came_by, changes)
 }
 
 /// Sends a backend's packet to the client, with `vip` as its source.
@@ -64,126 +77,127 @@ pub fn to_client<F: Frame>(
     came_by: PortId,
     vip: &Station,
 ) -> Result<(), DropReason> {
-    forward(frame, meta, hop, came_by, &[(End::Source, vip)])
+    forward(frame, meta, hop, came_by, Changes { src: Some(vip), dst: None })
 }
 
-/// Gives ends of the packet other addresses and ports, and sends it to the hop. Compiled for each list of ends, so
-/// that the packet's are known where they are changed.
+/// Gives ends of the packet other addresses and ports, and sends it to the hop. Compiled for each use, where it is known
+/// which ends change.
 ///
 /// # Errors
 /// [`DropReason::TooBig`] for the port that it leaves by; [`DropReason::TtlExceeded`];
 /// [`DropReason::Untranslatable`] for a first fragment of SCTP with another port;
 /// [`DropReason::NoHeadroom`]; [`DropReason::Truncated`]. Nothing has changed then.
 #[inline(always)]
-pub fn forward<F: Frame, const N: usize>(
+pub fn forward<F: Frame>(
     frame: &mut F,
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    changes: &[(End, &Station); N],
+    changes: Changes<'_>,
 ) -> Result<(), DropReason> {
     if meta.packet_len > hop.mtu {
         return Err(DropReason::TooBig);
     }
     let l3 = usize::from(meta.l3_offset);
     let packet_end = l3 + usize::from(meta.packet_len);
-    let packet = frame.bytes_mut().get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
+    let bytes = frame.bytes_mut();
+    let packet = bytes.get_mut(l3..packet_end).ok_or(DropReason::Truncated)?;
     let l4 = usize::from(meta.l4_offset).saturating_sub(l3);
-    if meta.rule.has_segment() {
-        translate_whole(packet, l4, meta, changes)?;
-    } else {
-        translate(packet, l4, meta, changes)?;
+    if !(meta.rule.has_segment() && translate_plain(packet, l4, meta, changes)?) {
+        // A copy for it alone: those that all others have need not lie in memory.
+        translate(packet, l4, meta, [changes.src.copied(), changes.dst.copied()])?;
     }
-    readdress(frame, meta, hop, came_by)
+    if keeps_tags(meta, hop, came_by) {
+        write_macs(bytes, hop)
+    } else {
+        readdress(frame, meta, hop, came_by)
+    }
 }
 
-/// Translates a packet that has a transport header, at `l4`: what changes is summed up once, for all
-/// checksums that cover it.
+/// Translates a packet that has a whole header of TCP or UDP, at `l4`, as most have: what changes is summed up
+/// once, for all checksums that cover it. `false`, and nothing has changed: there is none.
 #[inline(always)]
-fn translate_whole<const N: usize>(
+fn translate_plain(
     packet: &mut [u8],
     l4: usize,
     meta: &Meta,
-    changes: &[(End, &Station); N],
-) -> Result<(), DropReason> {
-    let protocol = meta.tuple.protocol;
-    let is_sctp_port = changes_sctp_port(protocol, changes);
-    if is_sctp_port && meta.is_fragment {
-        return Err(DropReason::Untranslatable); // nobody has all that its checksum covers
-    }
-    let (mut old, mut new) = (Sum::default(), Sum::default());
+    changes: Changes<'_>,
+) -> Result<bool, DropReason> {
+    let (header, segment) = packet.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
+    let is_udp = meta.tuple.protocol == UDP;
+    let (src_port, dst_port, checksum) = match meta.tuple.protocol {
+        TCP if let Ok((tcp, _)) = Tcp::mut_from_prefix(segment) => {
+            (&mut tcp.src, &mut tcp.dst, &mut tcp.checksum)
+        }
+        UDP if let Ok((udp, _)) = Udp::mut_from_prefix(segment) => {
+            (&mut udp.src, &mut udp.dst, &mut udp.checksum)
+        }
+        _ => return Ok(false),
+    };
+    let Changes { src, dst } = changes;
+    let mut difference = Sum::default();
     if meta.tuple.is_ipv6 {
-        let (ip, _) = Ipv6::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        let (ip, _) = Ipv6::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
         if ip.hop_limit <= 1 {
             return Err(DropReason::TtlExceeded);
         }
         ip.hop_limit -= 1;
-        for (end, station) in changes {
-            let place = if *end == End::Source { &mut ip.src } else { &mut ip.dst };
-            (old, new) = (old.plus(place), new.plus(&station.address));
-            *place = station.address;
-        }
+        difference = change(&mut ip.src, src.map(|src| src.address), difference);
+        difference = change(&mut ip.dst, dst.map(|dst| dst.address), difference);
     } else {
-        let (ip, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+        let (ip, _) = Ipv4::mut_from_prefix(header).map_err(|_| DropReason::Truncated)?;
         if ip.ttl <= 1 {
             return Err(DropReason::TtlExceeded);
         }
-        for (end, station) in changes {
-            let place = if *end == End::Source { &mut ip.src } else { &mut ip.dst };
-            let [.., a, b, c, d] = station.address;
-            (old, new) = (old.plus(place), new.plus(&[a, b, c, d]));
-            *place = [a, b, c, d];
-        }
-        let [before, after] = [[ip.ttl, ip.protocol], [ip.ttl - 1, ip.protocol]];
-        ip.checksum = ip.checksum.replace_sum(old.plus(&before), new.plus(&after));
         ip.ttl -= 1;
+        let ipv4 = |&Station { address: [.., a, b, c, d], .. }: &_| [a, b, c, d];
+        difference = change(&mut ip.src, src.map(ipv4), difference);
+        difference = change(&mut ip.dst, dst.map(ipv4), difference);
+        ip.checksum = ip.checksum.changed_by(difference.minus(Sum::default().plus(&ONE_HOP)));
     }
-    let segment = packet.get_mut(l4..).ok_or(DropReason::Truncated)?;
-    if is_sctp_port {
-        sctp::change(segment, |segment| {
-            set_ports(segment, changes, (old, new));
-        });
-        return Ok(());
-    }
-    let mut sums = (old, new);
-    if ports::header_bytes(protocol).is_some() {
-        sums = set_ports(segment, changes, sums);
-    }
-    repair(segment, protocol, meta.tuple.is_ipv6, sums);
-    Ok(())
+    let port = |station: &Station| station.port;
+    difference = change(zerocopy::transmute_mut!(src_port), src.and_then(port), difference);
+    difference = change(zerocopy::transmute_mut!(dst_port), dst.and_then(port), difference);
+    if !(is_udp && !meta.tuple.is_ipv6 && *checksum == Checksum::ZERO) {
+        let new = checksum.changed_by(difference);
+        *checksum = if is_udp { new.never_zero() } else { new };
+    } // else there is none, and it stays so (RFC 768)
+    Ok(true)
 }
 
-/// Changes the ports; adds those that were there, and those that are now, to two sums.
+/// Writes what is new. Returns by how much what there is differs then from what there was, and other
+/// changes on top of that.
 #[inline(always)]
-fn set_ports<const N: usize>(
-    segment: &mut [u8],
-    changes: &[(End, &Station); N],
-    (mut old, mut new): (Sum, Sum),
-) -> (Sum, Sum) {
-    for (end, station) in changes {
-        let place = if *end == End::Source { 0..2 } else { 2..4 };
-        if let (Some(port), Some(place)) = (station.port, segment.get_mut(place)) {
-            (old, new) = (old.plus(place), new.plus(&port));
-            place.copy_from_slice(&port);
-        }
-    }
-    (old, new)
+fn change<const N: usize>(place: &mut [u8; N], new: Option<[u8; N]>, others: Sum) -> Sum {
+    let Some(new) = new else { return others };
+    let old = mem::replace(place, new);
+    others.plus(&new).minus(Sum::default().plus(&old))
 }
 
-/// Translates an error, or a fragment without transport header.
+/// Translates all else: errors, fragments without transport header, other protocols.
 #[inline(never)]
 fn translate(
     packet: &mut [u8],
     l4: usize,
     meta: &Meta,
-    changes: &[(End, &Station)],
+    changes: [Option<Station>; 2],
 ) -> Result<(), DropReason> {
     let is_ipv6 = meta.tuple.is_ipv6;
     let is_error = matches!(meta.rule, Rule::IcmpError | Rule::ReturnError);
+    let protocol = meta.tuple.protocol;
+    let is_sctp_port = meta.rule.has_segment()
+        && protocol == SCTP
+        && changes.iter().flatten().any(|station| station.port.is_some());
+    if is_sctp_port && meta.is_fragment {
+        return Err(DropReason::Untranslatable); // nobody has all that its checksum covers
+    }
     let (header, segment) = packet.split_at_mut_checked(l4).ok_or(DropReason::Truncated)?;
     count_down(header, is_ipv6)?;
     let mut outer = Outer::new();
-    for &(end, station) in changes {
+    let changes = [End::Source, End::Destination].into_iter().zip(&changes);
+    let changes: ArrayVec<(End, &Station), 2> =
+        changes.filter_map(|(end, change)| Some((end, change.as_ref()?))).collect();
+    for &(end, station) in &changes {
         let place = address_place(is_ipv6, end);
         let new = address(station, is_ipv6);
         let old = address_at(header, place.clone())?;
@@ -195,14 +209,19 @@ fn translate(
             }
         } else {
             set_address(header, is_ipv6, place, new)?;
+            if meta.rule.has_segment() && !is_sctp_port {
+                translate_segment(segment, protocol, is_ipv6, (&old, new), (end, station));
+            }
         }
     }
-    if is_error { translate_error(segment, is_ipv6, &outer, changes) } else { Ok(()) }
-}
-
-/// Does a checksum over all of the packet change? SCTP's covers no address.
-fn changes_sctp_port(protocol: u8, changes: &[(End, &Station)]) -> bool {
-    protocol == SCTP && changes.iter().any(|(_, station)| station.port.is_some())
+    if is_sctp_port {
+        sctp::change(segment, |segment| {
+            for &(end, station) in &changes {
+                translate_segment(segment, protocol, is_ipv6, (&[], &[]), (end, station));
+            }
+        });
+    }
+    if is_error { translate_error(segment, is_ipv6, &outer, &changes) } else { Ok(()) }
 }
 
 /// How the addresses of an error have changed.
@@ -307,7 +326,7 @@ fn repair(segment: &mut [u8], protocol: u8, is_ipv6: bool, (old, new): (Sum, Sum
     if protocol == UDP && !is_ipv6 && sum == Checksum::ZERO {
         return; // none, and it stays so (RFC 768)
     }
-    let sum = sum.replace_sum(old, new);
+    let sum = sum.changed_by(new.minus(old));
     bytes.copy_from_slice(if protocol == UDP { sum.never_zero() } else { sum }.as_bytes());
 }
 
@@ -420,7 +439,9 @@ mod tests {
         let mut meta = parsed(frame);
         meta.rule = rule.unwrap_or(meta.rule);
         let mut sim = SimFrame::new(frame);
-        forward(&mut sim, &meta, &hop(0, None, 1500), LAN, &[(end, &station(to))])?;
+        let station = station(to);
+        let send = if end == End::Source { to_client } else { to_backend };
+        send(&mut sim, &meta, &hop(0, None, 1500), LAN, &station)?;
         Ok(sim.bytes().to_vec())
     }
 
@@ -482,8 +503,7 @@ mod tests {
             let mut frame = given.clone();
             let meta = Meta { rule: Rule::Flow, ..parsed(frame.bytes()) };
             let station = Station { port: port.map(u16::to_be_bytes), ..station(BACKEND[0]) };
-            let changes = [(End::Destination, &station)];
-            let done = forward(&mut frame, &meta, &hop(0, None, 1500), LAN, &changes);
+            let done = to_backend(&mut frame, &meta, &hop(0, None, 1500), LAN, &station);
             (done, frame)
         };
         let (done, frame) = to(Some(8080));

@@ -4,7 +4,7 @@ use zerocopy::FromBytes;
 
 use super::answer::{self, Refusal};
 use super::split;
-use crate::burst::Meta;
+use crate::burst::{Exit, Meta};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::Frame;
@@ -55,7 +55,7 @@ pub fn handle<F: Frame>(
     (place, came_by, port): (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
     whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
-) -> Result<(), DropReason> {
+) -> Result<(), Exit> {
     let Narrow { hop, mut mtu, cut } = way;
     let (may_be_cut, can_be_cut) = if meta.tuple.is_ipv6 {
         mtu = mtu.max(ipv6::MTU_MIN); // less is never asked for
@@ -82,12 +82,12 @@ pub fn handle<F: Frame>(
     };
     if !may_be_cut {
         let refusal = Refusal::TooBig(mtu);
-        return answer::tell(frame, meta, refusal, (came_by, port), (state, counters));
+        return Err(answer::tell(frame, meta, refusal, (came_by, port), (state, counters)));
     }
     if !can_be_cut {
-        return Err(DropReason::TooBig);
+        return Err(DropReason::TooBig.into());
     }
     // No NIC ever sees the whole.
     whole(frame, &HopEntry { mtu: u16::MAX, udp_checksums: false, ..*hop })?;
-    split::split(frame, hop, place, state, counters)
+    Ok(split::split(frame, hop, place, state, counters)?)
 }

@@ -70,10 +70,10 @@ fn nobody_reads_half_of_a_connection() {
         };
         if let Some(found) = pool.get(place) {
             let [one, other] = [1, 2].map(connection);
-            assert!(found.connection == one || found.connection == other, "{found:?}");
+            assert!([one, other].contains(found.connection()), "{found:?}");
         }
         writer.join().unwrap();
-        assert_eq!(pool.get(place).unwrap().connection, connection(2));
+        assert_eq!(*pool.get(place).unwrap().connection(), connection(2));
     });
 }
 
@@ -89,7 +89,7 @@ fn nobody_gets_a_place_that_another_has() {
         let place = open(&pool, 1, Tick(0)).unwrap();
         let other = other.join().unwrap().unwrap();
         assert_ne!(place, other);
-        let found = [place, other].map(|place| pool.get(place).unwrap().connection);
+        let found = [place, other].map(|place| *pool.get(place).unwrap().connection());
         assert_eq!(found, [1, 2].map(connection));
         assert_eq!([1, 2].map(|client| find(&pool, client).unwrap().place), [place, other]);
     });
@@ -112,7 +112,7 @@ fn news_of_a_connection_is_not_taken_for_another_s() {
         let found = pool.get(place).unwrap();
         let phase = if taken { Phase::Opening } else { Phase::Closed };
         let is_whose = connection(if taken { 2 } else { 1 });
-        assert_eq!((found.state.phase(), found.connection), (phase, is_whose));
+        assert_eq!((found.state.phase(), *found.connection()), (phase, is_whose));
     });
 }
 
@@ -137,6 +137,6 @@ fn both_sides_may_speak_at_once() {
         let state = pool.get(place).unwrap().state;
         let answered = find(&pool, 1).unwrap().state.phase() == Phase::Answered;
         assert!(answered || state == said, "{state:?}");
-        assert_eq!(pool.get(place).unwrap().connection, connection(1));
+        assert_eq!(*pool.get(place).unwrap().connection(), connection(1));
     });
 }

@@ -71,7 +71,7 @@ fn a_place_is_an_address_and_port_and_is_found_by_both() {
             assert!(u16::from_be_bytes(port) >= FIRST_PORT);
             for found in [find(&pool, client), at(&pool, address, port), pool.get(place)] {
                 let found = found.unwrap();
-                assert_eq!((found.place, found.connection), (place, connection(client)));
+                assert_eq!((found.place, *found.connection()), (place, connection(client)));
             }
         }
         let first = pool.station(0).address;
@@ -204,11 +204,11 @@ fn who_is_late_changes_nothing() {
     pool.update(&early, early.state.client_sent(Ends, 9));
     assert_eq!(find(&pool, 1).unwrap().state.phase(), Phase::Established);
     assert!(!pool.rewrite(&early, &connection(3), early.state.reopened(9)));
-    assert_eq!(find(&pool, 1).unwrap().connection, connection(1));
+    assert_eq!(*find(&pool, 1).unwrap().connection(), connection(1));
     let found = find(&pool, 1).unwrap();
     let moved = Connection { place: 9, ..connection(1) };
     assert!(pool.rewrite(&found, &moved, found.state));
-    assert_eq!(find(&pool, 1).unwrap().connection, moved);
+    assert_eq!(*find(&pool, 1).unwrap().connection(), moved);
 }
 
 /// Many workers, one pool: nobody ever reads half of one connection and half of another.
@@ -227,8 +227,8 @@ fn workers_share_a_pool() {
                     let found = pool.find(&connection.flow(), hash).map(|found| found.place);
                     let place = found.or_else(|| pool.open(&connection, hash, now));
                     if let Some(found) = place.and_then(|place| pool.get(place)) {
-                        let (whole, _) = crowd(found.connection.isn);
-                        assert_eq!(found.connection, whole);
+                        let (whole, _) = crowd(found.connection().isn);
+                        assert_eq!(*found.connection(), whole);
                     }
                 }
             });
@@ -262,7 +262,7 @@ fn another_process_finds_what_this_one_has_left() {
     for (n, (connection, hash, place)) in opened.iter().enumerate() {
         let found = second.find(&connection.flow(), *hash);
         let expected = (n != 3).then_some((*place, *connection));
-        assert_eq!(found.map(|found| (found.place, found.connection)), expected);
+        assert_eq!(found.map(|found| (found.place, *found.connection())), expected);
     }
     assert!(Pool::over(net, &words[1..]).is_none());
 }

@@ -14,8 +14,8 @@ use crate::wire::tcp::{ACK, FLAGS, RST, SEQUENCE, SYN};
 
 /// Lets SYNs for a service with a bound pass up to its rate, and above it those of clients that have
 /// answered a challenge; the others are challenged, which makes answers of them: see
-/// [`crate::admission`]. All that belongs to connections goes past. Reads `meta`; writes
-/// `meta.rule` of an answer. Costs a glance where no service has a bound.
+/// [`crate::admission`]. All that belongs to connections goes past. Costs a glance where no service has
+/// a bound.
 ///
 /// Drops: [`DropReason::SynLimit`]; and resets that answer a challenge: [`DropReason::ChallengeMet`],
 /// [`DropReason::AdmitFull`].
@@ -90,10 +90,9 @@ impl Door<'_> {
         let epoch = Epoch::from(now);
         challenge(frame, meta, port, admission.cookies.of(&meta.tuple, epoch))?;
         gate.challenged(epoch);
-        meta.rule = Rule::Answer(DropReason::SynLimit);
         counters.challenged.add(1);
         counters.answered.add(1);
-        Err(Exit::Answer(came_by))
+        Err(Exit::Answer(came_by, DropReason::SynLimit))
     }
 
     fn rst(&self, frame: &[u8], meta: &Meta) -> Result<(), Exit> {

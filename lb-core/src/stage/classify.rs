@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::burst::{Burst, Exit, Meta, Rule};
+use crate::burst::{Burst, Exit, Kinds, Meta, Rule};
 use crate::flow_hash::reduce;
 use crate::frame::{BURST_MAX, Frame};
 use crate::model::{Affinity, Forward};
@@ -10,22 +10,22 @@ use crate::pool::Found;
 use crate::prefetch::prefetch;
 use crate::quote;
 use crate::quote::tunnel::Tunnelled;
-use crate::tables::{ServiceTable, Tables};
+use crate::tables::Tables;
 use crate::tuple::Tuple;
 use crate::wire::icmp;
 
 /// Names the service that each frame is for, and the slot of its flow. Reads `meta.tuple`; writes
-/// `meta.service`, `meta.hash`, `meta.slot`; and says whose flows may be tracked.
+/// `meta.service`, `meta.hash`, `meta.slot`; and says which frames are what: see [`Kinds`].
 ///
 /// Punts what no service has; but answers of backends that services translate to are theirs, see
 /// [`Rule::Return`], and so are errors about the packets of their tunnels, see [`Rule::TunnelError`].
 #[inline(never)]
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let has_memory = tables.may_track() || !tables.pools.is_empty();
-    let (mut others, mut tracked) = (0, 0);
-    burst.for_each_numbered(|i, _, meta| {
+    let mut kinds = Kinds::default();
+    burst.for_each(burst.live(), |i, _, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
-            others |= 1 << i;
+            kinds.returns |= 1 << i;
             return Ok(());
         };
         let Some(service) = tables.service(place) else {
@@ -37,60 +37,57 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
         if let Some(slot) = service.slots.slots().get(meta.slot as usize) {
             prefetch(slot);
         }
+        // What is remembered of the flow.
         if has_memory {
-            tracked |= u64::from(prefetch_flow(meta, service, tables)) << i;
+            if let Some(pooled) = &service.pooled {
+                pooled.pool.prefetch(meta.hash);
+                kinds.connected |= 1 << i;
+            } else if service.may_track_of(meta.slot, &tables.tracker) {
+                tables.tracker.prefetch(service.key_shape, meta.hash);
+                kinds.tracked |= 1 << i;
+            }
         }
         Ok(())
     });
-    burst.set_tracked(tracked);
-    // What is left of the others is the answer of a backend, or about its way.
-    burst.set_returns(others);
-    if others != 0 {
-        answers(burst, tables);
+    burst.set_kinds(kinds);
+    // What is left is the answer of a backend, or about its way.
+    if kinds.returns != 0 {
+        answers(burst, kinds, tables);
     }
-}
-
-/// Asks for what is remembered of the flow. Returns whether it may be tracked.
-#[inline]
-fn prefetch_flow(meta: &Meta, service: &ServiceTable, tables: &Tables) -> bool {
-    if let Some(pooled) = &service.pooled {
-        pooled.pool.prefetch(meta.hash);
-    }
-    let is_tracked = service.may_track_of(meta.slot, &tables.tracker);
-    if is_tracked {
-        tables.tracker.prefetch(service.key_shape, meta.hash);
-    }
-    is_tracked
 }
 
 /// What no service is addressed by.
 #[inline(never)]
-fn answers<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
+fn answers<F: Frame>(burst: &mut Burst<F>, mut kinds: Kinds, tables: &Tables) {
     if tables.pools.is_empty() {
-        return burst.for_each_return(|_, frame, meta, _| {
+        return burst.for_each(burst.returns(), |_, frame, meta| {
             answer(frame.bytes(), meta, (None, None), tables)
         });
     }
     let mut pools = [None; BURST_MAX];
-    burst.for_each_return(|i, _, meta, _| {
+    burst.for_each(burst.returns(), |i, _, meta| {
         pools[i] = tables.pool_index.lookup(&meta.tuple);
         if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
             pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
         }
         Ok(())
     });
-    let mut connected = 0_u64;
-    burst.for_each_return(|i, _, meta, connection| {
+    let mut found = 0_u64;
+    burst.for_each_connected(burst.returns(), |i, _, meta, connection| {
         if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
             let is_there = pool.at(&meta.tuple.dst, dst_port(&meta.tuple), connection);
-            connected |= u64::from(is_there) << i;
+            found |= u64::from(is_there) << i;
         }
         Ok(())
     });
-    burst.for_each_return(|i, frame, meta, connection| {
-        let connection = (connected >> i & 1 != 0).then_some(&*connection);
-        answer(frame.bytes(), meta, (pools[i], connection), tables)
+    burst.for_each_connected(burst.returns(), |i, frame, meta, connection| {
+        let connection = (found >> i & 1 != 0).then_some(&*connection);
+        answer(frame.bytes(), meta, (pools[i], connection), tables)?;
+        let is_connected = pools[i].is_some() && meta.rule != Rule::TunnelError;
+        kinds.connected |= u64::from(is_connected) << i;
+        Ok(())
     });
+    burst.set_kinds(kinds);
 }
 
 fn dst_port(tuple: &Tuple) -> [u8; 2] {
@@ -159,8 +156,8 @@ fn about_tunnel(frame: &[u8], meta: &mut Meta, tables: &Tables) -> Option<()> {
 fn by_pool(tuple: &Tuple, pool: u32, tables: &Tables, found: &Found) -> Option<u32> {
     let pool = tables.pools.get(pool as usize)?;
     let [a, b, ..] = tuple.ports;
-    let connection = &found.connection;
-    let is_backends = connection.is_to(&tuple.src, [a, b]) && connection.protocol == tuple.protocol;
+    let connection = found.connection();
+    let is_backends = found.is_to(tuple.src, [a, b]) && connection.protocol == tuple.protocol;
     let service = tables.vips.lookup(&connection.flow()).filter(|_| is_backends)?;
     let pooled = tables.service(service)?.pooled.as_ref()?;
     Arc::ptr_eq(&pooled.pool, pool).then_some(service)

@@ -5,7 +5,7 @@ use zerocopy::FromBytes;
 use crate::burst::{Burst, Exit, Meta, Rule};
 use crate::drop_reason::DropReason;
 use crate::frame::{BURST_MAX, Frame};
-use crate::model::Affinity;
+use crate::model::{Affinity, ClientAddress};
 use crate::pool::{Connection, Found, Glance, units};
 use crate::rate::Tick;
 use crate::sign::Sign;
@@ -14,13 +14,14 @@ use crate::wire::TCP;
 use crate::wire::tcp::Tcp;
 
 /// Finds the connection of each packet of a service that has a pool, or opens one; and follows how
-/// far it is. Reads `meta`; writes the frame's connection, and its place in the pool, `meta.slot`; and
-/// `meta.backend`: a connection stays on the backend that it was opened to, as long as that may serve.
+/// far it is. Reads `meta`; writes its place in the pool, `meta.slot`, and `meta.backend`: a connection
+/// stays on the backend that it was opened to, as long as that may serve. And the frame's connection, where
+/// `forward` needs it.
 ///
 /// Drops: [`DropReason::PoolFull`], [`DropReason::NoConnection`].
 #[inline(always)]
 pub fn connect<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
-    if !tables.pools.is_empty() {
+    if burst.connected() != 0 {
         connect_all(burst, tables, now);
     }
 }
@@ -28,37 +29,52 @@ pub fn connect<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
 #[inline(never)]
 fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
     let mut glances = [Glance::default(); BURST_MAX];
-    burst.for_each_request(|i, _, meta, _| {
+    burst.for_each(burst.connected() & burst.requests(), |i, _, meta| {
         if let Some((service, pooled)) = pooled(meta, tables) {
             glances[i] = pooled.pool.glance(hash(meta, service, tables));
         }
         Ok(())
     });
-    burst.for_each_connected(|i, frame, meta, connection| {
+    burst.for_each_connected(burst.connected(), |i, frame, meta, connection| {
         let Some((service, pooled)) = pooled(meta, tables) else { return Ok(()) };
         let sign = Sign::of(frame.bytes(), meta);
         if meta.rule.is_return() {
-            // A packet before it in the burst may have changed it since.
-            if let Some(state) = pooled.pool.state_of(connection) {
-                connection.state = state;
-            } else {
-                let found = pooled.pool.get(connection.place);
-                *connection = found.ok_or(DropReason::NoConnection)?;
-            }
-            if meta.rule != Rule::ReturnError && !connection.state.knows(sign, units(now)) {
-                pooled.pool.update(connection, connection.state.backend_sent(sign, units(now)));
+            return answered(meta, sign, pooled, connection, now);
+        }
+        let found = glances[i].find(&meta.tuple, |state| state.knows(sign, units(now)));
+        if let Some(found) = found
+            && is_to_its_backend(&found, service)
+        {
+            (meta.slot, meta.backend) = (found.place, found.backend_place());
+            if pooled.client_address != ClientAddress::Hidden {
+                *connection = found;
             }
             return Ok(());
         }
-        let hash = hash(meta, service, tables);
-        let is_known = pooled.pool.find_after(glances[i], (&meta.tuple, hash), connection);
-        if is_known && goes_on(meta, sign, (service, pooled), connection, now) {
-            return Ok(());
-        }
-        let before = is_known.then_some(&*connection);
-        *connection = opened((frame.bytes(), meta), sign, (service, pooled), (before, hash), now)?;
+        *connection = by_news((frame.bytes(), meta), sign, (service, pooled), tables, now)?;
         Ok(())
     });
+}
+
+/// Follows the connection of a backend's answer, which was found by its place.
+#[inline(always)]
+fn answered(
+    meta: &Meta,
+    sign: Sign,
+    pooled: &Pooled,
+    connection: &mut Found,
+    now: Tick,
+) -> Result<(), Exit> {
+    // A packet before it in the burst may have changed it since.
+    if let Some(state) = pooled.pool.state_of(connection) {
+        connection.state = state;
+    } else {
+        *connection = pooled.pool.get(connection.place).ok_or(DropReason::NoConnection)?;
+    }
+    if meta.rule != Rule::ReturnError && !connection.state.knows(sign, units(now)) {
+        pooled.pool.update(connection, connection.state.backend_sent(sign, units(now)));
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -83,36 +99,34 @@ fn sequence(frame: &[u8], meta: &Meta) -> Option<u32> {
     Some(Tcp::ref_from_prefix(segment).ok()?.0.sequence.get())
 }
 
-/// Does a client's packet go on with the connection `found`? Then that is followed.
-#[inline(always)]
-fn goes_on(
-    meta: &mut Meta,
+/// The connection of a client's packet that says something new of it, or opens it.
+#[inline(never)]
+fn by_news(
+    (frame, meta): (&[u8], &mut Meta),
     sign: Sign,
     (service, pooled): (&ServiceTable, &Pooled),
-    found: &Found,
+    tables: &Tables,
     now: Tick,
-) -> bool {
-    if sign == Sign::Opens && found.state.may_reopen() {
-        return false;
+) -> Result<Found, Exit> {
+    let hash = hash(meta, service, tables);
+    let found = pooled.pool.find(&meta.tuple, hash);
+    if let Some(found) = &found
+        && !(sign == Sign::Opens && found.state.may_reopen())
+        && let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place))
+    {
+        (meta.slot, meta.backend) = (found.place, place);
+        follow(meta, (pooled, found), (sign, now));
+        return Ok(*found);
     }
-    let Some(place) = backend_of(found, service).filter(|place| service.may_serve(*place)) else {
-        return false;
-    };
-    (meta.slot, meta.backend) = (found.place, place);
-    if place == found.connection.place && found.state.knows(sign, units(now)) {
-        return true;
-    }
-    follow(meta, (pooled, found), (sign, now));
-    true
+    opened((frame, meta), sign, (service, pooled), (found.as_ref(), hash), now)
 }
 
 /// Writes down what is new of a connection after a client's packet.
-#[inline(never)]
 fn follow(meta: &Meta, (pooled, found): (&Pooled, &Found), (sign, now): (Sign, Tick)) {
     let next = found.state.client_sent(sign, units(now));
-    if meta.backend != found.connection.place {
+    if meta.backend != found.connection().place {
         // The list has changed; it is searched once for each connection.
-        let connection = Connection { place: meta.backend, ..found.connection };
+        let connection = Connection { place: meta.backend, ..*found.connection() };
         let _ = pooled.pool.rewrite(found, &connection, next);
     } else if meta.rule != Rule::IcmpError {
         pooled.pool.update(found, next);
@@ -120,7 +134,6 @@ fn follow(meta: &Meta, (pooled, found): (&Pooled, &Found), (sign, now): (Sign, T
 }
 
 /// A client's new connection, in the place of `found` if there was one of the same client and port.
-#[inline(never)]
 fn opened(
     (frame, meta): (&[u8], &mut Meta),
     sign: Sign,
@@ -157,25 +170,27 @@ fn opened(
     Ok(pool.get(meta.slot).ok_or(DropReason::NoConnection)?)
 }
 
-/// Place of a connection's backend in the service's list; `None`, if it is no longer there.
+/// Is a connection's backend still at its place in the service's list, and may serve?
 #[inline(always)]
-fn backend_of(Found { connection, .. }: &Found, service: &ServiceTable) -> Option<u16> {
-    let place = connection.place;
-    let is_there = service.backends.get(usize::from(place)).is_some_and(|it| is_of(connection, it));
-    if is_there { Some(place) } else { elsewhere(connection, service) }
+fn is_to_its_backend(found: &Found, service: &ServiceTable) -> bool {
+    let entry = service.backends.get(usize::from(found.backend_place()));
+    entry.is_some_and(|entry| entry.may_serve && is_to(found, entry))
 }
 
-#[cold]
-fn elsewhere(connection: &Connection, service: &ServiceTable) -> Option<u16> {
-    let place = service.backends.iter().position(|entry| is_of(connection, entry))?;
+/// Place of a connection's backend in the service's list; `None`, if it is no longer there.
+fn backend_of(found: &Found, service: &ServiceTable) -> Option<u16> {
+    if is_to_its_backend(found, service) {
+        return Some(found.backend_place());
+    }
+    let place = service.backends.iter().position(|entry| is_to(found, entry))?;
     u16::try_from(place).ok()
 }
 
 /// Is the connection to this backend?
 #[inline(always)]
-fn is_of(connection: &Connection, entry: &BackendEntry) -> bool {
-    let end = end(entry, connection.vip_port);
-    end.is_some_and(|(address, port)| connection.is_to(&address, port))
+fn is_to(found: &Found, entry: &BackendEntry) -> bool {
+    end(entry, found.connection().vip_port)
+        .is_some_and(|(address, port)| found.is_to(address, port))
 }
 
 /// Address and port of a backend, for packets to a port of the service.

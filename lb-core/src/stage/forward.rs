@@ -29,31 +29,39 @@ pub fn forward<F: Frame>(
     counters: &Counters,
     state: &mut State<F>,
 ) {
-    let came_by = burst.port();
-    burst.for_each_request(|place, frame, meta, connection| {
-        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
-        let backend =
-            service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
-        let hop = backend.hop(meta.hash).ok_or(DropReason::NextHopUnresolved)?;
-        meta.out = hop.out;
-        let packet_len = u64::from(meta.packet_len);
-        if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
-            mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
-        }
-        let to = (service, &backend.path, &*connection);
-        if let Err(why) = deliver(frame, meta, hop, came_by, to) {
-            let to = (to, hop);
-            not_as_it_is(frame, meta, why, to, (place, came_by, port), (&mut *state, counters))?;
-            if matches!(meta.rule, Rule::Answer(_)) {
-                return Ok(());
-            }
-        }
-        counters.forwarded(service.id, packet_len);
-        Ok(())
+    let came = (burst.port(), port);
+    burst.for_each(burst.requests() & !burst.connected(), |place, frame, meta| {
+        request(frame, meta, place, (tables, None), came, (&mut *state, counters))
     });
-    if burst.has_returns() {
+    if burst.connected() != 0 {
+        connected(burst, tables, port, (&mut *state, counters));
+    }
+    if burst.returns() & !burst.connected() != 0 {
         back(burst, tables, port, (state, counters));
     }
+}
+
+/// What has a connection of a pool, in both directions.
+#[inline(never)]
+fn connected<F: Frame>(
+    burst: &mut Burst<F>,
+    tables: &Tables,
+    port: &Port,
+    (state, counters): (&mut State<F>, &Counters),
+) {
+    let came = (burst.port(), port);
+    let requests = burst.connected() & burst.requests();
+    burst.for_each_connected(requests, |place, frame, meta, connection| {
+        let connection = Some(&*connection);
+        request(frame, meta, place, (tables, connection), came, (&mut *state, counters))
+    });
+    let returns = burst.connected() & burst.returns();
+    burst.for_each_connected(returns, |place, frame, meta, connection| {
+        let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
+        let pooled = service.pooled.as_ref().ok_or(DropReason::NoBackend)?;
+        let of = (tables, service, By::Connection(pooled, connection));
+        back_of((place, frame, meta), of, came, (&mut *state, counters))
+    });
 }
 
 /// What comes from backends goes to clients, with the VIP as its source; and clients are told of what has
@@ -65,29 +73,46 @@ fn back<F: Frame>(
     port: &Port,
     (state, counters): (&mut State<F>, &Counters),
 ) {
-    let came_by = burst.port();
-    burst.for_each_return(|place, frame, meta, connection| {
+    let came = (burst.port(), port);
+    burst.for_each(burst.returns() & !burst.connected(), |place, frame, meta| {
         if meta.rule == Rule::TunnelError {
-            return tunnel_error::relay(frame, meta, tables, came_by, (&mut *state, counters));
+            return tunnel_error::relay(frame, meta, tables, came.0, (&mut *state, counters));
         }
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
-        let came = (place, came_by, port);
-        match &service.pooled {
-            None => {
-                let found = tables.answers.get(meta.slot).ok_or(DropReason::NoBackend)?;
-                if found.client_prefix.is_some() {
-                    let of = (tables, service, &found.vip);
-                    return back_of_46(frame, meta, of, came, (&mut *state, counters));
-                }
-                let by = By::Station(&found.vip);
-                back_of(frame, meta, (tables, service, by), came, (&mut *state, counters))
-            }
-            Some(pooled) => {
-                let by = By::Connection(pooled, connection);
-                back_of(frame, meta, (tables, service, by), came, (&mut *state, counters))
-            }
+        let found = tables.answers.get(meta.slot).ok_or(DropReason::NoBackend)?;
+        if found.client_prefix.is_some() {
+            let of = (tables, service, &found.vip);
+            return back_of_46((place, frame, meta), of, came, (&mut *state, counters));
         }
+        let of = (tables, service, By::Station(&found.vip));
+        back_of((place, frame, meta), of, came, (&mut *state, counters))
     });
+}
+
+/// Sends a client's packet to its backend. Compiled for those of a connection, and for all others.
+#[inline(always)]
+fn request<F: Frame>(
+    frame: &mut F,
+    meta: &mut Meta,
+    place: usize,
+    (tables, connection): (&Tables, Option<&Found>),
+    came: (PortId, &Port),
+    (state, counters): (&mut State<F>, &Counters),
+) -> Result<(), Exit> {
+    let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
+    let backend = service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
+    let hop = backend.hop(meta.hash).ok_or(DropReason::NextHopUnresolved)?;
+    meta.out = hop.out;
+    let packet_len = u64::from(meta.packet_len);
+    let to = (service, &backend.path, connection);
+    if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
+        mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
+    }
+    if let Err(why) = deliver(frame, meta, hop, came.0, to) {
+        not_as_it_is((place, frame, meta), why, (to, hop), came, (state, counters))?;
+    }
+    counters.forwarded(service.id, packet_len);
+    Ok(())
 }
 
 /// What says whose an answer is.
@@ -103,26 +128,24 @@ enum By<'a> {
 /// As [`back_of`], out of the way of others.
 #[inline(never)]
 fn back_of_46<F: Frame>(
-    frame: &mut F,
-    meta: &mut Meta,
+    frame: (usize, &mut F, &mut Meta),
     (tables, service, vip): (&Tables, &ServiceTable, &Station),
-    came: (usize, PortId, &Port),
+    came: (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
-    back_of(frame, meta, (tables, service, By::Prefix(vip)), came, (state, counters))
+    back_of(frame, (tables, service, By::Prefix(vip)), came, (state, counters))
 }
 
 /// What becomes of a client's packet that did not fit the way to its backend, or has come too far.
 #[cold]
 #[inline(never)]
 fn not_as_it_is<F: Frame>(
-    frame: &mut F,
-    meta: &mut Meta,
+    (place, frame, meta): (usize, &mut F, &mut Meta),
     why: DropReason,
-    (to, hop): ((&ServiceTable, &Path, &Found), &HopEntry),
-    came: (usize, PortId, &Port),
+    (to, hop): ((&ServiceTable, &Path, Option<&Found>), &HopEntry),
+    came: (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
-) -> Result<(), DropReason> {
+) -> Result<(), Exit> {
     let (service, path, _) = to;
     let way = Narrow {
         hop,
@@ -136,12 +159,12 @@ fn not_as_it_is<F: Frame>(
             Path::Nat(..) => Cut::Translated,
         },
     };
-    let (given, came_by) = (*meta, came.1);
+    let given = *meta;
     let whole = |frame: &mut F, hop: &HopEntry| {
         mss::clamp(frame, &given, service.mss, packet_max(way.hop, path).into());
-        deliver(frame, &given, hop, came_by, to)
+        deliver(frame, &given, hop, came.0, to)
     };
-    refused(frame, meta, (why, way), came, (state, counters), whole)
+    refused((place, frame, meta), (why, way), came, (state, counters), whole)
 }
 
 /// Will it leave as one packet, not be answered or cut? An answer quotes what came.
@@ -177,18 +200,21 @@ fn deliver<F: Frame>(
     meta: &Meta,
     hop: &HopEntry,
     came_by: PortId,
-    (service, path, connection): (&ServiceTable, &Path, &Found),
+    (service, path, connection): (&ServiceTable, &Path, Option<&Found>),
 ) -> Result<(), DropReason> {
+    if let Some(found) = connection {
+        let (Some(pooled), Path::Nat(station, _)) = (&service.pooled, path) else {
+            return Err(DropReason::NoBackend);
+        };
+        return fullnat::to_backend(frame, meta, hop, came_by, pooled, station, found);
+    }
     match path {
         Path::Plain => l2dsr::forward(frame, meta, hop, came_by),
         Path::Tunnel(kind, ends) => tunnel(frame, meta, hop, came_by, (*kind, ends)),
-        Path::Nat(station, embedding) => match &service.pooled {
-            None if let Some(embedding) = embedding => {
-                nat46::to_backend(frame, meta, hop, came_by, (embedding, station))
-            }
-            None => nat::to_backend(frame, meta, hop, came_by, station),
-            Some(pooled) => fullnat::to_backend(frame, meta, hop, came_by, (pooled, connection)),
-        },
+        Path::Nat(station, None) => nat::to_backend(frame, meta, hop, came_by, station),
+        Path::Nat(station, Some(embedding)) => {
+            nat46::to_backend(frame, meta, hop, came_by, (embedding, station))
+        }
     }
 }
 
@@ -196,22 +222,21 @@ fn deliver<F: Frame>(
 /// to its sender, or is dropped.
 #[cold]
 fn refused<F: Frame>(
-    frame: &mut F,
-    meta: &mut Meta,
+    (place, frame, meta): (usize, &mut F, &mut Meta),
     (why, way): (DropReason, Narrow<'_>),
-    (place, came_by, port): (usize, PortId, &Port),
+    (came_by, port): (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
     whole: impl FnOnce(&mut F, &HopEntry) -> Result<(), DropReason>,
-) -> Result<(), DropReason> {
+) -> Result<(), Exit> {
     match why {
         DropReason::TooBig => {
             too_big::handle(frame, meta, way, (place, came_by, port), (state, counters), whole)
         }
         DropReason::TtlExceeded => {
             let refusal = Refusal::TtlExceeded;
-            answer::tell(frame, meta, refusal, (came_by, port), (state, counters))
+            Err(answer::tell(frame, meta, refusal, (came_by, port), (state, counters)))
         }
-        other => Err(other),
+        other => Err(other.into()),
     }
 }
 
@@ -220,15 +245,14 @@ fn refused<F: Frame>(
 /// Compiled for services with a pool, and for those without.
 #[inline(always)]
 fn back_of<F: Frame>(
-    frame: &mut F,
-    meta: &mut Meta,
+    (place, frame, meta): (usize, &mut F, &mut Meta),
     (tables, service, by): (&Tables, &ServiceTable, By<'_>),
-    came: (usize, PortId, &Port),
+    came: (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
 ) -> Result<(), Exit> {
-    let (_, came_by, port) = came;
+    let (came_by, port) = came;
     let (client, is_ipv6) = match by {
-        By::Connection(_, found) => (found.connection.client, found.connection.is_ipv6()),
+        By::Connection(_, found) => (found.connection().client, found.connection().is_ipv6()),
         By::Prefix(_) => (nat46::client(&meta.tuple.dst), false),
         By::Station(_) => (meta.tuple.dst, meta.tuple.is_ipv6),
     };
@@ -260,10 +284,7 @@ fn back_of<F: Frame>(
         let given = *meta;
         let whole = |frame: &mut F, hop: &HopEntry| deliver(frame, &given, hop);
         let way = Narrow { hop, mtu, cut: Cut::Translated };
-        refused(frame, meta, (why, way), came, (state, counters), whole)?;
-        if matches!(meta.rule, Rule::Answer(_)) {
-            return Ok(());
-        }
+        refused((place, frame, meta), (why, way), came, (state, counters), whole)?;
     }
     counters.forwarded(service.id, packet_len);
     Ok(())

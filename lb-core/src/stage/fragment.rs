@@ -34,7 +34,7 @@ pub fn fragment<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut Sta
 
 #[cold]
 fn fragments<F: Frame>(burst: &mut Burst<F>, tables: &Tables, state: &mut State<F>) {
-    burst.for_each_numbered(|number, frame, meta| {
+    burst.for_each(burst.live(), |number, frame, meta| {
         if meta.is_fragment { one(number, frame.bytes(), meta, tables, state) } else { Ok(()) }
     });
 }

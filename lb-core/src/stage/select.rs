@@ -20,13 +20,13 @@ use crate::tables::{ServiceTable, Tables};
 /// Drops: the service's [`without_slots`](ServiceTable::without_slots).
 #[inline(never)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
-    burst.for_each_untracked(|_, _, meta, _| {
+    burst.for_each(burst.requests() & !burst.tracked(), |_, _, meta| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         meta.backend = by_slot(meta, service)?;
         ask_for(meta, service);
         Ok(())
     });
-    if burst.has_tracked() {
+    if burst.tracked() != 0 {
         select_tracked(burst, tables, counters, now);
     }
 }
@@ -58,13 +58,13 @@ fn ask_for(meta: &Meta, service: &ServiceTable) {
 fn select_tracked<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
     let tracker = &*tables.tracker;
     let mut glances = [Glance::default(); BURST_MAX];
-    burst.for_each_tracked(|i, _, meta, _| {
+    burst.for_each(burst.tracked(), |i, _, meta| {
         if let Some(service) = tables.service(meta.service) {
             glances[i] = tracker.glance(meta, service);
         }
         Ok(())
     });
-    burst.for_each_tracked(|i, frame, meta, _| {
+    burst.for_each(burst.tracked(), |i, frame, meta| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         let packet = (frame.bytes(), &*meta);
         meta.backend = by_flow(packet, service, (tracker, counters), glances[i], now)?;

@@ -50,15 +50,15 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub fn replace(self, old: &[u8], new: &[u8]) -> Self {
-        self.replace_sum(Sum::default().plus(old), Sum::default().plus(new))
+        self.changed_by(Sum::default().plus(new).minus(Sum::default().plus(old)))
     }
 
-    /// As [`Checksum::replace`], of what is summed up already.
+    /// As [`Checksum::replace`]: `difference` is the sum of what is new, without that of what is old.
     #[inline]
     #[must_use]
-    pub fn replace_sum(self, old: Sum, new: Sum) -> Self {
+    pub fn changed_by(self, difference: Sum) -> Self {
         let Self([a, b]) = self;
-        new.plus(&[!a, !b]).minus(old).checksum()
+        difference.plus(&[!a, !b]).checksum()
     }
 
     /// As UDP writes it: zero means that there is none (RFC 768), so a sum of zero is written as its

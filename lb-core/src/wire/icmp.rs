@@ -66,7 +66,7 @@ pub fn lower_mtu(says: &mut Says, is_ipv6: bool, by: u16) {
 pub fn repair(message: &mut [u8], before: Sum, after: Sum) -> Result<(), DropReason> {
     let place = message.get_mut(CHECKSUM).ok_or(DropReason::Truncated)?;
     let sum = Checksum::mut_from_bytes(place).map_err(|_| DropReason::Truncated)?;
-    *sum = sum.replace_sum(before, after);
+    *sum = sum.changed_by(after.minus(before));
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::rate::Tick;
 use crate::sim::SimFrame;
 use crate::sim::packet::{BALANCER, ROUTER, repair_ipv4_checksum};
 use crate::stage::parse::tests::parsed;
-use crate::tables::Pooled;
+use crate::tables::{Pooled, Station};
 use crate::tuple::address_bytes;
 
 const CLIENT: [&str; 2] = ["198.51.100.7:40000", "[2001:db8::7]:40000"];
@@ -64,10 +64,12 @@ impl Given {
     }
 
     fn to_backend(&self, frame: &[u8], mtu: u16) -> Result<Vec<u8>, DropReason> {
-        let meta = parsed(frame);
+        let meta = Meta { slot: self.place, ..parsed(frame) };
         let mut sim = SimFrame::new(frame);
-        let connection = (&self.pooled, &self.found());
-        fullnat::to_backend(&mut sim, &meta, &hop(0, None, mtu), LAN, connection)?;
+        let (address, port) = (address_bytes(self.backend.ip()), self.backend.port());
+        let station = Station { address, port: Some(port.to_be_bytes()) };
+        let (pooled, hop) = (&self.pooled, hop(0, None, mtu));
+        fullnat::to_backend(&mut sim, &meta, &hop, LAN, pooled, &station, &self.found())?;
         Ok(sim.bytes().to_vec())
     }
 

@@ -80,7 +80,7 @@ impl Change {
         }
         let old = head.addresses(packet).plus(old.as_bytes());
         let new = ends.addresses.plus(new.as_bytes());
-        let sum = sum.replace_sum(old, new);
+        let sum = sum.changed_by(new.minus(old));
         change.checksum = Some((place, if head.protocol == UDP { sum.never_zero() } else { sum }));
         change
     }

@@ -83,7 +83,7 @@ fn drops(tables: &Tables, packet: &Packet, now: u64) -> Option<DropReason> {
 /// The number that a SYN is challenged with.
 fn challenge_of(tables: &Tables, syn: &Packet, now: u64) -> u32 {
     let (fate, frame) = admitted(tables, syn, Tick(now));
-    assert_eq!(fate, Fate::Exit(Exit::Answer(PortId(0))));
+    assert_eq!(fate, Fate::Exit(Exit::Answer(PortId(0), DropReason::SynLimit)));
     let packet = SlicedPacket::from_ethernet(frame.bytes()).unwrap();
     let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no segment") };
     tcp.acknowledgment_number()
@@ -217,7 +217,7 @@ fn an_answer_is_a_plain_segment_to_its_sender() {
             let counters = Counters::new(4);
             let frame = SimFrame::with_headroom(&syn.frame(), 0);
             let (fate, left) = admitted_frame(&tables, frame, Tick(0), &counters);
-            assert_eq!(fate, Fate::Exit(Exit::Answer(PortId(0))));
+            assert_eq!(fate, Fate::Exit(Exit::Answer(PortId(0), DropReason::SynLimit)));
             assert_eq!((counters.challenged.get(), counters.answered.get()), (1, 1));
             check_answer(&syn, left.bytes());
         }

@@ -97,7 +97,7 @@ fn ends(pool: &crate::pool::Pool, found: &Found) -> (String, String) {
     let port = |port: [u8; 2]| u16::from_be_bytes(port);
     let station = pool.station(found.place);
     let ours = format!("{}:{}", address(station.address), port(station.port.unwrap()));
-    let Connection { backend, backend_port, .. } = found.connection;
+    let Connection { backend, backend_port, .. } = *found.connection();
     (ours, format!("{}:{}", address(backend), port(backend_port)))
 }
 
@@ -213,7 +213,7 @@ fn a_connection_remembers_how_it_began() {
     for sequence in [7, 9] {
         connected(&tables, segment(CLIENT, VIP, SYN, sequence), Tick(0)).unwrap();
         connected(&tables, segment(CLIENT, VIP, ACK, sequence + 1), Tick(0)).unwrap();
-        assert_eq!(known(&tables).unwrap().connection.isn, sequence);
+        assert_eq!(known(&tables).unwrap().connection().isn, sequence);
         take(&tables, Step::Backend(RST)).unwrap();
     }
 }
@@ -303,7 +303,7 @@ fn associations_are_opened_and_followed() {
                     assert_eq!(meta.slot, *place.get_or_insert(meta.slot), "{step}");
                     let found = tables.pools[0].get(meta.slot).unwrap();
                     assert_eq!(Ok(found.state.phase()), *expect, "{step}");
-                    assert_eq!((found.connection.protocol, found.connection.isn), (SCTP, 0));
+                    assert_eq!((found.connection().protocol, found.connection().isn), (SCTP, 0));
                 }
                 Err(exit) => assert_eq!(exit, Exit::from(expect.unwrap_err()), "{step}"),
             }
@@ -352,7 +352,7 @@ fn a_changed_list_moves_no_connection() {
     let before = tables(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
     take(&before, Client(SYN)).unwrap();
     take(&before, Step::Backend(SYN | ACK)).unwrap();
-    let opened = known(&before).unwrap().connection;
+    let opened = *known(&before).unwrap().connection();
     // The others come before it now.
     let mut list = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
     list.sort_by_key(|other| *other == address(opened.backend));
@@ -360,7 +360,7 @@ fn a_changed_list_moves_no_connection() {
     let meta = take(&after, Client(ACK)).unwrap();
     assert_eq!(meta.backend, 2);
     let found = known(&after).unwrap();
-    assert_eq!((found.connection.backend, found.connection.place), (opened.backend, 2));
+    assert_eq!((found.connection().backend, found.connection().place), (opened.backend, 2));
     assert_eq!(found.state.phase(), Established, "the packet counts as well");
     // An answer comes by its place in the pool, whatever the list.
     assert!(take(&after, Step::Backend(ACK)).unwrap().rule.is_return());
@@ -382,13 +382,13 @@ fn a_connection_whose_backend_is_gone_is_opened_anew() {
     take(&after, Client(ACK)).unwrap();
     let found = known(&after).unwrap();
     assert_eq!((found.place, found.state.phase()), (place, Opening));
-    assert_eq!(address(found.connection.backend), "10.0.0.12");
+    assert_eq!(address(found.connection().backend), "10.0.0.12");
     // The port is the backend's, too.
     let mut spec = service(&["10.0.0.12"]);
     spec.backends[0].port = Some(8081);
     let later = following(&after, tables_of([spec]));
     take(&later, Client(ACK)).unwrap();
-    let port = known(&later).unwrap().connection.backend_port;
+    let port = known(&later).unwrap().connection().backend_port;
     assert_eq!(u16::from_be_bytes(port), 8081);
 }
 
@@ -400,7 +400,7 @@ fn a_connection_leaves_a_backend_that_has_failed() {
     take(&before, Client(SYN)).unwrap();
     take(&before, Step::Backend(SYN | ACK)).unwrap();
     let opened = known(&before).unwrap();
-    let failed = usize::from(opened.connection.place);
+    let failed = usize::from(opened.connection().place);
     let mut after = following(&before, tables(&list));
     let service = Arc::make_mut(&mut after.services[0]);
     let mut entries = service.backends.to_vec();
@@ -413,7 +413,7 @@ fn a_connection_leaves_a_backend_that_has_failed() {
     take(&after, Client(ACK)).unwrap();
     let found = known(&after).unwrap();
     assert_eq!((found.place, found.state.phase()), (opened.place, Opening));
-    assert_eq!(address(found.connection.backend), list[1 - failed]);
+    assert_eq!(address(found.connection().backend), list[1 - failed]);
 }
 
 /// Who talks is not pushed out; when they fall silent, there is room.

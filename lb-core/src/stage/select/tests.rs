@@ -54,7 +54,7 @@ fn a_flow_may_begin_and_go_on_in_one_burst() {
         [packet.clone(), packet]
     });
     let mut burst = classified(&tables, packets);
-    burst.for_each_numbered(|i, frame, meta| {
+    burst.for_each(burst.live(), |i, frame, meta| {
         let flags = usize::from(meta.l4_offset) + tcp::FLAGS;
         frame.bytes_mut()[flags] = [tcp::SYN, tcp::ACK][i % 2];
         Ok(())
@@ -74,7 +74,7 @@ fn on(backend: &str, tables: &Tables, flags: u8, at: u64) -> usize {
     let packets =
         (0..32).map(|client| Packet::tcp(&format!("198.51.100.{client}:40000"), "10.0.0.100:80"));
     let mut burst = classified(tables, packets);
-    burst.for_each_numbered(|_, frame, meta| {
+    burst.for_each(burst.live(), |_, frame, meta| {
         let at = usize::from(meta.l4_offset) + tcp::FLAGS;
         frame.bytes_mut()[at] = flags;
         Ok(())

@@ -202,7 +202,7 @@ impl<'w> Expected<'w> {
             connected.map_err(|verdict| self.verdicts.insert(*number, verdict)).is_ok()
         });
         // Identifications are given in this order.
-        on_their_way.sort_by_key(|(_, packet)| packet.is_answer());
+        on_their_way.sort_by_key(|(_, packet)| packet.kind());
         for (number, packet) in on_their_way {
             let verdict = self.model.leave(self.arrivals[number], &packet);
             self.verdicts.insert(number, verdict);

@@ -104,9 +104,14 @@ pub(crate) struct Known {
 pub(crate) struct OnItsWay<'w>(Packet<'w>);
 
 impl OnItsWay<'_> {
-    /// Does a backend send it?
-    pub(crate) fn is_answer(&self) -> bool {
-        matches!(self.0.to, To::Client(..) | To::ClientOf(_))
+    /// Those of a burst are sent on their way by kinds, one after the other.
+    pub(crate) fn kind(&self) -> u8 {
+        match self.0.to {
+            To::Backend(_) => 0,
+            To::BackendOf(..) => 1,
+            To::ClientOf(_) => 2,
+            To::Client(..) => 3,
+        }
     }
 }
 
