@@ -280,9 +280,9 @@ impl<F: Frame> Burst<F> {
         mut step: impl FnMut(usize, &mut F, &mut Meta, &mut Found) -> Result<(), Exit>,
     ) {
         debug_assert_eq!(these & !self.live, 0, "frames that are out stay out");
-        let mut todo = these;
         let Self { frames, meta, connections, exits, live, has_kernel, .. } = self;
         let frames = frames.as_mut_slice();
+        let mut todo = these;
         while todo != 0 {
             let i = todo.trailing_zeros() as usize;
             todo &= todo - 1;
@@ -290,6 +290,25 @@ impl<F: Frame> Burst<F> {
             if let Err(exit) = step(i, frame, &mut meta[i], &mut connections[i]) {
                 *live &= !(1 << i);
                 exits[i] = exit.at(*has_kernel);
+            }
+        }
+    }
+
+    /// As [`Burst::for_each`], of what is known of the frames, without them.
+    #[inline(always)]
+    pub fn for_each_meta(
+        &mut self,
+        these: Mask,
+        mut step: impl FnMut(usize, &mut Meta) -> Result<(), Exit>,
+    ) {
+        debug_assert_eq!(these & !self.live, 0, "frames that are out stay out");
+        let mut todo = these;
+        while todo != 0 {
+            let i = todo.trailing_zeros() as usize;
+            todo &= todo - 1;
+            if let Err(exit) = step(i, &mut self.meta[i]) {
+                self.live &= !(1 << i);
+                self.exits[i] = exit.at(self.has_kernel);
             }
         }
     }

@@ -40,7 +40,7 @@ impl Estimate {
 #[cold]
 #[inline(never)]
 pub fn note<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
-    burst.for_each(burst.requests(), |_, _, meta| {
+    burst.for_each_meta(burst.requests(), |_, meta| {
         if let Some(service) = tables.service(meta.service)
             && let Some(estimate) = service.estimates.get(usize::from(meta.backend))
         {

@@ -50,7 +50,7 @@ pub enum Cut {
 #[cold]
 pub fn handle<F: Frame>(
     frame: &mut F,
-    meta: &mut Meta,
+    meta: &Meta,
     way: Narrow<'_>,
     (place, came_by, port): (usize, PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),

@@ -29,7 +29,7 @@ pub fn connect<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
 #[inline(never)]
 fn connect_all<F: Frame>(burst: &mut Burst<F>, tables: &Tables, now: Tick) {
     let mut glances = [Glance::default(); BURST_MAX];
-    burst.for_each(burst.connected() & burst.requests(), |i, _, meta| {
+    burst.for_each_meta(burst.connected() & burst.requests(), |i, meta| {
         if let Some((service, pooled)) = pooled(meta, tables) {
             glances[i] = pooled.pool.glance(hash(meta, service, tables));
         }

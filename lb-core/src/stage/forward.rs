@@ -103,7 +103,6 @@ fn request<F: Frame>(
     let backend = service.backends.get(usize::from(meta.backend)).ok_or(DropReason::NoBackend)?;
     let hop = backend.hop(meta.hash).ok_or(DropReason::NextHopUnresolved)?;
     meta.out = hop.out;
-    let packet_len = u64::from(meta.packet_len);
     let to = (service, &backend.path, connection);
     if service.mss != MssClamp::Keep && is_sent(frame, meta, hop, (service, &backend.path)) {
         mss::clamp(frame, meta, service.mss, packet_max(hop, &backend.path).into());
@@ -111,7 +110,7 @@ fn request<F: Frame>(
     if let Err(why) = deliver(frame, meta, hop, came.0, to) {
         not_as_it_is((place, frame, meta), why, (to, hop), came, (state, counters))?;
     }
-    counters.forwarded(service.id, packet_len);
+    counters.forwarded(service.id, meta.packet_len.into());
     Ok(())
 }
 
@@ -140,7 +139,7 @@ fn back_of_46<F: Frame>(
 #[cold]
 #[inline(never)]
 fn not_as_it_is<F: Frame>(
-    (place, frame, meta): (usize, &mut F, &mut Meta),
+    (place, frame, meta): (usize, &mut F, &Meta),
     why: DropReason,
     (to, hop): ((&ServiceTable, &Path, Option<&Found>), &HopEntry),
     came: (PortId, &Port),
@@ -159,10 +158,9 @@ fn not_as_it_is<F: Frame>(
             Path::Nat(..) => Cut::Translated,
         },
     };
-    let given = *meta;
     let whole = |frame: &mut F, hop: &HopEntry| {
-        mss::clamp(frame, &given, service.mss, packet_max(way.hop, path).into());
-        deliver(frame, &given, hop, came.0, to)
+        mss::clamp(frame, meta, service.mss, packet_max(way.hop, path).into());
+        deliver(frame, meta, hop, came.0, to)
     };
     refused((place, frame, meta), (why, way), came, (state, counters), whole)
 }
@@ -222,7 +220,7 @@ fn deliver<F: Frame>(
 /// to its sender, or is dropped.
 #[cold]
 fn refused<F: Frame>(
-    (place, frame, meta): (usize, &mut F, &mut Meta),
+    (place, frame, meta): (usize, &mut F, &Meta),
     (why, way): (DropReason, Narrow<'_>),
     (came_by, port): (PortId, &Port),
     (state, counters): (&mut State<F>, &Counters),
@@ -272,7 +270,6 @@ fn back_of<F: Frame>(
             fullnat::make_room(frame, meta, (pooled, found), port.mtu);
         }
     }
-    let packet_len = u64::from(meta.packet_len);
     let deliver = |frame: &mut F, meta: &Meta, hop: &HopEntry| match by {
         By::Connection(pooled, found) => {
             fullnat::to_client(frame, meta, hop, came_by, (pooled, found))
@@ -281,12 +278,11 @@ fn back_of<F: Frame>(
         By::Station(vip) => nat::to_client(frame, meta, hop, came_by, vip),
     };
     if let Err(why) = deliver(frame, meta, hop) {
-        let given = *meta;
-        let whole = |frame: &mut F, hop: &HopEntry| deliver(frame, &given, hop);
+        let whole = |frame: &mut F, hop: &HopEntry| deliver(frame, meta, hop);
         let way = Narrow { hop, mtu, cut: Cut::Translated };
         refused((place, frame, meta), (why, way), came, (state, counters), whole)?;
     }
-    counters.forwarded(service.id, packet_len);
+    counters.forwarded(service.id, meta.packet_len.into());
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::tables::{ServiceTable, Tables};
 /// Drops: the service's [`without_slots`](ServiceTable::without_slots).
 #[inline(never)]
 pub fn select<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
-    burst.for_each(burst.requests() & !burst.tracked(), |_, _, meta| {
+    burst.for_each_meta(burst.requests() & !burst.tracked(), |_, meta| {
         let service = tables.service(meta.service).ok_or(DropReason::NoBackend)?;
         meta.backend = by_slot(meta, service)?;
         ask_for(meta, service);
@@ -58,7 +58,7 @@ fn ask_for(meta: &Meta, service: &ServiceTable) {
 fn select_tracked<F: Frame>(burst: &mut Burst<F>, tables: &Tables, counters: &Counters, now: Tick) {
     let tracker = &*tables.tracker;
     let mut glances = [Glance::default(); BURST_MAX];
-    burst.for_each(burst.tracked(), |i, _, meta| {
+    burst.for_each_meta(burst.tracked(), |i, meta| {
         if let Some(service) = tables.service(meta.service) {
             glances[i] = tracker.glance(meta, service);
         }

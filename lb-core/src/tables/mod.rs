@@ -390,9 +390,12 @@ impl BackendEntry {
     #[inline(always)]
     #[must_use]
     pub fn hop(&self, hash: u64) -> Option<&HopEntry> {
-        let way = reduce_low(hash, self.ways.into()) as usize;
-        // (The remainder, which it is anyway, needs no check.)
-        (self.ways > 0).then(|| &self.hops[way % HOPS_MAX])
+        match self.ways {
+            0 => None,
+            1 => Some(&self.hops[0]),
+            // (The remainder, which it is anyway, needs no check.)
+            ways => Some(&self.hops[reduce_low(hash, ways.into()) as usize % HOPS_MAX]),
+        }
     }
 
     /// The ways; none: not resolved yet.

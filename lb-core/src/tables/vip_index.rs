@@ -119,10 +119,10 @@ struct Range {
 /// The services' addresses. At most half full, so that a miss ends soon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct VipIndex {
-    /// IPv4's, then IPv6's: the first of `shapes`, as far as there is one.
+    /// IPv4's, then IPv6's: the first of `shapes`, if it is none of ranges.
     first: [Shape; 2],
     /// Is that all there is?
-    has_one_shape: [bool; 2],
+    first_is_all: [bool; 2],
     /// IPv4's, then IPv6's, by precedence.
     shapes: [Box<[Shape]>; 2],
     /// A power of two.
@@ -185,9 +185,16 @@ impl VipIndex {
                 entries.extend(vips.iter().map(entry));
             }
         }
+        let first = shapes.each_ref().map(|shapes| match shapes[..] {
+            [first, ..] if first.ports != PortKind::Range => first,
+            _ => Shape::NONE,
+        });
+        let is_all = |shapes: &Vec<Shape>| {
+            shapes.is_empty() || shapes.len() == 1 && shapes[0].ports != PortKind::Range
+        };
         Self {
-            first: shapes.each_ref().map(|shapes| shapes.first().copied().unwrap_or(Shape::NONE)),
-            has_one_shape: shapes.each_ref().map(|shapes| shapes.len() <= 1),
+            first,
+            first_is_all: shapes.each_ref().map(is_all),
             shapes: shapes.map(Into::into),
             entries: hash_table(&entries).into(),
             ranges: ranges.into(),
@@ -217,10 +224,10 @@ impl VipIndex {
         let shape = &self.first[family];
         let key = shape.key(address, port, tuple.protocol);
         let entry = &self.entries[home(&key, self.entries.len() - 1)];
-        if entry.key == key && shape.ports != PortKind::Range {
+        if entry.key == key {
             return Some(entry.value);
         }
-        if entry.key == Key::NONE && self.has_one_shape[family] {
+        if entry.key == Key::NONE && self.first_is_all[family] {
             return None;
         }
         self.search(tuple, address, port)

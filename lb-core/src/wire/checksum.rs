@@ -121,6 +121,14 @@ impl Sum {
         Checksum([!a, !b])
     }
 
+    /// Is it of bytes that hold their own true checksum? Then it is a multiple of all ones, but not
+    /// nothing: folding would leave the remainder.
+    #[inline]
+    #[must_use]
+    pub fn is_true(self) -> bool {
+        self.0 != 0 && self.0.is_multiple_of(0xffff)
+    }
+
     /// Folds the carries in and complements (RFC 1071 §4.1).
     #[inline]
     #[must_use]

@@ -82,8 +82,8 @@ impl Ipv4 {
     /// multicast, reserved and broadcast.
     #[inline]
     #[must_use]
-    pub fn is_source(address: [u8; 4]) -> bool {
-        !matches!(address, [0 | 127 | 224.., ..])
+    pub fn is_source([first, ..]: [u8; 4]) -> bool {
+        (1..224).contains(&first) && first != 127
     }
 
     /// Is this a part of a packet?
