@@ -121,12 +121,19 @@ impl Sum {
         Checksum([!a, !b])
     }
 
-    /// Is it of bytes that hold their own true checksum? Then it is a multiple of all ones, but not
-    /// nothing: folding would leave the remainder.
+    /// Is it of bytes that hold their own true checksum? Then it is a multiple of all ones (of which folding
+    /// leaves the remainder), but not nothing.
+    ///
+    /// # Source
+    /// Granlund and Montgomery, *Division by Invariant Integers using Multiplication*, PLDI '94, §9: a
+    /// multiple of an odd number is one times its inverse, and no other product is as small.
     #[inline]
     #[must_use]
     pub fn is_true(self) -> bool {
-        self.0 != 0 && self.0.is_multiple_of(0xffff)
+        const QUOTIENT_MAX: u64 = u64::MAX / 0xffff;
+        const INVERSE: u64 = QUOTIENT_MAX.wrapping_neg();
+        const { assert!(INVERSE.wrapping_mul(0xffff) == 1) };
+        self.0 != 0 && self.0.wrapping_mul(INVERSE) <= QUOTIENT_MAX
     }
 
     /// Folds the carries in and complements (RFC 1071 §4.1).
@@ -201,6 +208,12 @@ mod tests {
             let repaired = sum.replace(&bytes[at..at + 4], &new);
             bytes[at..at + 4].copy_from_slice(&new);
             bytes[..2].copy_from_slice(repaired.as_bytes());
+            for flipped in [0, 1] {
+                bytes[7] ^= flipped;
+                let is_true = Sum::default().plus(&bytes).is_true();
+                prop_assert_eq!(is_true, Checksum::of(&bytes) == Checksum::ZERO);
+                bytes[7] ^= flipped;
+            }
             // All bytes zero is the one case where the two forms of zero differ (RFC 1624 §3).
             prop_assert!(Checksum::of(&bytes) == Checksum::ZERO || bytes[2..].iter().all(|b| *b == 0));
         }
