@@ -91,6 +91,7 @@ const FLOW: Content = Connection {
 /// Those that say which backend's end it has.
 const END: Content = Connection { backend: [0xff; 16], backend_port: [0xff; 2], ..NOTHING }.words();
 
+/// As [`Connection::default`].
 const NOTHING: Connection = Connection {
     client: [0; 16],
     vip: [0; 16],
@@ -353,7 +354,7 @@ impl Pool {
     }
 
     /// Where the connection of a flow seems to be, by a part of its hash. Asks for the memory that
-    /// [`Pool::find_after`] needs.
+    /// [`Glance::find`] needs.
     #[inline]
     #[must_use]
     pub fn glance(&self, hash: u64) -> Glance<'_> {
@@ -556,7 +557,7 @@ impl Pool {
 }
 
 impl Glance<'_> {
-    /// The connection that is there, if it is the flow's, and how far it is is as `is_known` says.
+    /// The connection that is there, if it is the flow's and `is_known` says so of its state.
     #[inline(always)]
     #[must_use]
     pub fn find(self, flow: &Tuple, is_known: impl Fn(State) -> bool) -> Option<Found> {

@@ -23,7 +23,7 @@ use crate::wire::icmp;
 pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let has_memory = tables.may_track() || !tables.pools.is_empty();
     let mut kinds = Kinds::default();
-    burst.for_each(burst.live(), |i, _, meta| {
+    burst.for_each_meta(burst.live(), |i, meta| {
         let Some(place) = tables.vips.lookup(&meta.tuple) else {
             kinds.returns |= 1 << i;
             return Ok(());
@@ -65,7 +65,7 @@ fn answers<F: Frame>(burst: &mut Burst<F>, mut kinds: Kinds, tables: &Tables) {
         });
     }
     let mut pools = [None; BURST_MAX];
-    burst.for_each(burst.returns(), |i, _, meta| {
+    burst.for_each_meta(burst.returns(), |i, meta| {
         pools[i] = tables.pool_index.lookup(&meta.tuple);
         if let Some(pool) = pools[i].and_then(|place| tables.pools.get(place as usize)) {
             pool.prefetch_at(&meta.tuple.dst, dst_port(&meta.tuple));
