@@ -123,7 +123,7 @@ impl Remembered {
         Some(ServiceTable {
             id: self.id,
             roster: Arc::new(roster),
-            slots: Arc::new(slots),
+            slots,
             growth,
             transitions,
             source: Arc::new(Service::new(spec).ok()?),

@@ -426,13 +426,10 @@ fn slot_table(
     weights: Box<[u32]>,
     slots: u32,
     old: Option<&ServiceTable>,
-) -> Arc<SlotTable> {
-    let len = if weights.iter().any(|&weight| weight > 0) { slots } else { 0 };
+) -> SlotTable {
     match old.map(|old| &old.slots) {
-        Some(old) if old.identities == identities && old.weights == weights && old.len == len => {
-            Arc::clone(old)
-        }
-        _ => Arc::new(SlotTable::new(identities, weights, slots)),
+        Some(old) if old.is_of(&identities, &weights, slots) => old.clone(),
+        _ => SlotTable::new(identities, weights, slots),
     }
 }
 

@@ -152,7 +152,7 @@ pub struct ServiceTable {
     /// Does the flow hash cover the ports?
     pub affinity: Affinity,
     /// Slot → backend; empty if no backend takes traffic.
-    pub slots: Arc<SlotTable>,
+    pub slots: SlotTable,
     /// What becomes of the segment size in a SYN.
     pub mss: MssClamp,
     /// Why packets are dropped if there are no slots.
@@ -194,7 +194,7 @@ impl ServiceTable {
         Some(Self {
             id: ServiceId(0),
             affinity: Affinity::Flow,
-            slots: Arc::new(SlotTable::new(Box::default(), Box::default(), 0)),
+            slots: SlotTable::new(Box::default(), Box::default(), 0),
             mss: MssClamp::Keep,
             without_slots: DropReason::NoBackend,
             pooled: None,
@@ -238,7 +238,7 @@ impl ServiceTable {
 
     /// See [`Tables::decides_like`].
     pub(crate) fn decides_like(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.slots, &other.slots)
+        self.slots.is_shared_with(&other.slots)
             && Arc::ptr_eq(&self.backends, &other.backends)
             && self.without_slots == other.without_slots
             && self.roster == other.roster
@@ -297,45 +297,64 @@ pub struct Pooled {
     pub idle_max: u16,
 }
 
-/// Slot → backend, and what it was made from.
-#[derive(Debug, PartialEq, Eq)]
+/// Slot → backend, and what it was made from. Cheap to clone. Slots are found without a step in between: among
+/// many services each step would be waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotTable {
-    /// Of each backend, by place.
+    /// A prime number of them, or none.
+    slots: Arc<[u16]>,
+    made_of: Arc<Racers>,
+}
+
+/// Whom a table is made of, by place.
+#[derive(Debug, PartialEq, Eq)]
+struct Racers {
     identities: Box<[u64]>,
-    /// Of each backend, by place; 0: takes no slot.
+    /// 0: takes no slot.
     weights: Box<[u32]>,
-    /// A prime, or 0.
-    len: u32,
-    slots: Box<[u16]>,
 }
 
 impl SlotTable {
     /// Of backends by place, with `slots` slots, a prime; none, if no weight is above zero.
     #[must_use]
     pub fn new(identities: Box<[u64]>, weights: Box<[u32]>, slots: u32) -> Self {
-        let len = if weights.iter().any(|&weight| weight > 0) { slots } else { 0 };
-        let slots = maglev::build(&identities, &weights, slots);
-        Self { identities, weights, len, slots }
+        let slots = maglev::build(&identities, &weights, slots).into();
+        Self { slots, made_of: Arc::new(Racers { identities, weights }) }
+    }
+
+    /// Are both one?
+    #[must_use]
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.made_of, &other.made_of)
+    }
+
+    /// Is it what [`SlotTable::new`] makes of these?
+    #[must_use]
+    pub fn is_of(&self, identities: &[u64], weights: &[u32], slots: u32) -> bool {
+        *self.made_of.identities == *identities
+            && *self.made_of.weights == *weights
+            && (self.len() == slots || self.is_empty())
     }
 
     /// Weights that count, by place.
     #[must_use]
     pub fn weights(&self) -> &[u32] {
-        &self.weights
+        &self.made_of.weights
     }
 
     /// The number of slots.
     #[inline]
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "made of a u32")]
     pub fn len(&self) -> u32 {
-        self.len
+        self.slots.len() as u32
     }
 
     /// Does no backend take traffic?
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.slots.is_empty()
     }
 
     /// Slot → backend.

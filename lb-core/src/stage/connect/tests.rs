@@ -408,8 +408,7 @@ fn a_connection_leaves_a_backend_that_has_failed() {
     service.backends = entries.into();
     let mut weights = [1, 1];
     weights[failed] = 0;
-    let slots = SlotTable::new([1, 2].into(), weights.into(), 251);
-    service.slots = std::sync::Arc::new(slots);
+    service.slots = SlotTable::new([1, 2].into(), weights.into(), 251);
     take(&after, Client(ACK)).unwrap();
     let found = known(&after).unwrap();
     assert_eq!((found.place, found.state.phase()), (opened.place, Opening));

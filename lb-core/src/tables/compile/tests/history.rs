@@ -185,7 +185,7 @@ fn seen(tables: &Tables) -> impl PartialEq + std::fmt::Debug + use<> {
         let bound = it.gate.as_ref().map(|gate| gate.bound());
         (
             (it.id, it.affinity, it.mss, it.without_slots, pool, bound, it.idle_max),
-            (Arc::clone(&it.slots), Arc::clone(&it.backends), Arc::clone(&it.roster)),
+            (it.slots.clone(), Arc::clone(&it.backends), Arc::clone(&it.roster)),
             (it.growth.clone(), it.transitions.clone(), Arc::clone(&it.source)),
         )
     });
