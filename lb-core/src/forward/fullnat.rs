@@ -28,6 +28,7 @@ pub fn to_backend<F: Frame>(
     station: &Station,
     found: &Found,
 ) -> Result<(), DropReason> {
+    without_padding(frame, meta);
     if pooled.client_address != ClientAddress::Hidden {
         return telling(frame, meta, hop, came_by, pooled, station, found);
     }
@@ -48,7 +49,6 @@ fn telling<F: Frame>(
 ) -> Result<(), DropReason> {
     let newer = newer(found, pooled);
     let stream = Stream::of(newer.as_ref().unwrap_or(found), pooled.client_address);
-    without_padding(frame, meta);
     // It has to fit as well, if it has to be there.
     let more = stream.header_bytes_of(frame.bytes(), meta)?;
     let narrow = &HopEntry { mtu: hop.mtu.saturating_sub(more), ..*hop };
@@ -72,12 +72,13 @@ pub fn to_client<F: Frame>(
     let connection = found.connection();
     let src = Station { address: connection.vip, port: Some(connection.vip_port) };
     let dst = Station { address: connection.client, port: Some(connection.client_port) };
-    let is_told = pooled.client_address != ClientAddress::Hidden;
-    if is_told {
-        without_padding(frame, meta);
-    }
+    without_padding(frame, meta);
     translate(frame, meta, hop, came_by, (&src, &dst), connection.is_ipv6())?;
-    if is_told { told(frame, meta, (pooled, found)) } else { Ok(()) }
+    if pooled.client_address == ClientAddress::Hidden {
+        Ok(())
+    } else {
+        told(frame, meta, (pooled, found))
+    }
 }
 
 /// What else changes in an answer whose backend was told who the client is.
@@ -99,7 +100,8 @@ fn told<F: Frame>(
     Ok(())
 }
 
-/// Padding is no part of a stream that something is put into.
+/// Padding is no part of a stream that something may be put into.
+#[inline(always)]
 fn without_padding<F: Frame>(frame: &mut F, meta: &Meta) {
     frame.truncate(usize::from(meta.l3_offset) + usize::from(meta.packet_len));
 }

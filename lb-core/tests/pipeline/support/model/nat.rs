@@ -188,7 +188,7 @@ impl<'w> Model<'w> {
         road: &Road,
         (given, told, mtu): (&[u8], &Told, u16),
     ) -> Result<Verdict, Verdict> {
-        let Packet { l2, ip, flow, part, .. } = packet;
+        let Packet { l2, ip, flow, part, to, .. } = packet;
         let limit = match told {
             Told::Header(header) => mtu - u16::try_from(header.len()).unwrap(),
             _ => mtu,
@@ -216,12 +216,8 @@ impl<'w> Model<'w> {
         has_room(&made, 0)?;
         self.tell(&mut made, packet, (told, mtu))?;
         has_room(&made, 0)?;
-        // Nothing stands behind a stream that something may be put into.
-        let padding = match packet.service.spec().forward {
-            Forward::FullNat(FullNat {
-                client_address: ClientAddress::Toa | ClientAddress::Proxy,
-                ..
-            }) => &[],
+        let padding = match to {
+            To::BackendOf(..) | To::ClientOf(_) => &[],
             _ if !is_same => &[],
             _ => &l2.payload[ip.packet.len()..],
         };
