@@ -28,7 +28,7 @@ use zerocopy::FromZeros;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::flow_hash::two_choices;
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_far;
 use crate::rate::Tick;
 use crate::tables::Station;
 use crate::tuple::{Tuple, address_bytes, is_ipv6};
@@ -349,7 +349,7 @@ impl Pool {
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         if let Some(states) = self.states(self.buckets_of(hash)[0]) {
-            prefetch(states);
+            prefetch_far(states);
         }
     }
 
@@ -365,14 +365,14 @@ impl Pool {
             && let Some(way) = states.iter().position(is_it)
             && let Some(content) = self.content(first, way)
         {
-            prefetch(content);
+            prefetch_far(content);
             #[expect(clippy::cast_possible_truncation, reason = "below WAYS")]
             let place = first * WAYS_U32 + way as u32;
             return Glance(Some(Entry { place, state: &states[way], content }));
         }
         let [_, second] = self.buckets_of(hash);
         if let Some(states) = self.states(second) {
-            prefetch(states);
+            prefetch_far(states);
         }
         Glance(None)
     }
@@ -388,8 +388,8 @@ impl Pool {
     #[inline]
     fn prefetch_place(&self, place: u32) {
         if let Some(entry) = self.entry(place) {
-            prefetch(entry.state);
-            prefetch(entry.content);
+            prefetch_far(entry.state);
+            prefetch_far(entry.content);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::continuity::{Flow, NOBODY, Tracker};
 use crate::counters::Counters;
 use crate::drop_reason::DropReason;
 use crate::frame::{BURST_MAX, Frame};
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_far;
 use crate::rate::Tick;
 use crate::sign::Sign;
 use crate::tables::{ServiceTable, Tables};
@@ -46,9 +46,9 @@ fn by_slot(meta: &Meta, service: &ServiceTable) -> Result<u16, DropReason> {
 #[inline(always)]
 fn ask_for(meta: &Meta, service: &ServiceTable) {
     if let Some(backend) = service.backends.get(usize::from(meta.backend)) {
-        prefetch(backend);
+        prefetch_far(backend);
         if service.has_equal_ways {
-            prefetch(backend.further());
+            prefetch_far(backend.further());
         }
     }
 }
