@@ -77,10 +77,8 @@ impl Key {
     /// The lowest bit of the shape.
     const SHAPE: u64 = 1 << 24;
 
-    /// Stands beside the keys of single ports, once for each address and protocol.
-    fn of_some_port(self) -> Self {
-        const SOME_PORT: u64 = 1 << 63; // above all shapes
-        Self { rest: self.rest & !Self::PORT | SOME_PORT, ..self }
+    fn without_port(self) -> Self {
+        Self { rest: self.rest & !Self::PORT, ..self }
     }
 
     fn has_port(self) -> bool {
@@ -100,6 +98,7 @@ impl Key {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct Entry {
     /// [`Key::NONE`]: there is no entry here.
     key: Key,
@@ -116,7 +115,7 @@ struct Range {
     has_next: bool,
 }
 
-/// The services' addresses. At most half full, so that a miss ends soon. Cheap to clone.
+/// The services' addresses. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct VipIndex {
     /// IPv4's, then IPv6's: the first of `shapes`, if it is none of ranges.
@@ -125,8 +124,11 @@ pub struct VipIndex {
     first_is_all: [bool; 2],
     /// IPv4's, then IPv6's, by precedence.
     shapes: [Box<[Shape]>; 2],
-    /// A power of two.
+    /// A power of two, of which at most a 16th is taken: what is not at home is not foreseen, and among many
+    /// services nothing would be asked for while that is waited for.
     entries: Arc<[Entry]>,
+    /// Which addresses and protocols there are single ports of: their keys, without the port.
+    some_port: Arc<[Entry]>,
     ranges: Arc<[Range]>,
 }
 
@@ -192,11 +194,14 @@ impl VipIndex {
         let is_all = |shapes: &Vec<Shape>| {
             shapes.is_empty() || shapes.len() == 1 && shapes[0].ports != PortKind::Range
         };
+        let of_one_port = entries.iter().filter(|entry| entry.key.has_port());
+        let some_port = of_one_port.map(|entry| Entry { key: entry.key.without_port(), ..*entry });
         Self {
             first,
             first_is_all: shapes.each_ref().map(is_all),
             shapes: shapes.map(Into::into),
-            entries: hash_table(&entries).into(),
+            some_port: hash_table(&some_port.collect::<Vec<_>>(), 4),
+            entries: hash_table(&entries, 16),
             ranges: ranges.into(),
         }
     }
@@ -236,7 +241,7 @@ impl VipIndex {
     #[cold]
     fn search(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
-            if let Some(value) = self.find(&shape.key(address, port, tuple.protocol)) {
+            if let Some(value) = find(&self.entries, &shape.key(address, port, tuple.protocol)) {
                 if shape.ports != PortKind::Range {
                     return Some(value);
                 }
@@ -255,36 +260,20 @@ impl VipIndex {
         let key = |shape: &Shape| shape.key(&tuple.dst, [0; 2], tuple.protocol);
         for shape in &self.shapes[usize::from(tuple.is_ipv6)] {
             match shape.ports {
-                PortKind::One if self.find(&key(shape).of_some_port()).is_some() => {
+                PortKind::One if find(&self.some_port, &key(shape)).is_some() => {
                     return ByAddress::NeedsPorts;
                 }
-                PortKind::Range if self.find(&key(shape)).is_some() => {
+                PortKind::Range if find(&self.entries, &key(shape)).is_some() => {
                     return ByAddress::NeedsPorts;
                 }
                 PortKind::Any if found == ByAddress::None => {
-                    let service = self.find(&key(shape));
+                    let service = find(&self.entries, &key(shape));
                     found = service.map_or(ByAddress::None, ByAddress::Service);
                 }
                 _ => {}
             }
         }
         found
-    }
-
-    #[inline]
-    fn find(&self, key: &Key) -> Option<u32> {
-        let mask = self.entries.len() - 1;
-        let mut at = home(key, mask);
-        loop {
-            let entry = &self.entries[at];
-            if entry.key == *key {
-                return Some(entry.value);
-            }
-            if entry.key == Key::NONE {
-                return None;
-            }
-            at = (at + 1) & mask;
-        }
     }
 
     fn in_ranges(&self, first: u32, port: u16) -> Option<u32> {
@@ -297,6 +286,22 @@ impl VipIndex {
             }
         }
         None
+    }
+}
+
+#[inline]
+fn find(entries: &[Entry], key: &Key) -> Option<u32> {
+    let mask = entries.len() - 1;
+    let mut at = home(key, mask);
+    loop {
+        let entry = &entries[at];
+        if entry.key == *key {
+            return Some(entry.value);
+        }
+        if entry.key == Key::NONE {
+            return None;
+        }
+        at = (at + 1) & mask;
     }
 }
 
@@ -349,22 +354,20 @@ fn add_ranges(
 /// Entries of a table, at least: so that few packets that are no service's find an entry of another key.
 const CAPACITY_MIN: usize = 64;
 
-/// The entries by their hashes; beside those of single ports what says that there are some.
-fn hash_table(entries: &[Entry]) -> Box<[Entry]> {
-    let capacity = (entries.len() * 4).next_power_of_two().max(CAPACITY_MIN);
-    let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity].into_boxed_slice();
-    let some_port = |entry: &Entry| Entry { key: entry.key.of_some_port(), ..*entry };
-    let beside = entries.iter().filter(|entry| entry.key.has_port()).map(some_port);
-    for entry in entries.iter().copied().chain(beside) {
+/// The entries by their hashes, each key once, in a table with so many places for each.
+fn hash_table(entries: &[Entry], places: usize) -> Arc<[Entry]> {
+    let capacity = (entries.len() * places).next_power_of_two().max(CAPACITY_MIN);
+    let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity];
+    for entry in entries {
         let mut at = home(&entry.key, capacity - 1);
         while table[at].key != Key::NONE && table[at].key != entry.key {
             at = (at + 1) & (capacity - 1);
         }
         if table[at].key == Key::NONE {
-            table[at] = entry;
+            table[at] = *entry;
         }
     }
-    table
+    table.into()
 }
 
 #[inline]
