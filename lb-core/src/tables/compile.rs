@@ -103,15 +103,17 @@ pub fn compile(
         let old_table = old.map(Arc::as_ref);
         let mut table = service_table(service, id, (circumstances, &pools), old_table);
         table.touched = touched(&table, old_table, &tracker);
-        let is_same = |old: &&Arc<ServiceTable>| {
-            Arc::ptr_eq(&old.source, service) && old.decides_like(&table)
-        };
-        old.filter(is_same).map_or_else(|| Arc::new(table), Arc::clone)
+        let is_same =
+            |old: &Arc<ServiceTable>| Arc::ptr_eq(&old.source, service) && old.decides_like(&table);
+        if old.is_some_and(is_same) { None } else { Some(table) }
     };
-    let made: Vec<Arc<ServiceTable>> = to_make.par_iter().map(table_of).collect();
-    for ((place, ..), table) in to_make.iter().zip(made) {
-        outlooks[*place] = Outlook::of(&table);
-        services[*place] = Some(table);
+    let made: Vec<Option<ServiceTable>> = to_make.par_iter().map(table_of).collect();
+    for (&(place, .., old), table) in to_make.iter().zip(made) {
+        // Only now, when their slots are there, so that they lie side by side: to find one in memory is to find
+        // others.
+        let table = table.map(Arc::new).or_else(|| old.map(Arc::clone));
+        outlooks[place] = table.as_deref().map(Outlook::of).unwrap_or_default();
+        services[place] = table;
     }
     let services: Vec<Arc<ServiceTable>> = services.into_iter().flatten().collect();
     let answers = before.answers(&services).unwrap_or_else(|| Answers::new(&services));

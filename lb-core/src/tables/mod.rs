@@ -144,27 +144,31 @@ impl Tables {
     }
 }
 
-/// One service, as workers see it.
+/// One service, as workers see it. What each packet needs is in the first cache line: among many services, each
+/// line more would be waited for.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct ServiceTable {
+    /// Slot → backend; empty if no backend takes traffic.
+    pub slots: SlotTable,
+    /// By place; some are nobody's.
+    pub backends: Arc<[BackendEntry]>,
     /// For counters.
     pub id: ServiceId,
     /// Does the flow hash cover the ports?
     pub affinity: Affinity,
-    /// Slot → backend; empty if no backend takes traffic.
-    pub slots: SlotTable,
+    /// Has one of the backends several ways?
+    pub has_equal_ways: bool,
     /// What becomes of the segment size in a SYN.
     pub mss: MssClamp,
+    /// The slots that a flow may be tracked of, where it is known. It outlives versions, and has a memory.
+    pub touched: Option<Arc<Touched>>,
     /// Why packets are dropped if there are no slots.
     pub without_slots: DropReason,
     /// What its clients stand behind.
     pub pooled: Option<Pooled>,
     /// What bounds its new connections. It outlives versions, and has a memory.
     pub gate: Option<Arc<Gate>>,
-    /// By place; some are nobody's.
-    pub backends: Arc<[BackendEntry]>,
-    /// Has one of them several ways?
-    pub has_equal_ways: bool,
     /// Who has which place.
     pub roster: Arc<Roster>,
     /// About how much they have got. They outlive versions, and have a memory.
@@ -173,8 +177,6 @@ pub struct ServiceTable {
     pub growth: Growth,
     /// The slots that have moved.
     pub transitions: Option<Arc<Transitions>>,
-    /// The slots that a flow may be tracked of, where it is known. It outlives versions, and has a memory.
-    pub touched: Option<Arc<Touched>>,
     /// What the keys of its tracked flows hold.
     pub key_shape: Shape,
     /// Do packets open flows? Else a packet says nothing about whether there is one already.
@@ -184,6 +186,8 @@ pub struct ServiceTable {
     /// What this was made from.
     pub source: Arc<Service>,
 }
+
+const _: () = assert!(offset_of!(ServiceTable, touched) + size_of::<usize>() <= 64);
 
 impl ServiceTable {
     /// A service that nobody addresses, with nobody behind it.
