@@ -207,7 +207,7 @@ impl<'a> Engine<'a> {
     fn new(case: &'a Case) -> Self {
         Self {
             case,
-            counters: Counters::new(16),
+            counters: Counters::new(case.tables.services.len()),
             state: State::new(SETTINGS),
             burst: Burst::default(),
             frames: (0..case.burst).map(|_| BenchFrame::default()).collect(),
