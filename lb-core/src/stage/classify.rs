@@ -24,12 +24,10 @@ pub fn classify<F: Frame>(burst: &mut Burst<F>, tables: &Tables) {
     let has_memory = tables.may_track() || !tables.pools.is_empty();
     let mut kinds = Kinds::default();
     burst.for_each_meta(burst.live(), |i, meta| {
-        let Some(place) = tables.vips.lookup(&meta.tuple) else {
+        let place = tables.vips.place(&meta.tuple);
+        let Some(service) = tables.service(place) else {
             kinds.returns |= 1 << i;
             return Ok(());
-        };
-        let Some(service) = tables.service(place) else {
-            return Err(Exit::Punt);
         };
         meta.service = place;
         meta.hash = tables.hasher.hash(&meta.tuple, service.affinity == Affinity::Flow);

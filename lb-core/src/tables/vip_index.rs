@@ -106,6 +106,14 @@ struct Entry {
     value: u32,
 }
 
+/// The place of no service.
+const NOWHERE: u32 = u32::MAX;
+
+#[inline]
+fn found(place: u32) -> Option<u32> {
+    (place != NOWHERE).then_some(place)
+}
+
 /// A service's ports, where they are a range.
 #[derive(Clone, Copy, Debug)]
 struct Range {
@@ -210,8 +218,7 @@ impl VipIndex {
     #[inline]
     #[must_use]
     pub fn lookup(&self, tuple: &Tuple) -> Option<u32> {
-        let [.., high, low] = tuple.ports;
-        self.lookup_end(tuple, &tuple.dst, [high, low])
+        found(self.place(tuple))
     }
 
     /// As [`VipIndex::lookup`], by where the packet comes from.
@@ -219,23 +226,32 @@ impl VipIndex {
     #[must_use]
     pub fn lookup_source(&self, tuple: &Tuple) -> Option<u32> {
         let [high, low, ..] = tuple.ports;
-        self.lookup_end(tuple, &tuple.src, [high, low])
+        found(self.place_of_end(tuple, &tuple.src, [high, low]))
+    }
+
+    /// As [`VipIndex::lookup`]; if there is none, a place that no list has. Who looks there next asks one question,
+    /// not two.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self, tuple: &Tuple) -> u32 {
+        let [.., high, low] = tuple.ports;
+        self.place_of_end(tuple, &tuple.dst, [high, low])
     }
 
     #[inline(always)]
-    fn lookup_end(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> Option<u32> {
+    fn place_of_end(&self, tuple: &Tuple, address: &[u8; 16], port: [u8; 2]) -> u32 {
         // Most VIPs are of the most specific kind that there is, and most entries are at home.
         let family = usize::from(tuple.is_ipv6);
         let shape = &self.first[family];
         let key = shape.key(address, port, tuple.protocol);
         let entry = &self.entries[home(&key, self.entries.len() - 1)];
         if entry.key == key {
-            return Some(entry.value);
+            return entry.value;
         }
         if entry.key == Key::NONE && self.first_is_all[family] {
-            return None;
+            return NOWHERE;
         }
-        self.search(tuple, address, port)
+        self.search(tuple, address, port).unwrap_or(NOWHERE)
     }
 
     #[cold]
