@@ -307,18 +307,19 @@ impl VipIndex {
 
 #[inline]
 fn find(entries: &[Entry], key: &Key) -> Option<u32> {
+    let entry = &entries[position(entries, key)];
+    (entry.key == *key).then_some(entry.value)
+}
+
+/// Where the entry of a key is, or would be.
+#[inline]
+fn position(entries: &[Entry], key: &Key) -> usize {
     let mask = entries.len() - 1;
     let mut at = home(key, mask);
-    loop {
-        let entry = &entries[at];
-        if entry.key == *key {
-            return Some(entry.value);
-        }
-        if entry.key == Key::NONE {
-            return None;
-        }
+    while entries[at].key != *key && entries[at].key != Key::NONE {
         at = (at + 1) & mask;
     }
+    at
 }
 
 fn specificity(vip: &Vip) -> Specificity {
@@ -375,10 +376,7 @@ fn hash_table(entries: &[Entry], places: usize) -> Arc<[Entry]> {
     let capacity = (entries.len() * places).next_power_of_two().max(CAPACITY_MIN);
     let mut table = vec![Entry { key: Key::NONE, value: 0 }; capacity];
     for entry in entries {
-        let mut at = home(&entry.key, capacity - 1);
-        while table[at].key != Key::NONE && table[at].key != entry.key {
-            at = (at + 1) & (capacity - 1);
-        }
+        let at = position(&table, &entry.key);
         if table[at].key == Key::NONE {
             table[at] = *entry;
         }
